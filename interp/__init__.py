@@ -1,0 +1,50 @@
+"""interp: what happens inside a vision-language model.
+
+``interp.load`` wraps a model, ``vlm.prepare`` makes a batch of images and texts, ``interp.capture`` takes activations;
+`interp.patching`, `interp.lens`, `interp.probes` and `interp.geometry` ask questions of them. Importing this package
+is light: torch, nnsight and transformers are imported when something that needs them is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InputError, InputTypeError, InterpError, LayoutError
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("activations", "geometry", "interventions", "lens", "models", "patching", "plots", "probes", "reports", "toy")
+_EXPORTS = {
+    "load": "interp.models",
+    "VLM": "interp.models",
+    "Batch": "interp.models",
+    "Positions": "interp.models",
+    "Structure": "interp.models",
+    "CheckReport": "interp.models",
+    "capture": "interp.activations",
+    "Activations": "interp.activations",
+    "Result": "interp.results",
+    "Provenance": "interp.results",
+}
+__all__ = ["InputError", "InputTypeError", "InterpError", "LayoutError", "__version__", *_EXPORTS, *_SUBMODULES]
+
+if TYPE_CHECKING:
+    from interp import activations, geometry, interventions, lens, models, patching, plots, probes, reports, toy
+    from interp.activations import Activations, capture
+    from interp.models import VLM, Batch, CheckReport, Positions, Structure, load
+    from interp.results import Provenance, Result
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"interp.{name}")
+    raise AttributeError(f"module 'interp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

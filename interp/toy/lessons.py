@@ -1,0 +1,147 @@
+"""What the toy is trained on: batches of text, of labelled patches, and of images with captions or questions.
+
+A lesson is one sequence with a target and a weight for each position, made on the fly from the train split. Six
+questions follow each caption (or image), so that one sequence asks for many look-ups. Targets are kept apart from
+the inputs: after a caption's last word, and after an answer, the target is ``<eos>`` while the sequence goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.toy.language import COLOURS, IMAGE_TOKEN, KINDS, PERCEPTION, SPECIAL, VOCABULARY, SceneObject, ask, describe
+from interp.toy.model import PIXEL_MEAN, PIXEL_STD
+from interp.toy.scenes import CELL, GRID, PATCH, PATCHES, PLACES, draw_glyphs, draw_objects, render
+
+IDS = {word: index for index, word in enumerate(VOCABULARY)}
+BOS, EOS, PAD = (IDS[SPECIAL[name]] for name in ("bos_token", "eos_token", "pad_token"))
+QUESTIONS = 6
+CAPTION_WEIGHT = 0.2
+RESTATED_WEIGHT = 0.5
+_OBJECT_COUNTS = (1, 2, 2, 3)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch: `input_ids`, `targets`, `weights` `[row, token]`, images where there are any.
+
+    `kinds` `[row, token]` holds the number of the question's kind where an answer is to be given, elsewhere -1.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    weights: Tensor
+    kinds: Tensor
+    pixel_values: Tensor | None = None
+
+
+class _Row:
+    """One sequence in the making."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = [BOS]
+        self.targets: list[int] = [PAD]
+        self.weights: list[float] = [0.0]
+        self.kinds: list[int] = [-1]
+
+    def read(self, words: str) -> None:
+        """Words that are given: no target."""
+        for word in words.split():
+            self.ids.append(IDS[word])
+            self.targets.append(PAD)
+            self.weights.append(0.0)
+            self.kinds.append(-1)
+
+    def write(self, words: str, weight: float, kind: int = -1) -> None:
+        """Words to be predicted from what stands before them, then an end."""
+        self.kinds[-1] = kind
+        for word in words.split():
+            self.targets[-1], self.weights[-1] = IDS[word], weight
+            self.read(word)
+        self.targets[-1], self.weights[-1] = EOS, weight
+
+
+def _collate(rows: list[_Row], pixel_values: Tensor | None = None) -> Lesson:
+    """Pad on the right: under a causal mask no real token sees a pad, so no mask is needed."""
+    length = max(len(row.ids) for row in rows)
+
+    def pad(name: str, fill: float, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(row, name) + [fill] * (length - len(row.ids)) for row in rows], dtype=dtype)
+
+    return Lesson(
+        input_ids=pad("ids", PAD, torch.long),
+        targets=pad("targets", PAD, torch.long),
+        weights=pad("weights", 0.0, torch.float32),
+        kinds=pad("kinds", -1, torch.long),
+        pixel_values=pixel_values,
+    )
+
+
+def _ask_six(row: _Row, objects: list[SceneObject], rng: np.random.Generator, kinds: tuple[str, ...]) -> None:
+    asked = 0
+    while asked < QUESTIONS:
+        kind = kinds[rng.integers(len(kinds))]
+        question = ask(kind, objects, rng, caption="")
+        if question is not None:
+            row.read(question.text)
+            row.write(question.answer, weight=1.0, kind=list(KINDS).index(kind))
+            asked += 1
+
+
+def text_lesson(rng: np.random.Generator, size: int, split: str = "train") -> Lesson:
+    """Captions in any order, a third of them stated again in reading order, then six questions of both groups."""
+    rows = []
+    for _ in range(size):
+        objects = draw_objects(rng, split, int(rng.choice(_OBJECT_COUNTS)))
+        row = _Row()
+        row.write(describe([objects[i] for i in rng.permutation(len(objects))]), CAPTION_WEIGHT)
+        if rng.random() < 1 / 3:
+            row.write(describe(objects), RESTATED_WEIGHT)
+        _ask_six(row, objects, rng, tuple(KINDS))
+        rows.append(row)
+    return _collate(rows)
+
+
+def to_pixel_values(images: np.ndarray) -> Tensor:
+    """UInt8 `[row, 48, 48, 3]` as the processor would hand it to the tower: `[row, 3, 48, 48]`."""
+    mean, std = np.asarray(PIXEL_MEAN, np.float32), np.asarray(PIXEL_STD, np.float32)
+    scaled = (images.astype(np.float32) / 255.0 - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+
+
+def patch_lesson(rng: np.random.Generator, size: int, split: str = "train") -> tuple[Tensor, Tensor]:
+    """Crowded scenes (9 cells filled half of the time, else 2 or 5), digits repeating, and the labels of each patch.
+
+    The labels are Int `[row, 36, 3]`: digit (10 = ground), colour (6 = ground) and place.
+    """
+    images, labels = [], []
+    for _ in range(size):
+        objects = draw_objects(rng, split, int(rng.choice((2, 5, 9, 9))), repeat_digits=True)
+        images.append(render(objects, draw_glyphs(rng, split, objects), int(rng.integers(2**31))))
+        grid = np.empty((GRID, GRID, 3), dtype=int)
+        grid[..., 0], grid[..., 1] = 10, len(COLOURS)
+        grid[..., 2] = np.arange(len(PLACES)).reshape(GRID, GRID)
+        for item in objects:
+            grid[divmod(item.place_index, GRID)][:2] = item.digit, COLOURS.index(item.colour)
+        labels.append(grid.repeat(CELL // PATCH, 0).repeat(CELL // PATCH, 1).reshape(PATCHES**2, 3))
+    return to_pixel_values(np.stack(images)), torch.from_numpy(np.stack(labels))
+
+
+def image_lesson(rng: np.random.Generator, size: int, task: str, split: str = "train") -> Lesson:
+    """Images of ordinary scenes, each followed by its caption (`task="caption"`) or by six perception questions."""
+    rows, images = [], []
+    for _ in range(size):
+        objects = draw_objects(rng, split, int(rng.choice(_OBJECT_COUNTS)))
+        images.append(render(objects, draw_glyphs(rng, split, objects), int(rng.integers(2**31))))
+        row = _Row()
+        row.read(" ".join([IMAGE_TOKEN] * PATCHES**2))
+        if task == "caption":
+            row.write(describe(objects), weight=1.0)
+        else:
+            _ask_six(row, objects, rng, tuple(PERCEPTION))
+        rows.append(row)
+    return _collate(rows, to_pixel_values(np.stack(images)))

@@ -1,0 +1,240 @@
+"""The toy's images: scenes of one to three coloured handwritten digits on a 3x3 grid.
+
+A scene is 48x48 RGB pixels, nine cells of 16x16; seen by the tower it is 6x6 patches of 8 pixels, four to a cell.
+Digits are the 1,797 real handwritten ones of scikit-learn's `load_digits`, enlarged to a cell and tinted on a noisy
+dark ground. Within a scene no digit occurs twice, so "the 3" is one object; colours may.
+
+Two things are held out from training. A fifth of the *glyphs* and a fifth of the *combinations* of colour, digit and
+place belong to the test split alone: each object of a test scene is of a glyph and a combination never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+from PIL import Image
+
+from interp.errors import InputError
+from interp.toy.language import COLOURS, IMAGE_TOKEN, KINDS, PLACES, Question, SceneObject, ask, describe
+
+GRID, CELL, PATCH = 3, 16, 8
+SIZE = GRID * CELL
+PATCHES = SIZE // PATCH
+SPLITS = ("train", "test")
+_HELD_OUT = 0.2
+_COUNTS = {1: 0.25, 2: 0.5, 3: 0.25}
+_RGB = {
+    "red": (235, 50, 50),
+    "green": (50, 205, 60),
+    "blue": (70, 90, 250),
+    "yellow": (235, 220, 50),
+    "magenta": (225, 55, 220),
+    "cyan": (50, 215, 225),
+}
+
+
+@lru_cache(maxsize=1)
+def glyph_bank() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All glyphs as ink in [0, 1] `[glyph, 16, 16]`, their digits `[glyph]`, and which are held out `[glyph]`."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    ink = np.stack(
+        [
+            np.asarray(Image.fromarray((image * 15.9).astype(np.uint8)).resize((CELL, CELL), Image.Resampling.BICUBIC))
+            for image in raw.images
+        ]
+    )
+    held_out = np.random.default_rng(1797).random(len(ink)) < _HELD_OUT
+    return ink.astype(np.float32) / 255.0, raw.target.astype(int), held_out
+
+
+@lru_cache(maxsize=1)
+def held_out_combinations() -> np.ndarray:
+    """Which combinations belong to the test split: Bool `[colour, digit, place]`, a fifth of them, drawn once."""
+    shape = (len(COLOURS), 10, len(PLACES))
+    order = np.random.default_rng(540).permutation(int(np.prod(shape)))
+    chosen = np.zeros(int(np.prod(shape)), dtype=bool)
+    chosen[order[: int(_HELD_OUT * len(order))]] = True
+    return chosen.reshape(shape)
+
+
+@lru_cache(maxsize=len(SPLITS))
+def combinations(split: str) -> list[tuple[int, int, int]]:
+    """The (colour, digit, place) indices that objects of this split may have."""
+    held_out = held_out_combinations()
+    return [tuple(row) for row in np.argwhere(held_out if split == "test" else ~held_out).tolist()]
+
+
+@lru_cache(maxsize=len(SPLITS))
+def glyphs_of(split: str) -> tuple[np.ndarray, ...]:
+    """The glyph numbers of each digit in this split."""
+    _, digits, held_out = glyph_bank()
+    wanted = held_out if split == "test" else ~held_out
+    return tuple(np.flatnonzero((digits == digit) & wanted) for digit in range(10))
+
+
+def draw_objects(rng: np.random.Generator, split: str, count: int, repeat_digits: bool = False) -> list[SceneObject]:
+    """Objects of this split in reading order, in different places and (unless `repeat_digits`) of different digits."""
+    pool = combinations(split)
+    chosen: list[SceneObject] = []
+    digits: set[int] = set()
+    places: set[int] = set()
+    while len(chosen) < count:
+        colour, digit, place = pool[rng.integers(len(pool))]
+        if place in places or (digit in digits and not repeat_digits):
+            continue
+        places.add(place)
+        digits.add(digit)
+        chosen.append(SceneObject(place, digit, COLOURS[colour]))
+    return sorted(chosen)
+
+
+def draw_glyphs(rng: np.random.Generator, split: str, objects: Sequence[SceneObject]) -> tuple[int, ...]:
+    """A glyph number for each object."""
+    bank = glyphs_of(split)
+    return tuple(int(bank[item.digit][rng.integers(len(bank[item.digit]))]) for item in objects)
+
+
+def render(objects: Sequence[SceneObject], glyphs: Sequence[int], noise: int) -> np.ndarray:
+    """The scene as UInt8 `[48, 48, 3]`: noise of seed `noise` on a dark ground, each glyph as ink of its colour."""
+    ink, _, _ = glyph_bank()
+    rng = np.random.default_rng(noise)
+    pixels = rng.normal(28.0, 9.0, size=(SIZE, SIZE, 3)).astype(np.float32)
+    for item, glyph in zip(objects, glyphs, strict=True):
+        rows, columns = _cell(item)
+        alpha = ink[glyph][..., None]
+        tint = np.asarray(_RGB[item.colour], dtype=np.float32) * rng.uniform(0.85, 1.05)
+        pixels[rows, columns] = pixels[rows, columns] * (1 - alpha) + tint * alpha
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def _cell(item: SceneObject) -> tuple[slice, slice]:
+    row, column = divmod(item.place_index, GRID)
+    return slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: what it shows (`objects`, `glyphs`, `noise`) and everything that follows from it."""
+
+    id: str
+    objects: tuple[SceneObject, ...]
+    glyphs: tuple[int, ...]
+    noise: int
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture, 48x48 RGB."""
+        return Image.fromarray(render(self.objects, self.glyphs, self.noise))
+
+    @property
+    def caption(self) -> str:
+        return describe(self.objects)
+
+    @cached_property
+    def patch_labels(self) -> np.ndarray:
+        """Int `[6, 6]`: which of `objects` each patch shows, -1 for the ground."""
+        labels = np.full((PATCHES, PATCHES), -1)
+        for index, item in enumerate(self.objects):
+            rows, columns = _cell(item)
+            labels[rows.start // PATCH : rows.stop // PATCH, columns.start // PATCH : columns.stop // PATCH] = index
+        return labels
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """Bool `[object, 48, 48]`: the pixels that are more ink than ground."""
+        ink, _, _ = glyph_bank()
+        masks = np.zeros((len(self.objects), SIZE, SIZE), dtype=bool)
+        for mask, item, glyph in zip(masks, self.objects, self.glyphs, strict=True):
+            mask[_cell(item)] = ink[glyph] > 0.5
+        return masks
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """One question of each kind that is well posed for this scene; the same ones each time."""
+        rng = np.random.default_rng([self.noise, 1])
+        asked = (ask(kind, self.objects, rng, self.caption) for kind in KINDS)
+        return tuple(question for question in asked if question is not None)
+
+
+@dataclass(frozen=True)
+class SceneDataset:
+    """Scenes in a row, as images or (after `captions()`) as text; indexing gives a `Scene`, slicing a dataset.
+
+    `pairs()` gives each row as (image, text) with a bare image placeholder or the caption alone; `ids` names the rows.
+    """
+
+    scenes: tuple[Scene, ...]
+    modality: str = "image"
+
+    def captions(self) -> SceneDataset:
+        """The same rows as text: the caption of each scene alone."""
+        return replace(self, modality="text")
+
+    @property
+    def ids(self) -> list[str]:
+        return [scene.id for scene in self.scenes]
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Of each scene, its number of objects and the digit, colour and place of the first one in reading order."""
+        return {
+            "count": [str(len(scene.objects)) for scene in self.scenes],
+            "digit": [str(scene.objects[0].digit) for scene in self.scenes],
+            "colour": [scene.objects[0].colour for scene in self.scenes],
+            "place": [scene.objects[0].place for scene in self.scenes],
+        }
+
+    def pairs(self) -> list[tuple[Image.Image | None, str]]:
+        if self.modality == "text":
+            return [(None, scene.caption) for scene in self.scenes]
+        return [(scene.image, IMAGE_TOKEN) for scene in self.scenes]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __iter__(self) -> Iterator[Scene]:
+        return iter(self.scenes)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return replace(self, scenes=self.scenes[index])
+        return self.scenes[index]
+
+
+def scenes(n: int, seed: int, split: str = "test", distinct: bool = False, objects: int | None = None) -> SceneDataset:
+    """`n` scenes drawn with `seed`: one, two or three objects each (1/4, 1/2, 1/4), or always `objects`.
+
+    With `distinct`, no two scenes have the same caption, which measures of neighbours need: equal captions are equal
+    points. Raises `InputError` for an unknown split, and where there are not `n` distinct captions to be had.
+
+    >>> scenes(2, seed=0)[0].caption.startswith("a ")
+    True
+    """
+    if split not in SPLITS:
+        raise InputError(f"split={split!r} is unknown: use one of {SPLITS}")
+    if n < 0:
+        raise InputError(f"n={n!r}: a number of scenes is 0 or more")
+    if objects is not None and objects not in _COUNTS:
+        raise InputError(f"objects={objects!r}: a scene has one of {tuple(_COUNTS)} objects, or None for a mixture")
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    rows: list[Scene] = []
+    seen: set[str] = set()
+    misses = 0
+    while len(rows) < n:
+        count = objects or int(rng.choice(list(_COUNTS), p=list(_COUNTS.values())))
+        drawn = tuple(draw_objects(rng, split, count))
+        caption = describe(drawn)
+        if distinct and caption in seen:
+            misses += 1
+            if misses > 1000 + 20 * n:
+                raise InputError(f"only {len(seen)} distinct captions were found, n={n!r} were asked for: ask for fewer")
+            continue
+        seen.add(caption)
+        glyphs = draw_glyphs(rng, split, drawn)
+        rows.append(Scene(f"{split}-{seed}-{len(rows)}", drawn, glyphs, int(rng.integers(2**31))))
+    return SceneDataset(tuple(rows))

@@ -1,0 +1,180 @@
+"""The toy's recipe: ``python -m interp.toy.train --out DIR`` makes the weights again from a seed.
+
+As in LLaVA, in four phases:
+
+1. *language*: the decoder alone, on text (captions with a small weight, answers to both groups of questions);
+2. *tower*: the vision tower alone, labelling patches; then frozen for good;
+3. *connector*: the connector alone, on captions of images, all else frozen: `stage1`;
+4. *instruct*: connector and decoder, on perception questions about images: `tuned`. Abstraction questions about
+   images are never trained.
+
+Each phase leaves a checkpoint in ``DIR/phases`` and is taken up from there when the command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from interp.toy import lessons
+from interp.toy.language import COLOURS, KINDS, PLACES
+from interp.toy.model import build_language_model, build_tower, build_vlm, save, vision_config
+
+STEPS = {"language": 6000, "tower": 1500, "connector": 2000, "instruct": 2500}
+RATES = {"language": 1e-3, "tower": 2e-3, "connector": 2e-3, "instruct": 5e-4}
+BATCH = 64
+REPORT_EVERY = 50
+CHECK_EVERY = 500
+
+
+def optimise(
+    phase: str,
+    parameters: Iterable[nn.Parameter],
+    loss_of_step: Callable[[int], Tensor],
+    steps: int,
+    check: Callable[[], str] = str,
+) -> None:
+    """AdamW under a one-cycle schedule, gradients clipped at norm 1, matrix products in bf16.
+
+    Prints a line of progress every few steps, and now and then what `check` says of the model so far.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATES[phase], betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[phase], total_steps=steps, pct_start=0.1)
+    start, running = time.monotonic(), None
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16):
+            loss = loss_of_step(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+        if step % REPORT_EVERY == 0 or step == steps - 1:
+            print(f"{phase} {step}/{steps} loss {running:.4f} {time.monotonic() - start:.0f} s", flush=True)
+        if step and step % CHECK_EVERY == 0 or step == steps - 1:
+            print(check(), flush=True)
+
+
+def weighted_loss(logits: Tensor, lesson: lessons.Lesson) -> Tensor:
+    """Cross-entropy `[row, token, vocab]` against the lesson's targets, averaged with its weights."""
+    each = nn.functional.cross_entropy(logits.float().flatten(0, 1), lesson.targets.flatten(), reduction="none")
+    weights = lesson.weights.flatten()
+    return (each * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def accuracy_by_kind(logits: Tensor, lesson: lessons.Lesson) -> str:
+    """How many of a lesson's answers are right, kind by kind, as one line."""
+    right = logits.argmax(dim=-1) == lesson.targets
+    shares = []
+    for index, kind in enumerate(KINDS):
+        asked = lesson.kinds == index
+        if asked.any():
+            shares.append(f"{kind} {right[asked].float().mean().item():.2f}")
+    return "  held out: " + ", ".join(shares)
+
+
+def train_language(seed: int, steps: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = build_language_model()
+
+    def loss_of_step(step: int) -> Tensor:
+        lesson = lessons.text_lesson(np.random.default_rng([seed, 1, step]), BATCH)
+        return weighted_loss(model(input_ids=lesson.input_ids, use_cache=False).logits, lesson)
+
+    def check() -> str:
+        lesson = lessons.text_lesson(np.random.default_rng([seed, 5]), 4 * BATCH, split="test")
+        return accuracy_by_kind(model(input_ids=lesson.input_ids, use_cache=False).logits, lesson)
+
+    optimise("language", model.parameters(), loss_of_step, steps, check)
+    return model
+
+
+def train_tower(seed: int, steps: int) -> nn.Module:
+    """The patch labels are read off the last layer by one linear map, which is thrown away afterwards."""
+    torch.manual_seed(seed)
+    tower = build_tower()
+    sizes = [11, len(COLOURS) + 1, len(PLACES)]
+    head = nn.Linear(vision_config().hidden_size, sum(sizes))
+
+    def scores(pixels: Tensor) -> tuple[Tensor, ...]:
+        return head(tower(pixel_values=pixels).last_hidden_state[:, 1:]).split(sizes, dim=-1)
+
+    def loss_of_step(step: int) -> Tensor:
+        pixels, labels = lessons.patch_lesson(np.random.default_rng([seed, 2, step]), BATCH)
+        parts = [
+            nn.functional.cross_entropy(part.float().flatten(0, 1), labels[..., index].flatten())
+            for index, part in enumerate(scores(pixels))
+        ]
+        return torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def check() -> str:
+        pixels, labels = lessons.patch_lesson(np.random.default_rng([seed, 5]), 4 * BATCH, split="test")
+        shown = labels[..., 0] < 10
+        right = torch.stack([part.argmax(-1) for part in scores(pixels)], dim=-1) == labels
+        digit, colour, place = right[shown].float().mean(dim=0).tolist()
+        ground = right[~shown][:, 0].float().mean().item()
+        return f"  held out: digit {digit:.3f}, colour {colour:.3f}, place {place:.3f}, ground {ground:.3f}"
+
+    optimise("tower", [*tower.parameters(), *head.parameters()], loss_of_step, steps, check)
+    return tower
+
+
+def train_on_images(vlm: nn.Module, phase: str, seed: int, steps: int) -> None:
+    """The connector alone on captions (phase "connector"), or with the decoder on questions (phase "instruct")."""
+    captions = phase == "connector"
+    vlm.requires_grad_(False)
+    vlm.model.multi_modal_projector.requires_grad_(True)
+    if not captions:
+        vlm.model.language_model.requires_grad_(True)
+        vlm.lm_head.requires_grad_(True)
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 3 if captions else 4, step])
+        lesson = lessons.image_lesson(rng, BATCH, "caption" if captions else "questions")
+        logits = vlm(input_ids=lesson.input_ids, pixel_values=lesson.pixel_values, use_cache=False).logits
+        return weighted_loss(logits, lesson)
+
+    optimise(phase, vlm.parameters(), loss_of_step, steps)
+
+
+def phase_done(folder: Path, phase: str, module: nn.Module, train: Callable[[], nn.Module | None]) -> nn.Module:
+    """The module as this phase left it: read from its checkpoint where there is one, else trained and written."""
+    path = folder / "phases" / f"{phase}.safetensors"
+    if path.exists():
+        module.load_state_dict(load_file(path))
+        return module
+    trained = train() or module
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, path)
+    return trained
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m interp.toy.train", description="Train the toy from a seed.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for base/, stage1/, tuned/ and phases/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply the steps of every phase: 0.001 for a smoke run")
+    parser.add_argument("--only", choices=list(STEPS), help="run this phase alone; those before it must be done")
+    options = parser.parse_args(arguments)
+    steps = {phase: max(2, round(options.scale * count)) for phase, count in STEPS.items()}
+    out, seed = options.out, options.seed
+
+    if options.only in (None, "language"):
+        phase_done(out, "language", build_language_model(), lambda: train_language(seed, steps["language"]))
+    if options.only in (None, "tower"):
+        phase_done(out, "tower", build_tower(), lambda: train_tower(seed, steps["tower"]))
+
+
+if __name__ == "__main__":
+    main()
