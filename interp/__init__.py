@@ -14,7 +14,18 @@ from interp.errors import InputError, InputTypeError, InterpError, LayoutError
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("activations", "geometry", "interventions", "lens", "models", "patching", "plots", "probes", "reports", "toy")
+_SUBMODULES = (
+    "activations",
+    "geometry",
+    "interventions",
+    "lens",
+    "models",
+    "patching",
+    "plots",
+    "probes",
+    "reports",
+    "toy",
+)
 _EXPORTS = {
     "load": "interp.models",
     "VLM": "interp.models",

@@ -7,9 +7,11 @@ safetensors file that holds the arrays and, as JSON in its header, everything el
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,7 +83,9 @@ class Result:
             partial.replace(target)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise InputError(f"{str(target)!r} cannot be written ({error.strerror or error}): choose another path") from error
+            raise InputError(
+                f"{str(target)!r} cannot be written ({error.strerror or error}): choose another path"
+            ) from error
         return target
 
     @classmethod
@@ -97,7 +101,7 @@ class Result:
         try:
             with safe_open(str(path), framework="pt") as stored:
                 header = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{str(path)!r} is no safetensors file ({error})") from error
         if header.get("format") != _FORMAT:
@@ -110,10 +114,27 @@ class Result:
 
 
 def _family(cls: type) -> list[type]:
-    return [cls, *(kind for child in cls.__subclasses__() for kind in _family(child))]
+    """The class and everything that derives from it."""
+    family, children = [cls], type.__subclasses__(cls)
+    for child in children:
+        family += _family(child)
+    return family
 
 
-# Encoding: arrays go into `tensors` under the path of their field, the rest becomes JSON ---------------------------------
+def _stateful(name: str) -> Any:
+    """The class "module:name" of this package: a file must not choose what else is imported."""
+    module, _, kind = name.partition(":")
+    found = None
+    if module.startswith("interp."):
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), kind, None)
+    if not callable(getattr(found, "from_state", None)):
+        raise InputError(f"a result file names {name!r}, which is nothing of this package that is kept in results")
+    return found
+
+
+# Encoding: arrays go into `tensors` under the path of their field, the rest becomes JSON. An object takes part if it
+# has `get_state()`, a dict of what can be encoded, and its class `from_state(dict)`, which makes it again. ------------
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
@@ -139,10 +160,19 @@ def _encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if isinstance(value, dict):
         return {"$": "dict", "of": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}
     if isinstance(value, Provenance):
-        return {"$": "provenance", "of": {item.name: _encode(getattr(value, item.name), "", {}) for item in fields(value)}}
+        return {
+            "$": "provenance",
+            "of": {item.name: _encode(getattr(value, item.name), "", {}) for item in fields(value)},
+        }
     if isinstance(value, Result):
-        state = {item.name: _encode(getattr(value, item.name), f"{path}.{item.name}", tensors) for item in fields(value)}
+        state = {
+            item.name: _encode(getattr(value, item.name), f"{path}.{item.name}", tensors) for item in fields(value)
+        }
         return {"$": "result", "type": type(value).__name__, "of": state}
+    if callable(getattr(value, "get_state", None)) and hasattr(type(value), "from_state"):
+        kind = type(value)
+        state = {key: _encode(item, f"{path}.{key}", tensors) for key, item in value.get_state().items()}
+        return {"$": "object", "type": f"{kind.__module__}:{kind.__qualname__}", "of": state}
     raise InputError(f"a {type(value).__name__} at {path!r} cannot be kept in a result file")
 
 
@@ -153,7 +183,7 @@ def _decode(value: Any, tensors: dict[str, Any]) -> Any:
         return [_decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    kind, inside = value["$"], value.get("of")
+    kind, inside = value["$"], value.get("of", ())
     if kind in ("tensor", "array"):
         tensor = tensors[value["path"]]
         return tensor if kind == "tensor" else tensor.numpy()
@@ -166,6 +196,8 @@ def _decode(value: Any, tensors: dict[str, Any]) -> Any:
         return pd.DataFrame(decoded)
     if kind == "provenance":
         return Provenance(**decoded)
+    if kind == "object":
+        return _stateful(value["type"]).from_state(decoded)
     if kind == "result":
         return {child.__name__: child for child in _family(Result)}[value["type"]](**decoded)
     return decoded

@@ -1,0 +1,8 @@
+"""The toy: a small trained vision-language model that ships with the package, and the world it was trained on."""
+
+from interp.toy.evaluate import evaluate
+from interp.toy.language import Question, SceneObject, parse_caption
+from interp.toy.pairs import Pair, pairs
+from interp.toy.scenes import Scene, SceneDataset, scenes
+
+__all__ = ["Pair", "Question", "Scene", "SceneDataset", "SceneObject", "evaluate", "pairs", "parse_caption", "scenes"]

@@ -110,7 +110,7 @@ def parse_caption(text: str) -> tuple[SceneObject, ...]:
 
 
 def _pick(objects: Sequence[SceneObject], rng: np.random.Generator) -> SceneObject:
-    return objects[rng.integers(len(objects))]
+    return objects[int(rng.integers(len(objects)))]
 
 
 def _ask_colour(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[str, str]:

@@ -27,6 +27,7 @@ MAX_POSITIONS = 512
 
 
 def language_config() -> LlamaConfig:
+    """The decoder's sizes and the ids of its special tokens."""
     ids = {name: VOCABULARY.index(token) for name, token in SPECIAL.items()}
     return LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -44,6 +45,7 @@ def language_config() -> LlamaConfig:
 
 
 def vision_config() -> CLIPVisionConfig:
+    """The tower's sizes."""
     return CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=384,
@@ -56,11 +58,12 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def build_language_model() -> LlamaForCausalLM:
-    """The decoder; eager attention, whose gradients in bf16 are several times faster on a CPU than the fused kernel's."""
-    return LlamaForCausalLM._from_config(language_config(), attn_implementation="eager")
+    """The decoder alone, freshly initialised."""
+    return LlamaForCausalLM(language_config())
 
 
 def build_tower() -> CLIPVisionModel:
+    """The vision tower alone, freshly initialised."""
     return CLIPVisionModel(vision_config())
 
 
@@ -85,16 +88,16 @@ def build_vlm(language: LlamaForCausalLM, tower: CLIPVisionModel) -> LlavaForCon
 
 
 def build_processor():
-    """LLaVA's own processor around the toy's tokenizer: pixels are scaled, never resized."""
-    from transformers import CLIPImageProcessor, LlavaProcessor
+    """LLaVA's own processor around the toy's tokenizer: a picture of another size is scaled and cropped to a scene's."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    images = CLIPImageProcessor(
-        do_resize=False,
-        do_center_crop=False,
+    images = CLIPImageProcessorPil(
         do_convert_rgb=True,
         image_mean=list(PIXEL_MEAN),
         image_std=list(PIXEL_STD),
-        size={"height": SIZE, "width": SIZE},
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
     )
     return LlavaProcessor(
         image_processor=images,

@@ -66,7 +66,8 @@ def held_out_combinations() -> np.ndarray:
 def combinations(split: str) -> list[tuple[int, int, int]]:
     """The (colour, digit, place) indices that objects of this split may have."""
     held_out = held_out_combinations()
-    return [tuple(row) for row in np.argwhere(held_out if split == "test" else ~held_out).tolist()]
+    rows = np.argwhere(held_out if split == "test" else ~held_out).tolist()
+    return [(colour, digit, place) for colour, digit, place in rows]
 
 
 @lru_cache(maxsize=len(SPLITS))
@@ -99,14 +100,13 @@ def draw_glyphs(rng: np.random.Generator, split: str, objects: Sequence[SceneObj
     return tuple(int(bank[item.digit][rng.integers(len(bank[item.digit]))]) for item in objects)
 
 
-def render(objects: Sequence[SceneObject], glyphs: Sequence[int], noise: int) -> np.ndarray:
-    """The scene as UInt8 `[48, 48, 3]`: noise of seed `noise` on a dark ground, each glyph as ink of its colour."""
-    ink, _, _ = glyph_bank()
+def render(objects: Sequence[SceneObject], ink: np.ndarray, noise: int) -> np.ndarray:
+    """The scene as UInt8 `[48, 48, 3]`: noise of seed `noise` on a dark ground, `ink` `[object, 16, 16]` in its colours."""
     rng = np.random.default_rng(noise)
     pixels = rng.normal(28.0, 9.0, size=(SIZE, SIZE, 3)).astype(np.float32)
-    for item, glyph in zip(objects, glyphs, strict=True):
+    for item, drawn in zip(objects, ink, strict=True):
         rows, columns = _cell(item)
-        alpha = ink[glyph][..., None]
+        alpha = drawn[..., None]
         tint = np.asarray(_RGB[item.colour], dtype=np.float32) * rng.uniform(0.85, 1.05)
         pixels[rows, columns] = pixels[rows, columns] * (1 - alpha) + tint * alpha
     return pixels.clip(0, 255).astype(np.uint8)
@@ -129,7 +129,7 @@ class Scene:
     @cached_property
     def image(self) -> Image.Image:
         """The picture, 48x48 RGB."""
-        return Image.fromarray(render(self.objects, self.glyphs, self.noise))
+        return Image.fromarray(render(self.objects, glyph_bank()[0][list(self.glyphs)], self.noise))
 
     @property
     def caption(self) -> str:
@@ -232,7 +232,9 @@ def scenes(n: int, seed: int, split: str = "test", distinct: bool = False, objec
         if distinct and caption in seen:
             misses += 1
             if misses > 1000 + 20 * n:
-                raise InputError(f"only {len(seen)} distinct captions were found, n={n!r} were asked for: ask for fewer")
+                raise InputError(
+                    f"only {len(seen)} distinct captions were found, n={n!r} were asked for: ask for fewer"
+                )
             continue
         seen.add(caption)
         glyphs = draw_glyphs(rng, split, drawn)

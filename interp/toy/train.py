@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,8 +61,14 @@ def optimise(
         running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
         if step % REPORT_EVERY == 0 or step == steps - 1:
             print(f"{phase} {step}/{steps} loss {running:.4f} {time.monotonic() - start:.0f} s", flush=True)
-        if step and step % CHECK_EVERY == 0 or step == steps - 1:
+        if (step and step % CHECK_EVERY == 0) or step == steps - 1:
             print(check(), flush=True)
+
+
+def fast_in_bf16(model: Any) -> Any:
+    """The model with plain attention: on a CPU the fused kernel's gradients in bf16 take several times as long."""
+    model.set_attn_implementation("eager")
+    return model
 
 
 def weighted_loss(logits: Tensor, lesson: lessons.Lesson) -> Tensor:
@@ -84,8 +91,9 @@ def accuracy_by_kind(logits: Tensor, lesson: lessons.Lesson) -> str:
 
 
 def train_language(seed: int, steps: int) -> nn.Module:
+    """The decoder, on text."""
     torch.manual_seed(seed)
-    model = build_language_model()
+    model = fast_in_bf16(build_language_model())
 
     def loss_of_step(step: int) -> Tensor:
         lesson = lessons.text_lesson(np.random.default_rng([seed, 1, step]), BATCH)
@@ -102,7 +110,7 @@ def train_language(seed: int, steps: int) -> nn.Module:
 def train_tower(seed: int, steps: int) -> nn.Module:
     """The patch labels are read off the last layer by one linear map, which is thrown away afterwards."""
     torch.manual_seed(seed)
-    tower = build_tower()
+    tower = fast_in_bf16(build_tower())
     sizes = [11, len(COLOURS) + 1, len(PLACES)]
     head = nn.Linear(vision_config().hidden_size, sum(sizes))
 
@@ -130,10 +138,11 @@ def train_tower(seed: int, steps: int) -> nn.Module:
     return tower
 
 
-def train_on_images(vlm: nn.Module, phase: str, seed: int, steps: int) -> None:
+def train_on_images(vlm: Any, phase: str, seed: int, steps: int) -> None:
     """The connector alone on captions (phase "connector"), or with the decoder on questions (phase "instruct")."""
     captions = phase == "connector"
-    vlm.requires_grad_(False)
+    task = "caption" if captions else "questions"
+    fast_in_bf16(vlm).requires_grad_(False)
     vlm.model.multi_modal_projector.requires_grad_(True)
     if not captions:
         vlm.model.language_model.requires_grad_(True)
@@ -141,30 +150,51 @@ def train_on_images(vlm: nn.Module, phase: str, seed: int, steps: int) -> None:
 
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 3 if captions else 4, step])
-        lesson = lessons.image_lesson(rng, BATCH, "caption" if captions else "questions")
-        logits = vlm(input_ids=lesson.input_ids, pixel_values=lesson.pixel_values, use_cache=False).logits
-        return weighted_loss(logits, lesson)
+        lesson = lessons.image_lesson(rng, BATCH, task)
+        return weighted_loss(logits_of(lesson), lesson)
 
-    optimise(phase, vlm.parameters(), loss_of_step, steps)
+    def logits_of(lesson: lessons.Lesson) -> Tensor:
+        return vlm(input_ids=lesson.input_ids, pixel_values=lesson.pixel_values, use_cache=False).logits
+
+    @torch.no_grad()
+    def check() -> str:
+        lesson = lessons.image_lesson(np.random.default_rng([seed, 5]), 2 * BATCH, task, split="test")
+        logits = logits_of(lesson)
+        if captions:
+            return f"  held out: caption loss {weighted_loss(logits, lesson).item():.3f}"
+        return accuracy_by_kind(logits, lesson)
+
+    optimise(phase, vlm.parameters(), loss_of_step, steps, check)
 
 
-def phase_done(folder: Path, phase: str, module: nn.Module, train: Callable[[], nn.Module | None]) -> nn.Module:
-    """The module as this phase left it: read from its checkpoint where there is one, else trained and written."""
+def load_phase(folder: Path, phase: str, module: nn.Module) -> nn.Module:
+    """The module with the weights that this phase left."""
     path = folder / "phases" / f"{phase}.safetensors"
-    if path.exists():
-        module.load_state_dict(load_file(path))
-        return module
+    if not path.is_file():
+        raise SystemExit(f"error: {str(path)!r} is missing: run the phase {phase!r} first")
+    module.load_state_dict(load_file(path))
+    return module
+
+
+def phase_done(folder: Path, phase: str, module: nn.Module, train: Callable[[], nn.Module | None]) -> None:
+    """See to it that `module` is as this phase leaves it: read its checkpoint where there is one, else train and write it."""
+    path = folder / "phases" / f"{phase}.safetensors"
+    if path.is_file():
+        load_phase(folder, phase, module)
+        return
     trained = train() or module
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, path)
-    return trained
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m interp.toy.train", description="Train the toy from a seed.")
     parser.add_argument("--out", type=Path, required=True, help="folder for base/, stage1/, tuned/ and phases/")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="multiply the steps of every phase: 0.001 for a smoke run")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiply the steps of every phase: 0.001 for a smoke run"
+    )
     parser.add_argument("--only", choices=list(STEPS), help="run this phase alone; those before it must be done")
     options = parser.parse_args(arguments)
     steps = {phase: max(2, round(options.scale * count)) for phase, count in STEPS.items()}
@@ -174,6 +204,15 @@ def main(arguments: list[str] | None = None) -> None:
         phase_done(out, "language", build_language_model(), lambda: train_language(seed, steps["language"]))
     if options.only in (None, "tower"):
         phase_done(out, "tower", build_tower(), lambda: train_tower(seed, steps["tower"]))
+    if options.only in (None, "connector", "instruct"):
+        torch.manual_seed(seed)
+        vlm = build_vlm(load_phase(out, "language", build_language_model()), load_phase(out, "tower", build_tower()))
+        save(vlm, out / "base")
+        phase_done(out, "connector", vlm, lambda: train_on_images(vlm, "connector", seed, steps["connector"]))
+        save(vlm, out / "stage1")
+        if options.only != "connector":
+            phase_done(out, "instruct", vlm, lambda: train_on_images(vlm, "instruct", seed, steps["instruct"]))
+            save(vlm, out / "tuned")
 
 
 if __name__ == "__main__":

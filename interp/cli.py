@@ -1,0 +1,246 @@
+"""The command line: ``interp demo`` and ``interp doctor``.
+
+Exit codes: 0 on success, 2 where the input or the usage is wrong, 1 on anything else; what went wrong is one line on
+standard error, with ``--debug`` the traceback. Importing this module imports neither torch nor plotly, so that
+``interp --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.errors import InputError, InterpError, LayoutError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from interp.models import VLM, CheckReport
+
+app = typer.Typer(
+    help="Mechanistic interpretability of vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; what `interp` on the shell calls."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given, prog_name="interp", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        if isinstance(error, InterpError):
+            return _complain(str(error), 2)
+        if hasattr(error, "format_message"):  # what typer raises on wrong usage
+            said = error.format_message().strip().rstrip(".")
+            # without any argument the help was printed, and says all there is to say
+            return _complain(f"{said}; see 'interp --help'", 2) if said else 2
+        if isinstance(error, KeyboardInterrupt | typer.Abort):
+            return _complain("interrupted", 1)
+        return _complain(f"{type(error).__name__}: {error}", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import interp
+
+        print(f"interp {interp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The report to write.")] = Path("interp-demo.html"),
+    model: Annotated[str | None, typer.Option(help="A hub repository or a folder; the bundled toy if left out.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture of your own, with --question.")] = None,
+    question: Annotated[str | None, typer.Option(help="A question about it, with --image.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Which scenes the toy is shown.")] = 0,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Look inside the bundled toy, or into a model of yours with --model, --image and --question: one HTML report."""
+    from interp.reports.page import check_writable
+
+    own = image is not None or question is not None or model is not None
+    if own and (image is None or question is None):
+        missing = " and ".join(name for name, value in (("--image", image), ("--question", question)) if value is None)
+        raise InputError(f"missing {missing}: a demo of your own takes --image PICTURE and --question 'WORDS' together")
+    target = check_writable(out)
+    if own:
+        _demo_own(target, model or "toy", image, question or "", device)
+    else:
+        _demo_toy(target, seed, device)
+
+
+def _demo_toy(target: Path, seed: int, device: str) -> None:
+    with _progress() as advance:
+        advance("loading", 8)
+        import interp
+        from interp.reports import demo as analyses
+        from interp.reports.demo_page import demo_page, summary
+
+        stage1, tuned = (interp.load(name, device=device) for name in (analyses.STAGE1, analyses.TUNED))
+        found = analyses.analyse(stage1, tuned, seed=seed, step=lambda name: advance(name, len(analyses.STEPS) + 2))
+        advance("writing", len(analyses.STEPS) + 2)
+        demo_page(found).write(target)
+    _print_table("interp demo", ["", analyses.STAGE1, analyses.TUNED], summary(found))
+    _print_path(target)
+
+
+def _demo_own(target: Path, model: str, image: Any, question: str, device: str) -> None:
+    from interp.models.batch import open_image
+    from interp.reports import own
+
+    picture = open_image(image)
+    own.read_question(question)
+    with _progress() as advance:
+        steps = len(own.STEPS) + 2
+        advance("loading", steps)
+        import interp
+
+        vlm = interp.load(model, device=device)
+        found = own.study(vlm, picture, question, step=lambda name: advance(name, steps))
+        advance("writing", steps)
+        own.own_page(found).write(target)
+    _print_table(f"interp demo: {found.model}", ["", "found"], own.summary(found))
+    _print_path(target)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="A toy's name, a folder or a hub repository.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Load a model, show what was found of its parts, and prove it by effect."""
+    import interp
+
+    vlm = interp.load(model, device=device, check=False)
+    report = _check(vlm)
+    if as_json:
+        print(json.dumps(_diagnosis(vlm, report), indent=2))
+    else:
+        rows = [(name, str(value)) for name, value in asdict(vlm.structure).items()]
+        _print_table(f"{vlm.name}: {type(vlm.model).__name__}", ["part", "found"], rows)
+        proofs = [(c.name, c.outcome, f"{c.error:.3g}", c.bound, c.detail) for c in report.checks]
+        _print_table("proofs", ["proof", "outcome", "measured", "expected", "what it says"], proofs)
+    failed = [check for check in report.checks if check.outcome == "failed"]
+    if failed:
+        names = ", ".join(check.name for check in failed)
+        raise LayoutError(f"{vlm.name!r} failed {names}: its layout cannot be used as found, pass structure= to interp.load")
+
+
+def _check(vlm: VLM) -> CheckReport:
+    """The proofs on a prompt with a plain grey picture, or on words alone where the model takes none."""
+    from PIL import Image
+
+    try:
+        batch = vlm.prepare(["<image> What is this?"], [Image.new("RGB", (96, 96), "grey")])
+    except Exception:  # whatever a processor makes of it: the proofs on words alone still hold
+        return vlm.check()
+    return vlm.check(batch)
+
+
+def _diagnosis(vlm: VLM, report: CheckReport) -> dict[str, Any]:
+    from interp.results import package_versions
+
+    proofs = [asdict(check) for check in report.checks]
+    for proof in proofs:
+        proof["error"] = proof["error"] if math.isfinite(proof["error"]) else None
+    return {
+        "model": vlm.name,
+        "architecture": type(vlm.model).__name__,
+        "revision": vlm.revision,
+        "structure": asdict(vlm.structure),
+        "passed": report.passed,
+        "checks": proofs,
+        "versions": package_versions(),
+    }
+
+
+# On the terminal ---------------------------------------------------------------------------------------------------------
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int], None]]:
+    """A progress bar on standard error: `advance(name, total)` says which of `total` steps begins."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    # A model's loading prints bars and warnings of its own, which would tear this one apart.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn())
+    console = _console(stderr=True)
+    # Into a file or a pipe it would leave empty lines behind.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+        begun = 0
+
+        def advance(name: str, total: int) -> None:
+            nonlocal begun
+            bar.update(task, description=name, completed=begun, total=total)
+            begun += 1
+
+        yield advance
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(Text(column))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text, so that nothing in brackets is read as markup
+    _console().print(table)
+
+
+def _print_path(target: Path) -> None:
+    print(f"report: {target}")
+
+
+if __name__ == "__main__":
+    main()

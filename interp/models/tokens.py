@@ -1,0 +1,48 @@
+"""Targets: the token ids of answers that are given as ids or as words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import InputError
+
+if TYPE_CHECKING:
+    from interp.models.vlm import VLM
+
+
+def target_ids(vlm: VLM, targets: Any, rows: int) -> Tensor:
+    """Targets as Int `[rows]`: one token id or word for all rows, or one a row.
+
+    A word must be the one token that continues a prompt: it is tokenized behind a space and, where that gives several
+    pieces, as it stands. Raises `InputError` with its pieces where it is more than one token.
+    """
+    if isinstance(targets, Tensor):
+        targets = targets.tolist()
+    each = [targets] * rows if isinstance(targets, str | int) else list(targets)
+    if len(each) != rows:
+        raise InputError(f"{len(each)} targets for {rows} rows: expected one for all rows or one a row")
+    return torch.tensor([target_id(vlm, target) for target in each])
+
+
+def target_id(vlm: VLM, target: str | int) -> int:
+    """One target as a token id."""
+    vocabulary = vlm.structure.vocab_size
+    if isinstance(target, int):
+        if not 0 <= target < vocabulary:
+            raise InputError(f"target {target!r}: token ids go from 0 to {vocabulary - 1}")
+        return target
+    if vlm.tokenizer is None:
+        raise InputError(f"target {target!r}: this model was loaded without a tokenizer, give token ids")
+    unknown = vlm.tokenizer.unk_token_id
+    pieces: list[int] = []
+    for text in (f" {target.strip()}", target.strip()):
+        pieces = vlm.tokenizer.encode(text, add_special_tokens=False)
+        if len(pieces) == 1 and pieces[0] != unknown:
+            return pieces[0]
+    names = vlm.tokenizer.convert_ids_to_tokens(pieces)
+    raise InputError(
+        f"target {target!r} is {len(pieces)} tokens, {names!r}: expected a word that is one token, or an id"
+    )

@@ -1,0 +1,189 @@
+"""A vision-language model and its parts: a thin layer over nnsight's `TransformersModel`.
+
+A `VLM` adds to nnsight what a VLM needs: where its parts are (`structure`), batches of images and texts with their
+positions (`prepare`), and forward passes and generation with interventions. Everything underneath stays in reach, as
+`vlm.model`, `vlm.processor`, `vlm.tokenizer` and `vlm.nnsight`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.models.batch import Batch, BatchMaker
+from interp.models.checks import CheckReport, run_checks
+from interp.models.forward import Edit, run_forward, run_generate
+from interp.models.structure import Structure, resolve
+
+
+class Intervention(Protocol):
+    """A value that says what to change, where, in which layers; it turns itself into edits of the forward pass."""
+
+    def edits(self, vlm: VLM, batch: Batch) -> list[Edit]: ...
+
+
+class VLM:
+    """A vision-language model, its parts and how to run it. Made by `interp.load`.
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> batch = vlm.prepare(texts=["a red 3 at top . what colour is the 3 ?"])
+    >>> vlm.generate(batch)
+    ['red']
+    """
+
+    def __init__(
+        self, wrapped: Any, structure: Structure, name: str, revision: str | None = None, remote: Any = False
+    ) -> None:
+        self.nnsight = wrapped
+        self.structure = structure
+        self.name, self.revision, self.remote = name, revision, remote
+        self.processor: Any = getattr(wrapped, "processor", None)
+        self.tokenizer: Any = getattr(wrapped, "tokenizer", None) or getattr(self.processor, "tokenizer", None)
+        self._maker = BatchMaker(self.processor, self.tokenizer, structure.image_token_id)
+
+    def __repr__(self) -> str:
+        s = self.structure
+        return f"VLM({self.name!r}, {s.n_layers} layers, width {s.d_model}, {s.n_heads} heads, on {self.device})"
+
+    # What lies underneath
+
+    @property
+    def model(self) -> Any:
+        """The transformers model itself."""
+        return self.nnsight._module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def layers(self) -> Any:
+        """The decoder's layers as nnsight envoys, to be used inside `trace`; so are `norm`, `head` and `embed`."""
+        return resolve(self.nnsight, self.structure.layers)
+
+    @property
+    def norm(self) -> Any:
+        return resolve(self.nnsight, self.structure.norm)
+
+    @property
+    def head(self) -> Any:
+        return resolve(self.nnsight, self.structure.head)
+
+    @property
+    def embed(self) -> Any:
+        return resolve(self.nnsight, self.structure.embed)
+
+    def readout(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocab"]:
+        """Final norm and unembedding of these states, ``head(norm(x))``, in the model's own precision."""
+        norm, head = resolve(self.model, self.structure.norm), resolve(self.model, self.structure.head)
+        with torch.no_grad():
+            return head(norm(states.to(self.device, self.dtype)))
+
+    # Batches and traces
+
+    def prepare(
+        self,
+        texts: Sequence[str] | None = None,
+        images: Sequence[Any] | None = None,
+        chat: bool = False,
+        spans: Mapping[str, Any] | None = None,
+        encoding: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """Make a batch of texts and images, or from a processor's `encoding` (any dict of model inputs).
+
+        In a text ``<image>`` stands for an image. `images` has one entry a text: a picture, a path, a list of several,
+        or None. With `chat`, each text becomes the user's turn in the model's chat template. `spans` names parts of the
+        texts, ``{"object": "red 3"}``, one string for all rows or one a row; they become positions of that name.
+
+        Raises `InputError` for an empty batch, a file that is missing or no image, a text without the placeholder while
+        an image is given, more placeholders than images, a span that does not stand in its text once.
+        """
+        if encoding is not None:
+            if texts is not None or images is not None:
+                raise InputError("encoding= was given together with texts= or images=: expected one or the other")
+            return self._maker.from_encoding(encoding)
+        return self._maker.prepare(texts, images, chat, spans)
+
+    def trace(self, batch: Batch | None = None, **options: Any) -> Any:
+        """nnsight's own trace of this batch: ``with vlm.trace(batch) as tracer: state = vlm.layers[3].output.save()``."""
+        inputs = {} if batch is None else self.inputs_of(batch)
+        return self.nnsight.trace(**inputs, **self.trace_options, **options)
+
+    def inputs_of(self, batch: Batch) -> dict[str, Any]:
+        """The batch's inputs on the model's device, images in its precision; no cache of keys and values is kept."""
+        inputs = {}
+        for name, value in batch.inputs.items():
+            inputs[name] = value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+        return inputs
+
+    @property
+    def trace_options(self) -> dict[str, Any]:
+        """What every trace of this model is called with beside its inputs."""
+        return {"remote": self.remote} if self.remote else {}
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward pass names this argument."""
+        return argument in inspect.signature(type(self.model).forward).parameters
+
+    def layer_indices(self, layers: int | str | Iterable[int]) -> list[int]:
+        """Whatever is taken as `layers=` anywhere in this package, as a list of ints from 0.
+
+        Raises `InputError` for a layer the model does not have.
+        """
+        depth = self.structure.n_layers
+        if isinstance(layers, str):
+            if layers != "all":
+                raise InputError(f"layers={layers!r}: expected 'all', an int or ints from 0 to {depth - 1}")
+            return list(range(depth))
+        chosen = [layers] if isinstance(layers, int) else list(layers)
+        for layer in chosen:
+            if not isinstance(layer, int) or not -depth <= layer < depth:
+                raise InputError(f"layer {layer!r}: {self.name!r} has layers 0 to {depth - 1}")
+        return [layer % depth for layer in chosen]
+
+    # Running
+
+    def edits_of(self, batch: Batch, interventions: Sequence[Intervention]) -> list[Edit]:
+        """All edits of these interventions on this batch, in the order they are given."""
+        return [edit for intervention in interventions for edit in intervention.edits(self, batch)]
+
+    def logits(
+        self, batch: Batch, interventions: Sequence[Intervention] = (), positions: str = "last"
+    ) -> Float[Tensor, ...]:
+        """The logits at each row's last real token `[batch, vocab]`, or with `positions="all"` `[batch, seq, vocab]`."""
+        if positions not in ("last", "all"):
+            raise InputError(f"positions={positions!r}: logits are given at 'last' or 'all'")
+        return run_forward(self, batch, self.edits_of(batch, interventions), logits=positions)["logits"]
+
+    def generate(self, batch: Batch, max_new_tokens: int = 20, interventions: Sequence[Intervention] = ()) -> list[str]:
+        """Continue each row greedily: the new text only, up to the end-of-sequence token, without special tokens.
+
+        Interventions act on the prompt's forward pass.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens!r}: expected 1 or more")
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+        ids = run_generate(self, batch, self.edits_of(batch, interventions), **options)
+        new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
+        return [self._decode(row) for row in new]
+
+    def _decode(self, ids: list[int]) -> str:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list | tuple) else {ends}
+        kept = next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def check(self, batch: Batch | None = None) -> CheckReport:
+        """Prove this model's layout by effect on `batch` (or a short prompt made here); see `interp.models.checks`."""
+        return run_checks(self, batch)

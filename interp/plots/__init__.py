@@ -1,0 +1,78 @@
+"""Figures: one function per kind of result, found by the result's type.
+
+``result.plot()`` and ``figure(result)`` are the same call. Every figure shows what the number has to be read against:
+its chance level, its control, its interval. Nothing is computed here that a result does not carry already.
+
+The functions are registered when a result of their kind is first drawn, so importing this package imports neither
+plotly nor any method. A result type of your own is added with ``figure.register(MyResult)(my_function)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InputTypeError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_DRAWN_BY = {
+    "PatchResult": ("interp.plots.patching", "patch_figure"),
+    "LensResult": ("interp.plots.lens", "lens_figure"),
+    "ProbeResult": ("interp.plots.probes", "probe_figure"),
+    "Estimate": ("interp.plots.geometry", "dimension_figure"),
+    "AlignmentMatrix": ("interp.plots.geometry", "alignment_figure"),
+}
+_EXPORTS = {
+    "accuracy_figure": "interp.plots.accuracy",
+    "alignment_figure": "interp.plots.geometry",
+    "alignment_figures": "interp.plots.geometry",
+    "diagonal_figure": "interp.plots.geometry",
+    "dimension_figure": "interp.plots.geometry",
+    "lens_figure": "interp.plots.lens",
+    "lens_on_image": "interp.plots.lens",
+    "patch_figure": "interp.plots.patching",
+    "probe_figure": "interp.plots.probes",
+    "series_figure": "interp.plots.series",
+}
+__all__ = ["figure", *_EXPORTS]
+
+
+@singledispatch
+def _draw(result: Any, **options: Any) -> go.Figure:
+    seen = type(result).__name__
+    raise InputTypeError(f"a {seen} has no figure: expected one of {', '.join(_DRAWN_BY)}, or a list of Estimate")
+
+
+def figure(result: Any, **options: Any) -> go.Figure:
+    """The figure of this result; `options` go to the function that draws its kind.
+
+    A list of `Estimate`, one a state, is drawn as a line over depth. Raises `InputTypeError` for anything that has no
+    figure.
+    """
+    # A list has no type of its own to dispatch on: it is drawn as what it holds.
+    kind = type(result[0]) if isinstance(result, list | tuple) and result else type(result)
+    _register(kind)
+    return _draw.dispatch(kind)(result, **options)
+
+
+figure.register = _draw.register  # type: ignore[attr-defined]
+
+
+def _register(kind: type) -> None:
+    """Import the function that draws this type, or the nearest of its bases, once."""
+    for base in kind.__mro__:
+        if base in _draw.registry and base is not object:
+            return
+        if base.__name__ in _DRAWN_BY and base.__module__.startswith("interp."):
+            module, name = _DRAWN_BY[base.__name__]
+            _draw.register(base)(getattr(importlib.import_module(module), name))
+            return
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'interp.plots' has no attribute {name!r}")

@@ -1,0 +1,90 @@
+"""One look for all figures, and the text in them made safe.
+
+Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; an effect, which has a sign,
+is drawn on a scale from blue over white to vermilion with white at 0. plotly reads text as a small dialect of HTML, so
+a token such as ``<image>`` would vanish from an axis: every string that comes from data goes through `label`.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+import plotly.graph_objects as go
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
+CHANCE = "#8a94a0"
+EFFECT_SCALE = [
+    (0.0, "#053e6b"),
+    (0.25, "#5a9bc9"),
+    (0.5, "#ffffff"),
+    (0.75, "#f0a06a"),
+    (1.0, "#a33c00"),
+]
+AMOUNT_SCALE = [(0.0, "#f7f9fb"), (0.35, "#a9cbe3"), (0.7, "#3b82b5"), (1.0, "#08325c")]
+MARK = "#D55E00"
+LONGEST_LABEL = 24
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": list(COLOURS),
+        "title": {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 12},
+                  "font": {"size": 15}},
+        "margin": {"l": 64, "r": 16, "t": 76, "b": 56},
+        "modebar": {"bgcolor": "rgba(255,255,255,0)", "color": "#c3cbd3", "activecolor": MUTED},
+        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0},
+        "xaxis": {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": "outside", "automargin": True},
+        "yaxis": {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": "outside", "automargin": True},
+    }
+)
+
+
+def label(text: Any, longest: int = LONGEST_LABEL) -> str:
+    """A string from data as plotly can show it: escaped, with control characters made visible, shortened."""
+    visible = "".join(_visible(character) for character in str(text))
+    if len(visible) > longest:
+        visible = visible[: longest - 1] + "…"
+    return html.escape(visible, quote=False)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\u010a":
+        return "⏎"
+    # byte-level and sentencepiece tokenizers write a leading space as one of these
+    if character in "\t\u0120\u2581":
+        return " "
+    return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") else character
+
+
+def new_figure(title: str, x: str, y: str, height: int = 380) -> go.Figure:
+    """An empty figure in the shared look. `title` and the axes' names are this package's own words, not data."""
+    figure = go.Figure(layout={"template": TEMPLATE, "height": height, "title": {"text": title}})
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y)
+    return figure
+
+
+def numbers(values: Iterable[Any]) -> list[Any]:
+    """A tensor, array or list as plain (nested) lists of floats, NaN as None: what plotly draws as a gap."""
+    plain = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [_plain(value) for value in plain]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    number = float(value)
+    return None if number != number else number
+
+
+def translucent(colour: str, opacity: float) -> str:
+    """``#rrggbb`` with an opacity, for bands behind a line."""
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"

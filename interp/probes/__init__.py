@@ -1,0 +1,15 @@
+"""Linear probes: what can be read off a representation, layer by layer, and how much of that is the probe's doing.
+
+>>> import numpy as np
+>>> states = np.random.default_rng(0).normal(size=(3, 100, 4))
+>>> found = probe_layers(states, ["left" if value < 0 else "right" for value in states[2, :, 1]])
+>>> int(found.accuracy.argmax())
+2
+"""
+
+from __future__ import annotations
+
+from interp.probes.layers import ProbeResult, probe_layers, wilson_interval
+from interp.probes.linear import LinearProbe
+
+__all__ = ["LinearProbe", "ProbeResult", "probe_layers", "wilson_interval"]

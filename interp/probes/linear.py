@@ -1,0 +1,153 @@
+"""A linear probe: a classifier so simple that what it finds must already have been there.
+
+If a hyperplane separates the states of "red" scenes from those of "blue" ones, then colour is written in them in the
+form that a model's own next layer, itself linear at its entry, can use. Three ways to choose the hyperplane:
+
+- *logistic*: regularised logistic regression, the usual probe; finds any separating direction, however small.
+- *ridge*: least squares on labels of -1 and 1; close to logistic, in closed form.
+- *mean_difference*: the nearest class mean; nothing is fitted but means, so it finds only what most examples show,
+  and its direction is the one that steering with a difference of means uses.
+
+Features are standardised on the training data first: otherwise the few features of enormous size that language models
+have decide everything. Whatever the kind, the fitted probe is one matrix: class scores are `x @ coef_.T + intercept_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from interp.errors import InputError
+
+Features = Any  # a tensor of any floating type or an array [example, feature]; scikit-learn's checks run on it
+_MAX_ITERATIONS = 5000
+_STATE = ("classes_", "coef_", "intercept_", "mean_", "scale_")
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    fitted = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS).fit(x, y)
+    return fitted.coef_, fitted.intercept_
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    fitted = RidgeClassifier(alpha=1 / strength).fit(x, y)
+    return np.atleast_2d(fitted.coef_), np.atleast_1d(fitted.intercept_)
+
+
+def _mean_difference(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest mean as scores: -|x - m|^2 / 2 is x.m - |m|^2 / 2, but for |x|^2 that all classes share."""
+    means = np.stack([x[y == label].mean(axis=0) for label in np.unique(y)])
+    offsets = -np.square(means).sum(axis=1) / 2
+    if len(means) == 2:
+        return means[1:] - means[:1], offsets[1:] - offsets[:1]
+    return means, offsets
+
+
+KINDS: dict[str, Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]] = {
+    "logistic": _logistic,
+    "ridge": _ridge,
+    "mean_difference": _mean_difference,
+}
+
+
+def _gives_probabilities(probe: LinearProbe) -> bool:
+    if probe.kind != "logistic":
+        raise AttributeError(f"a probe of kind {probe.kind!r} has scores, no probabilities: use decision_function")
+    return True
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """A linear classifier of standardised features, in scikit-learn's terms; see the module for its three kinds.
+
+    `C` is the inverse of the strength of regularisation, as in scikit-learn: the `C` of its LogisticRegression, 1/alpha
+    of its RidgeClassifier; "mean_difference" has none to regularise.
+
+    After `fit`: `classes_`; `mean_` and `scale_` [feature], of the training data; `coef_` [class, feature] and
+    `intercept_` [class], one row where there are two classes, in the units of the features as they came in. So `coef_`
+    is a direction in the model's own space; `coef_ * scale_` says how much each feature matters, and for
+    "mean_difference" of two classes `coef_ * scale_**2` is the plain difference of their means.
+
+    `fit` raises `InputError` for an unknown kind, a `C` that is not positive, and labels of one class; scikit-learn's
+    own `ValueError` says what is wrong with malformed features.
+
+    >>> x = np.random.default_rng(0).normal(size=(200, 5))
+    >>> probe = LinearProbe(kind="mean_difference").fit(x, np.where(x[:, 0] > 0, "right", "left"))
+    >>> probe.predict([[2.0, 0, 0, 0, 0]]).tolist(), int(np.abs(probe.coef_).argmax())
+    (['right'], 0)
+    """
+
+    def __init__(self, kind: str = "logistic", C: float = 1.0) -> None:
+        self.kind = kind
+        self.C = C
+
+    def fit(self, X: Features, y: Any) -> LinearProbe:
+        """Standardise `X` [example, feature], choose the hyperplanes that tell the classes of `y` [example] apart."""
+        if self.kind not in KINDS:
+            raise InputError(f"kind={self.kind!r} is unknown: use one of {tuple(KINDS)}")
+        if not self.C > 0:
+            raise InputError(f"C={self.C!r}: expected a positive number, the inverse of the regularisation")
+        X, y = validate_data(self, _array(X), y, dtype=np.float64, ensure_min_samples=2)
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(f"all labels are {self.classes_[0]!r}, one class: a classifier takes two classes or more")
+        self.mean_ = X.mean(axis=0)
+        spread = X.std(axis=0)
+        # a feature that does not vary but for rounding stays as it is, near 0, instead of becoming noise of size 1
+        self.scale_ = np.where(spread > 1e-12 * np.abs(self.mean_), spread, 1.0)
+        weights, offsets = KINDS[self.kind]((X - self.mean_) / self.scale_, numbers, float(self.C))
+        self.coef_ = weights / self.scale_
+        self.intercept_ = offsets - self.coef_ @ self.mean_
+        return self
+
+    def decision_function(self, X: Features) -> np.ndarray:
+        """The scores [example, class], or [example] for two classes, positive for the second."""
+        check_is_fitted(self)
+        X = validate_data(self, _array(X), dtype=np.float64, reset=False)
+        scores = X @ self.coef_.T + self.intercept_
+        return scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, X: Features) -> np.ndarray:
+        """The class of each example: that of the highest score."""
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
+
+    @available_if(_gives_probabilities)
+    def predict_proba(self, X: Features) -> np.ndarray:
+        """The probability of each class [example, class]; for "logistic" only."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def score(self, X: Features, y: Any, sample_weight: Any = None) -> float:
+        """The accuracy on `X` and `y`."""
+        return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
+
+    def get_state(self) -> dict[str, Any]:
+        """The fitted probe as arrays and plain values, from which `from_state` makes it again."""
+        check_is_fitted(self)
+        state = {name: getattr(self, name) for name in _STATE}
+        return {"kind": self.kind, "C": float(self.C), **state, "classes_": self.classes_.tolist()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> LinearProbe:
+        """The probe that `get_state` described."""
+        probe = cls(kind=state["kind"], C=state["C"])
+        for name in _STATE:
+            setattr(probe, name, np.asarray(state[name]))
+        probe.n_features_in_ = probe.coef_.shape[1]
+        return probe
+
+
+def _array(x: Features) -> Any:
+    return x.detach().to("cpu", torch.float64).numpy() if isinstance(x, torch.Tensor) else x

@@ -1,0 +1,299 @@
+"""One report, one file: figures, tables and pictures in a single HTML page that asks nothing of the network.
+
+plotly.js stands in the page once and draws all figures; pictures are data URIs; the styles are a few lines of CSS. A
+content security policy in the head forbids every request, so a page that would need one shows it at once instead of
+sending it. Whatever text goes in is escaped here, in one place.
+
+A page is a title, a lead and sections; a section is a title and blocks: `Text`, `Figure`, `Table`, `Picture`, `Note`
+and `Columns`, which lays blocks side by side where the window is wide enough.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InputError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from PIL.Image import Image
+
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+_STYLE = """
+:root { --ink: #1f2933; --muted: #5b6875; --line: #dde3e8; --ground: #f6f8f9; --accent: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+       font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.3rem; margin: 0 0 .6rem; }
+p { margin: .5rem 0; max-width: 76ch; }
+.lead { color: var(--muted); margin-bottom: 1rem; }
+nav { font-size: .9rem; margin: 1rem 0 1.5rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
+a { color: var(--accent); text-decoration: none; }
+a:hover { text-decoration: underline; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin: 0 0 20px; }
+.note { border-left: 4px solid var(--accent); padding: .3rem 0 .3rem 1rem; margin: .9rem 0; }
+.muted, figcaption { color: var(--muted); font-size: .88rem; }
+.columns { display: flex; flex-wrap: wrap; gap: 18px; align-items: flex-start; }
+.columns > * { flex: 1 1 300px; min-width: 0; }
+.columns > figure.picture { flex: 0 1 auto; }
+figure { margin: .8rem 0; }
+.picture img { display: block; max-width: 100%; border-radius: 6px; border: 1px solid var(--line); }
+.pixels img { image-rendering: pixelated; }
+.scroll { overflow-x: auto; }
+.wide { min-width: 720px; }
+table { border-collapse: collapse; font-size: .92rem; margin: .6rem 0; }
+caption { text-align: left; color: var(--muted); font-size: .88rem; padding-bottom: .3rem; }
+th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { font-weight: 600; white-space: nowrap; }
+td.number { font-variant-numeric: tabular-nums; text-align: right; }
+.right { color: #00704f; } .wrong { color: #b04300; }
+footer { color: var(--muted); font-size: .82rem; overflow-wrap: anywhere; }
+@media (max-width: 560px) { main { padding: 18px 10px 40px; } section { padding: 16px 14px; } h1 { font-size: 1.5rem; } }
+"""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `muted` for what explains rather than says."""
+
+    text: str
+    muted: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph that stands out: what was found."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plotly figure; a `wide` one scrolls sideways on a narrow window instead of being squeezed."""
+
+    figure: go.Figure
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts and numbers. A cell may be a `Mark`."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A text that is right or wrong, in colour and with a sign that needs none."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture at most `width` pixels wide on the page; a small one is shown enlarged, pixel by pixel."""
+
+    image: Image
+    caption: str = ""
+    width: int = 320
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Blocks side by side."""
+
+    blocks: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page."""
+
+    title: str
+    blocks: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report. `html()` gives it as one string, `write()` puts it into a file, whole or not at all."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    footer: str = ""
+
+    def html(self) -> str:
+        """The whole page, plotly.js included."""
+        from plotly.offline import get_plotlyjs
+
+        writer = _Writer()
+        sections = "\n".join(writer.section(section, number) for number, section in enumerate(self.sections, start=1))
+        links = "".join(f'<a href="#s{n}">{_text(s.title)}</a>' for n, s in enumerate(self.sections, start=1))
+        head = [
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{_text(self.title)}</title>",
+            f"<style>{_STYLE}</style>",
+            f"<script>{get_plotlyjs()}</script>" if writer.figures else "",
+        ]
+        body = [
+            f"<main><h1>{_text(self.title)}</h1>",
+            f'<p class="lead">{_text(self.lead)}</p>',
+            f"<nav>{links}</nav>",
+            sections,
+            f"<footer>{_text(self.footer)}</footer></main>",
+        ]
+        return "<!doctype html>\n" + "\n".join(
+            ['<html lang="en"><head>', *head, "</head><body>", *body, "</body></html>", ""]
+        )
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page and return its path; a file that was there is replaced whole. `InputError` where it cannot be."""
+        target = check_writable(path)
+        content = self.html()
+        try:
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(content)
+            partial.chmod(0o666 & ~_umask())
+            partial.replace(target)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """The path, if a file can be written there; asked before work that takes long. Leaves nothing behind.
+
+    Raises `InputError` where its folder does not exist or cannot be written to, and where the path is a folder.
+    """
+    target = Path(path)
+    if not str(path) or target.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: expected the path of a file to write, as in 'report.html'")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{str(path)!r} is no ordinary file: expected the path of a file to write, as in 'report.html'")
+    if not target.parent.is_dir():
+        raise InputError(f"{str(path)!r} cannot be written: {str(target.parent)!r} is no folder, make it or choose another path")
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return target
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    return InputError(f"{str(target)!r} cannot be written ({error.strerror or error}): choose another path")
+
+
+def _umask() -> int:
+    """What the user's new files are not allowed: a temporary file is private, the finished one need not be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def picture_uri(image: Image) -> str:
+    """A picture as a PNG data URI."""
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+@dataclass
+class _Writer:
+    """Turns blocks into HTML and counts the figures, each of which needs an id of its own."""
+
+    figures: int = 0
+    _writers: dict[type, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._writers = {
+            Text: lambda block: f'<p class="{"muted" if block.muted else ""}">{_text(block.text)}</p>',
+            Note: lambda block: f'<p class="note">{_text(block.text)}</p>',
+            Figure: self._figure,
+            Table: self._table,
+            Picture: self._picture,
+            Columns: lambda block: f'<div class="columns">{self._blocks(block.blocks)}</div>',
+        }
+
+    def section(self, section: Section, number: int) -> str:
+        return f'<section id="s{number}"><h2>{_text(section.title)}</h2>{self._blocks(section.blocks)}</section>'
+
+    def _blocks(self, blocks: Sequence[Any]) -> str:
+        return "\n".join(self._writers[type(block)](block) for block in blocks)
+
+    def _figure(self, block: Figure) -> str:
+        import plotly.io
+
+        self.figures += 1
+        height = block.figure.layout.height or 400
+        drawn = plotly.io.to_html(
+            block.figure,
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{self.figures}",
+            default_height=f"{height}px",
+            config=_CONFIG,
+        )
+        size = "wide" if block.wide else ""
+        return f'<figure><div class="scroll"><div class="{size}">{drawn}</div></div>{_caption(block.caption)}</figure>'
+
+    def _picture(self, block: Picture) -> str:
+        small = max(block.image.size) < block.width
+        width = block.width if small else min(block.width, block.image.width)
+        kind = "picture pixels" if small else "picture"
+        label = _text(block.caption or "picture")
+        image = f'<img src="{picture_uri(block.image)}" width="{width}" alt="{label}">'
+        return f'<figure class="{kind}" style="width:{width}px;max-width:100%">{image}{_caption(block.caption)}</figure>'
+
+    def _table(self, block: Table) -> str:
+        head = "".join(f"<th>{_text(name)}</th>" for name in block.columns)
+        body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in block.rows)
+        caption = f"<caption>{_text(block.caption)}</caption>" if block.caption else ""
+        return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _caption(text: str) -> str:
+    return f"<figcaption>{_text(text)}</figcaption>" if text else ""
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mark):
+        kind, sign = ("right", "✓") if value.right else ("wrong", "✗")
+        return f'<td class="{kind}">{sign} {_text(value.text)}</td>'
+    if isinstance(value, float):
+        return f'<td class="number">{value:.3g}</td>'
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f'<td class="number">{value}</td>'
+    return f"<td>{_text(value)}</td>"

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from interp.errors import InputError
+from interp.geometry import AlignmentMatrix, alignment_matrix, neighbor_overlap, overlap_interval
+from interp.results import Result
+
+LAYERS = 9
+
+
+def planted(seed=0, n=120, d=16, shared=range(3, 6), entry=None):
+    """Visual and textual states [9, n, d]: the same code (turned, with a little noise) in `shared` layers only.
+
+    With `entry`, the visual state 0 carries the code of that textual layer.
+    """
+    rng = np.random.default_rng(seed)
+    visual, textual = rng.normal(size=(2, LAYERS, n, d))
+    for layer in shared:
+        turn, _ = np.linalg.qr(rng.normal(size=(d, d)))
+        visual[layer] = 5 * textual[layer] @ turn + 0.5 * rng.normal(size=(n, d))
+    if entry is not None:
+        visual[0] = textual[entry] + 0.3 * rng.normal(size=(n, d))
+    return torch.tensor(visual), torch.tensor(textual)
+
+
+def matrix(diagonal, low=None, chance=0.1):
+    values = torch.diag(torch.tensor(diagonal))
+    floor = values if low is None else torch.diag(torch.tensor(low))
+    return AlignmentMatrix(values, chance, floor, values, "neighbor_overlap", 30, 301, 10)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_planted_phase_is_found_exactly(seed):
+    found = alignment_matrix(*planted(seed), k=10, subsamples=10)
+    assert found.phase() == range(3, 6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_phase_where_nothing_is_shared(seed):
+    assert alignment_matrix(*planted(seed, shared=()), k=10).phase() is None
+
+
+def test_phase_at_the_borders_and_across_a_gap():
+    assert matrix([0.9, 0.8, 0.2, 0.85]).phase() == range(0, 2)
+    assert matrix([0.2, 0.75, 0.8, 0.9]).phase() == range(1, 4)
+    assert matrix([0.2, 0.75, 0.8, 0.9]).phase(tau=0.95) == range(3, 4)
+    assert matrix([0.2, 0.3], low=[0.1, 0.1]).phase() is None
+    assert matrix([0.2, 0.3], low=[0.1, 0.11]).phase() == range(1, 2)
+
+
+def test_bypass_sees_where_the_entry_goes():
+    visual, textual = planted(entry=4)
+    found = alignment_matrix(visual, textual, k=10).bypass()
+    assert found.best[[0, 3, 4, 5]].tolist() == [4, 3, 4, 5]
+    assert found.shift[[0, 3, 4, 5]].tolist() == [4, 0, 0, 0]
+    assert found.intermediate
+    assert found.entry_gain > 0.2
+    assert found.low[0] > found.chance
+    assert not alignment_matrix(visual, textual, k=10).bypass(band=(0.6, 0.9)).intermediate
+    assert not alignment_matrix(*planted(entry=0), k=10).bypass().intermediate
+    assert not alignment_matrix(*planted(shared=()), k=10).bypass().intermediate
+
+
+def test_each_value_is_the_overlap_of_that_pair():
+    visual, textual = planted(n=60)
+    found = alignment_matrix(visual[:2], textual[2:5].float(), k=7, subsamples=12, seed=5)
+    assert found.values.shape == (2, 3)
+    assert found.chance == 7 / 59
+    for i in range(2):
+        for j in range(3):
+            expected = overlap_interval(visual[i], textual[2 + j].float(), k=7, subsamples=12, seed=5)
+            got = (found.values[i, j], found.low[i, j], found.high[i, j])
+            assert [float(part) for part in got] == pytest.approx(expected, abs=1e-9)
+    cosine = alignment_matrix(visual[:2], textual[:2], metric="mutual_knn", k=7)
+    assert cosine.values[1, 0] == pytest.approx(neighbor_overlap(visual[1], textual[0], k=7, metric="cosine"))
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    visual, textual = planted(n=50)
+    whole = alignment_matrix(visual, textual, k=5, subsamples=5)
+    monkeypatch.setattr("interp.geometry.neighbors._BLOCK", 18 * 50 * 7)
+    parts = alignment_matrix(visual, textual, k=5, subsamples=5)
+    torch.testing.assert_close(parts.values, whole.values)
+    torch.testing.assert_close(parts.low, whole.low)
+
+
+def test_a_constant_state_is_at_chance_and_without_intervals_they_are_nan():
+    visual, textual = planted(n=50)
+    visual[0], textual[0] = 1.7, -0.3
+    found = alignment_matrix(visual, textual, k=5, subsamples=0)
+    assert found.values[0].tolist() == pytest.approx([found.chance] * LAYERS)
+    assert found.low.isnan().all()
+    assert found.phase() == range(3, 6)
+
+
+def test_takes_what_gives_states_when_indexed():
+    class Site:
+        def __init__(self, states):
+            self.states = states
+
+        def __getitem__(self, index):
+            return self.states[index]
+
+    visual, textual = planted(n=40)
+    found = alignment_matrix(Site(visual.half()), Site(textual.numpy()), k=5, subsamples=2)
+    torch.testing.assert_close(found.values, alignment_matrix(visual.half(), textual, k=5, subsamples=2).values)
+
+
+def test_frames_are_tidy():
+    found = alignment_matrix(*planted(n=40), k=5, subsamples=5)
+    frame = found.to_frame()
+    assert list(frame.columns) == ["visual", "textual", "value", "low", "high", "chance"]
+    row = frame[(frame.visual == 2) & (frame.textual == 7)].iloc[0]
+    assert row.value == found.values[2, 7]
+    best = found.bypass().to_frame()
+    assert list(best.columns) == ["visual", "textual", "shift", "value", "low", "high", "chance"]
+    assert best.value[3] == found.values[3, best.textual[3]]
+
+
+def test_kept_and_read_again(tmp_path):
+    found = alignment_matrix(*planted(n=40), k=5, subsamples=5, seed=7)
+    again = Result.load(found.save(tmp_path / "matrix.safetensors"))
+    assert isinstance(again, AlignmentMatrix)
+    assert torch.equal(again.values, found.values)
+    assert (again.phase(), again.provenance.seed) == (found.phase(), 7)
+    bypass = found.bypass()
+    assert torch.equal(type(bypass).load(bypass.save(tmp_path / "bypass.safetensors")).shift, bypass.shift)
+
+
+def test_refusals():
+    visual, textual = planted(n=40)
+    for call, message in [
+        (lambda: alignment_matrix(visual, textual, k=40), "k=40 neighbours were asked of 40 examples"),
+        (lambda: alignment_matrix(visual, textual[:, :30], k=5), "visual has 40 examples and textual 30"),
+        (lambda: alignment_matrix(visual[0], textual, k=5), r"visual has shape \(40, 16\): expected \[state, example"),
+        (lambda: alignment_matrix(visual, textual, metric="cka"), "metric='cka' is unknown"),
+        (lambda: alignment_matrix(visual, textual, k=5, subsamples=-1), "subsamples=-1"),
+        (lambda: alignment_matrix(visual[:3], textual, k=5).phase(), "has no diagonal"),
+        (lambda: matrix([0.5, 0.6]).phase(tau=0), "tau=0"),
+        (lambda: matrix([0.5, 0.6]).bypass(band=(0.9, 0.1)), r"band=\(0.9, 0.1\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("module", ["", ".clouds", ".neighbors", ".dimension", ".overlap", ".alignment"])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(importlib.import_module(f"interp.geometry{module}")).failed == 0

@@ -1,0 +1,72 @@
+"""Patch and Ablate: the identity changes nothing, a patch moves what it should, and wrong values are refused."""
+
+import pytest
+import torch
+
+import interp
+from interp.interventions import Ablate, Patch
+
+
+def states_of(vlm, batch, layer):
+    acts = interp.capture(vlm, [batch], sites=("resid_pre",), positions="all", reduce="none", progress=False)
+    return acts["resid_pre"][layer]
+
+
+def test_writing_back_changes_nothing(toy, mixed):
+    for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
+        acts = interp.capture(toy, [mixed], sites=(site,), positions="all", reduce="none", progress=False)
+        same = Patch(site=site, layers="all", positions="all", value=acts[site])
+        assert (toy.logits(mixed, [same]) == toy.logits(mixed)).all()
+
+
+def test_a_one_row_batch_gives_its_own_states(toy, mixed):
+    row = mixed.row(1)
+    other = toy.prepare(["a blue 4 at left . where is the 4 ?"])
+    by_batch = Patch(site="resid_post", layers=[1, 3], positions=[2, 5], value=other)
+    acts = interp.capture(toy, [other], sites=("resid_post",), positions=[2, 5], reduce="none", progress=False)
+    by_tensor = Patch(site="resid_post", layers=[1, 3], positions=[2, 5], value=acts["resid_post"][[1, 3]])
+    assert (toy.logits(row, [by_batch]) == toy.logits(row, [by_tensor])).all()
+    assert not torch.allclose(toy.logits(row, [by_batch]), toy.logits(row))
+
+
+def test_ablations(toy, mixed):
+    mask = mixed.positions["text"]
+    count = int(mask.sum())
+    for value, expected in [
+        ("zero", torch.zeros(count, 128)),
+        ("mean", states_of(toy, mixed, 2)[mask[mixed.positions["all"]]].mean(0).expand(count, -1)),
+        (torch.ones(128), torch.ones(count, 128)),
+    ]:
+        cut = Ablate(site="resid_pre", layers=2, positions="text", value=value)
+        acts = interp.capture(
+            toy, [mixed], sites=("resid_pre",), positions="text", reduce="none", interventions=[cut], progress=False
+        )
+        torch.testing.assert_close(acts["resid_pre"][2], expected, atol=1e-5, rtol=0)
+
+
+def test_without_the_image_the_answer_is_lost(toy):
+    """Generation takes interventions, and on the toy the picture is what carries the answer."""
+    asked = [(scene, q) for scene in interp.toy.scenes(20, seed=4) for q in scene.questions if q.kind == "colour"]
+    batch = toy.prepare([q.prompt for _, q in asked], [scene.image for scene, _ in asked])
+
+    def right(*interventions):
+        answers = toy.generate(batch, max_new_tokens=2, interventions=interventions)
+        return sum(answer == q.answer for answer, (_, q) in zip(answers, asked, strict=True)) / len(asked)
+
+    assert right() >= 0.9
+    assert right(Ablate(site="resid_pre", layers=0, positions="image", value="mean")) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("intervention", "words"),
+    [
+        (Patch(site="hook", layers=0, positions="last", value=torch.zeros(1)), "site='hook' is unknown"),
+        (Patch(site="resid_pre", layers=9, positions="last", value=torch.zeros(1)), "layer 9"),
+        (Patch(site="resid_pre", layers=0, positions="last", value=torch.zeros(7)), r"does not fit \(1, 3, 128\)"),
+        (Patch(site="resid_pre", layers=0, positions="last", value=3.0), "value is a float"),
+        (Ablate(site="resid_pre", layers=0, positions="last", value="noise"), "value='noise'"),
+    ],
+)
+def test_what_cannot_be_written(toy, mixed, intervention, words):
+    with pytest.raises(interp.InterpError, match=words):
+        toy.logits(mixed, [intervention])

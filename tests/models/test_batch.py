@@ -1,0 +1,124 @@
+"""Batches: what goes in comes out, row by row, and what does not fit is refused before a model runs."""
+
+import pytest
+import torch
+from PIL import Image
+
+import interp
+
+
+def test_padding_is_on_the_left(mixed):
+    assert len(mixed) == 3
+    assert mixed.positions["last"][:, -1].all()
+    assert mixed.tokens[1][-1] == "?"
+    assert mixed.tokens[1][0] == "<pad>"
+    assert mixed.positions["image"].sum(dim=1).tolist() == [36, 0, 36]
+    assert [mixed.positions.grid(row) for row in range(3)] == [[(6, 6)], [], [(6, 6)]]
+
+
+def test_a_row_alone_gives_the_same_logits(toy, mixed):
+    together = toy.logits(mixed)
+    for index in range(len(mixed)):
+        alone = mixed.row(index)
+        assert not alone.positions["padding"].any()
+        torch.testing.assert_close(toy.logits(alone)[0], together[index], atol=2e-5, rtol=0)
+    assert mixed.row(-1).tokens == mixed.row(2).tokens
+
+
+def test_the_encoding_is_the_processors_own(toy, few):
+    batch = toy.prepare(["<image> where is the 3 ?"], [few[0].image])
+    own = toy.processor(text=["<image> where is the 3 ?"], images=[few[0].image], return_tensors="pt")
+    assert set(batch.inputs) == set(own)
+    assert all((batch.inputs[name] == own[name]).all() for name in own)
+
+
+def test_an_encoding_gives_the_same_batch(toy, mixed):
+    again = toy.prepare(encoding=mixed.inputs)
+    assert again.tokens == mixed.tokens
+    assert (again.positions["image"] == mixed.positions["image"]).all()
+    assert (toy.logits(again) == toy.logits(mixed)).all()
+
+
+def test_right_padding_is_read_from_the_mask(toy):
+    texts = ["a red 3 at top . where is the 3 ?", "where is the 3 ?"]
+    right = toy.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    left = toy.prepare(texts)
+    torch.testing.assert_close(toy.logits(toy.prepare(encoding=right)), toy.logits(left), atol=2e-5, rtol=0)
+
+
+def test_repeat_is_the_same_row(toy, mixed):
+    logits = toy.logits(mixed.row(0).repeat(3))
+    assert logits.shape[0] == 3
+    torch.testing.assert_close(logits, toy.logits(mixed.row(0)).expand(3, -1), atol=2e-5, rtol=0)
+    with pytest.raises(interp.InputError, match="3 rows cannot be repeated"):
+        mixed.repeat(2)
+
+
+def test_spans_are_found_behind_the_image(toy, few):
+    texts = ["<image> what colour is the 3 ?", "what colour is the 7 ?"]
+    batch = toy.prepare(texts, [few[0].image, None], spans={"digit": ["the 3", "the 7"], "word": "colour"})
+    picked = [
+        [t for t, m in zip(ts, ms, strict=True) if m]
+        for ts, ms in zip(batch.tokens, batch.positions["digit"], strict=True)
+    ]
+    assert picked == [["the", "3"], ["the", "7"]]
+    assert batch.positions["word"].sum(dim=1).tolist() == [1, 1]
+    assert batch.row(0).positions["digit"].sum() == 2
+
+
+def test_files_are_opened(toy, few, tmp_path):
+    few[0].image.save(tmp_path / "scene.png")
+    from_file = toy.prepare(["<image>"], [tmp_path / "scene.png"])
+    assert (from_file.inputs["pixel_values"] == toy.prepare(["<image>"], [few[0].image]).inputs["pixel_values"]).all()
+
+
+def test_pictures_of_any_size_and_mode(toy):
+    batch = toy.prepare(["<image>"], [Image.new("L", (200, 90))])
+    assert batch.inputs["pixel_values"].shape == (1, 3, 48, 48)
+
+
+PICTURE = Image.new("RGB", (48, 48))
+
+
+@pytest.mark.parametrize(
+    ("texts", "images", "words"),
+    [
+        ([], None, "batch is empty"),
+        ("<image>", [PICTURE], "one string"),
+        ([3], None, "3 among the texts is a int"),
+        (["<image>"], ["nowhere.png"], "'nowhere.png' is no file"),
+        (["<image>"], [b"x"], "is no image"),
+        (["what is this ?"], [PICTURE], "has no <image>, but an image is given"),
+        (["<image> <image>"], [PICTURE], "has 2 <image>, but 1 images are given"),
+        (["<image>"], None, "has 1 <image>, but 0 images are given"),
+        (["<image>"], [PICTURE, PICTURE], "1 texts and 2 images"),
+    ],
+)
+def test_what_does_not_fit_is_refused(toy, texts, images, words):
+    with pytest.raises(interp.InputError, match=words) as caught:
+        toy.prepare(texts, images)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_image(toy, tmp_path):
+    path = tmp_path / "fake.png"
+    path.write_text("not a picture")
+    with pytest.raises(interp.InputError, match="is no image that Pillow can read"):
+        toy.prepare(["<image>"], [path])
+
+
+def test_other_refusals(toy, mixed, tiny):
+    with pytest.raises(interp.InputError, match="no chat template"):
+        toy.prepare(["hello"], chat=True)
+    with pytest.raises(interp.InputError, match="stands 0 times in row 0"):
+        toy.prepare(["where is the 3 ?"], spans={"x": "blue"})
+    with pytest.raises(interp.InputError, match="kind of position"):
+        toy.prepare(["where is the 3 ?"], spans={"image": "where"})
+    with pytest.raises(interp.InputError, match="one or the other"):
+        toy.prepare(["a"], encoding=mixed.inputs)
+    with pytest.raises(interp.InputError, match="input_ids of shape"):
+        toy.prepare(encoding={"input_ids": torch.zeros(1, 0, dtype=torch.long)})
+    with pytest.raises(interp.InputError, match="row 5"):
+        mixed.row(5)
+    with pytest.raises(interp.InputError, match="without a processor"):
+        interp.load(model=tiny).prepare(["hello"])

@@ -1,0 +1,55 @@
+"""Traces that are shipped: nnsight's simulation gives the same numbers, and a server without this package can run them."""
+
+import subprocess
+import sys
+import textwrap
+
+import torch
+
+from interp.interventions import Ablate
+
+
+def test_the_simulation_gives_the_same_numbers(toy, remote_toy, mixed):
+    assert (remote_toy.logits(mixed) == toy.logits(mixed)).all()
+    ablated = [Ablate(site="resid_pre", layers=[2, 5], positions="image", value="mean")]
+    torch.testing.assert_close(remote_toy.logits(mixed, ablated), toy.logits(mixed, ablated), atol=1e-5, rtol=0)
+    assert remote_toy.generate(mixed, 4) == toy.generate(mixed, 4)
+    assert remote_toy.check(mixed).passed
+
+
+def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
+    """The simulation does not catch a function that is sent by name, so one process sends and another, without it, reads."""
+    send = """
+        import sys, torch, interp
+        from interp.models import forward
+        vlm = interp.load("toy", device="cpu", check=False)
+        batch = vlm.prepare(texts=["where is the 3 ?"])
+        rows, columns = batch.positions["last"].nonzero(as_tuple=True)
+        edits = [forward.Edit("resid_pre", 2, forward.write, (rows, columns, torch.zeros(1, 128)))]
+        reads = [forward.Read("mean", "attn_out", 3, forward.take_mean, (batch.positions["all"], None))]
+        steps = forward._schedule(vlm, edits, reads)
+        from nnsight.intervention.serialization import dumps
+        functions = [(forward.follow, [(side, changes, readers) for _, side, changes, readers in steps])]
+        open(sys.argv[1], "wb").write(dumps(functions))
+    """
+    read = """
+        import sys
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "interp":
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Absent())
+        import torch
+        from nnsight.intervention.serialization import loads
+        (follow, steps), = loads(open(sys.argv[1], "rb").read())
+        class Layer:
+            input = output = torch.ones(1, 6, 128)
+        saved = {}
+        follow([(Layer, *step) for step in steps], saved)
+        assert saved["mean"].shape == (1, 128), saved
+        assert "interp" not in sys.modules
+    """
+    blob = str(tmp_path / "sent")
+    for script in (send, read):
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), blob], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,141 @@
+"""Patching against a plain PyTorch hook, against what must hold by causality, and on scenes with a known answer."""
+
+import pytest
+import torch
+
+import interp
+from interp.interventions import Patch
+from interp.patching import PatchResult, logit_difference, patch_sweep
+
+
+@pytest.fixture(scope="module")
+def colours(toy):
+    """Three pairs of pictures that differ in one colour, and the metric that tells them apart."""
+    found = interp.toy.pairs(3, seed=1, change="colour")
+    prompts = [pair.prompt for pair in found]
+    clean = toy.prepare(prompts, [pair.clean.image for pair in found])
+    corrupted = toy.prepare(prompts, [pair.corrupted.image for pair in found])
+    return found, clean, corrupted, logit_difference([p.answer for p in found], [p.other for p in found])
+
+
+@pytest.fixture(scope="module")
+def swept(toy, colours):
+    _, clean, corrupted, metric = colours
+    return patch_sweep(toy, clean, corrupted, metric=metric)
+
+
+def test_a_cell_is_what_a_plain_hook_gives(toy, colours, swept):
+    """The oracle knows nothing of this package: transformers' own forward pass with one PyTorch hook."""
+    found, clean, corrupted, _ = colours
+    layer, column = 3, 20
+    inputs = {name: value[1:2] for name, value in corrupted.inputs.items()}
+    with torch.no_grad():
+        kept = toy.model(**{n: v[1:2] for n, v in clean.inputs.items()}, output_hidden_states=True).hidden_states[layer]
+
+        def hook(_, arguments):
+            arguments[0][:, column] = kept[:, column]
+
+        handle = toy.model.model.language_model.layers[layer].register_forward_pre_hook(hook)
+        logits = toy.model(**inputs).logits[0, -1]
+        handle.remove()
+    a, b = (toy.tokenizer.convert_tokens_to_ids(word) for word in (found[1].answer, found[1].other))
+    assert swept.per_row[1, layer, column].item() == pytest.approx((logits[a] - logits[b]).item(), abs=1e-4)
+
+
+def test_the_ends_of_the_scale(toy, colours, swept):
+    found, clean, corrupted, _metric = colours
+    ids = [
+        [toy.tokenizer.convert_tokens_to_ids(word) for word in words]
+        for words in zip(*[(p.answer, p.other) for p in found], strict=True)
+    ]
+    plain = logit_difference(*ids)
+    torch.testing.assert_close(swept.clean_rows, plain(toy.logits(clean)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(swept.corrupted_rows, plain(toy.logits(corrupted)), atol=1e-4, rtol=0)
+    assert swept.clean > 0 > swept.corrupted  # the toy answers both pictures rightly
+    assert swept.effect.shape == (8, clean.inputs["input_ids"].shape[1])
+    torch.testing.assert_close(swept.values.mean(), swept.per_row.mean())
+
+
+def test_what_causality_asks_for(colours, swept):
+    """Before the first patch that differs nothing can be restored; at layer 0 only those patches and those behind can."""
+    _, clean, corrupted, _ = colours
+    differs = (clean.inputs["pixel_values"] != corrupted.inputs["pixel_values"]).any(dim=1)
+    assert swept.effect[:, 0].abs().max() < 1e-4  # <bos> is the same in both
+    image = clean.positions["image"][0]
+    assert swept.effect[0, ~image].abs().max() < 1e-4  # the words of the prompt enter layer 0 as they are
+    assert differs.any()
+
+
+def test_all_positions_at_once_restore_everything(toy, colours):
+    """Control: with every position of one layer patched the run is the clean one."""
+    _found, clean, corrupted, _ = colours
+    everything = Patch(site="resid_pre", layers=[4], positions="all", value=clean.row(0))
+    torch.testing.assert_close(toy.logits(corrupted.row(0), [everything]), toy.logits(clean.row(0)), atol=2e-5, rtol=0)
+
+
+def test_the_answer_passes_from_the_object_to_the_last_token(toy, colours, swept):
+    """The known answer: the colour enters at the changed object's patches and leaves at the last token."""
+    found, *_ = colours
+    rows = [pair.clean.patch_labels.flatten() == pair.changed for pair in found]
+    shares = (swept.per_row - swept.corrupted_rows[:, None, None]) / (swept.clean_rows - swept.corrupted_rows)[
+        :, None, None
+    ]
+    at_object = torch.stack(
+        [share[0, 1:37][torch.from_numpy(mask)].max() for share, mask in zip(shares, rows, strict=True)]
+    )
+    elsewhere = torch.stack(
+        [share[0, 1:37][torch.from_numpy(~mask)].abs().max() for share, mask in zip(shares, rows, strict=True)]
+    )
+    assert (at_object > elsewhere).all()
+    assert swept.effect[7, -1] > 0.9
+    assert swept.effect[0, -1].abs() < 0.05
+
+
+def test_the_other_direction_is_on_the_same_scale(toy, colours, swept):
+    _, clean, corrupted, metric = colours
+    noised = patch_sweep(toy, clean, corrupted, metric=metric, direction="noise", layers=[7], positions=[0, -1])
+    assert noised.effect[0, 0].item() == pytest.approx(1, abs=1e-4)
+    assert noised.effect[0, 1] < 0.1
+    assert noised.clean == pytest.approx(swept.clean, abs=1e-4)
+
+
+def test_other_sites_and_text(toy):
+    found = interp.toy.pairs(2, seed=2, change="digit")
+    texts = list(zip(*(pair.text_prompts for pair in found), strict=True))
+    clean, corrupted = (toy.prepare(list(side)) for side in texts)
+    metric = logit_difference([p.answer for p in found], [p.other for p in found])
+    for site in ("attn_out", "mlp_out", "resid_post"):
+        result = patch_sweep(toy, clean, corrupted, site=site, layers=[2], positions="last", metric=metric)
+        assert result.site == site
+        assert result.values.shape == (1, 1)
+
+
+def test_a_result_is_kept_and_framed(swept, tmp_path):
+    again = PatchResult.load(swept.save(tmp_path / "patch.safetensors"))
+    assert (again.effect == swept.effect).all()
+    assert again.tokens == swept.tokens
+    assert again.provenance == swept.provenance
+    frame = swept.to_frame()
+    assert len(frame) == swept.effect.numel()
+    assert frame["effect"].to_numpy() == pytest.approx(swept.effect.flatten().numpy())
+
+
+def test_one_row_has_no_interval(toy, colours):
+    found, clean, corrupted, _ = colours
+    metric = logit_difference(found[0].answer, found[0].other)
+    result = patch_sweep(toy, clean.row(0), corrupted.row(0), layers=0, positions=[-1], metric=metric)
+    assert result.low.isnan().all()
+
+
+def test_what_cannot_be_patched(toy, colours, mixed):
+    _found, clean, corrupted, metric = colours
+    with pytest.raises(interp.InputError, match="equal layouts"):
+        patch_sweep(toy, clean.row(0), mixed.row(1), metric=logit_difference("red", "blue"))
+    with pytest.raises(interp.InputError, match="3 clean and 1 corrupted"):
+        patch_sweep(toy, clean, corrupted.row(0), metric=metric)
+    with pytest.raises(interp.InputError, match="expected runs with different answers"):
+        patch_sweep(toy, clean, clean, layers=0, positions=[-1], metric=metric)
+    with pytest.raises(interp.InputError, match="direction='up'"):
+        patch_sweep(toy, clean, corrupted, direction="up", metric=metric)
+    with pytest.raises(interp.InputError, match="site='z' is unknown"):
+        patch_sweep(toy, clean, corrupted, site="z", metric=metric)

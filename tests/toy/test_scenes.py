@@ -1,0 +1,123 @@
+"""Scenes: nothing of the test split is ever trained on, and labels say what the pixels show."""
+
+import numpy as np
+import pytest
+
+import interp
+from interp.toy import lessons
+from interp.toy.language import COLOURS
+from interp.toy.scenes import combinations, glyph_bank, glyphs_of
+
+
+def test_the_splits_share_neither_glyphs_nor_combinations():
+    assert not set(combinations("train")) & set(combinations("test"))
+    assert len(combinations("train")) + len(combinations("test")) == 6 * 10 * 9
+    _, digits, _ = glyph_bank()
+    for digit in range(10):
+        train, test = (set(glyphs_of(split)[digit].tolist()) for split in ("train", "test"))
+        assert not train & test
+        assert train | test == set(np.flatnonzero(digits == digit).tolist())
+        assert len(test) >= 20
+
+
+def test_test_scenes_are_made_of_what_is_held_out():
+    held_out = set(combinations("test"))
+    _, digits, _ = glyph_bank()
+    for scene in interp.toy.scenes(50, seed=3):
+        for item, glyph in zip(scene.objects, scene.glyphs, strict=True):
+            assert (COLOURS.index(item.colour), item.digit, item.place_index) in held_out
+            assert digits[glyph] == item.digit
+            assert glyph in glyphs_of("test")[item.digit]
+
+
+def test_lessons_are_made_of_the_train_split(monkeypatch):
+    seen = []
+    real = lessons.draw_objects
+    monkeypatch.setattr(
+        lessons, "draw_objects", lambda rng, split, *rest, **more: seen.append(split) or real(rng, split, *rest, **more)
+    )
+    rng = np.random.default_rng(0)
+    lessons.text_lesson(rng, 3), lessons.patch_lesson(rng, 3), lessons.image_lesson(rng, 3, "caption")
+    assert seen == ["train"] * 9
+
+
+def test_a_seed_gives_the_same_scenes_and_another_gives_others():
+    one, two, other = (interp.toy.scenes(5, seed) for seed in (4, 4, 5))
+    assert one == two
+    assert one.pairs()[0][0].tobytes() == two.pairs()[0][0].tobytes()
+    assert [scene.questions for scene in one] == [scene.questions for scene in two]
+    assert one.captions().pairs() != other.captions().pairs()
+
+
+def test_pixels_show_what_the_labels_say():
+    for scene in interp.toy.scenes(20, seed=1):
+        pixels = np.asarray(scene.image).astype(float)
+        assert pixels.shape == (48, 48, 3)
+        assert (scene.patch_labels >= 0).sum() == 4 * len(scene.objects)
+        for index, (item, mask) in enumerate(zip(scene.objects, scene.masks, strict=True)):
+            rows, columns = np.nonzero(mask)
+            assert (scene.patch_labels[rows // 8, columns // 8] == index).all()
+            shown = pixels[mask].mean(axis=0)
+            red, green, blue = shown > shown.max() * 0.6
+            names = {
+                (1, 0, 0): "red",
+                (0, 1, 0): "green",
+                (0, 0, 1): "blue",
+                (1, 1, 0): "yellow",
+                (1, 0, 1): "magenta",
+                (0, 1, 1): "cyan",
+            }
+            assert names[red, green, blue] == item.colour
+        assert pixels[8:16].size  # ground is dark wherever no object is
+        ground = np.kron(scene.patch_labels < 0, np.ones((8, 8))).astype(bool)
+        assert pixels[ground].mean() < 40
+
+
+def test_a_data_set_is_a_sequence_of_rows():
+    data = interp.toy.scenes(6, seed=2, distinct=True, objects=1)
+    assert len(data) == len(data.ids) == len(data.labels["digit"]) == 6
+    assert len(set(data.captions().pairs())) == 6
+    assert [scene.caption for scene in data[2:4]] == [text for _, text in data.captions().pairs()][2:4]
+    image, text = data.pairs()[0]
+    assert text == "<image>"
+    assert image.size == (48, 48)
+    assert data.labels["digit"][3] == str(data[3].objects[0].digit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"split": "dev"}, "split='dev' is unknown"),
+        ({"n": -1}, "n=-1"),
+        ({"objects": 5}, "objects=5"),
+        ({"n": 200, "objects": 1, "distinct": True}, "only 108 distinct captions"),
+    ],
+)
+def test_what_cannot_be_drawn(arguments, words):
+    with pytest.raises(interp.InputError, match=words):
+        interp.toy.scenes(**{"n": 1, "seed": 0, **arguments})
+
+
+@pytest.mark.parametrize(("change", "objects"), [("colour", 2), ("digit", 3), ("place", 1)])
+def test_pairs_differ_in_one_thing(change, objects):
+    for pair in interp.toy.pairs(10, seed=6, change=change, objects=objects):
+        clean, corrupted, answer, other = pair
+        assert answer != other
+        assert len(clean.caption.split()) == len(corrupted.caption.split())
+        different = [i for i, (a, b) in enumerate(zip(clean.objects, corrupted.objects, strict=True)) if a != b]
+        assert different == [pair.changed]
+        words = set(clean.caption.split()) ^ set(corrupted.caption.split())
+        assert words <= {answer, other} or change != "place"
+        assert answer in clean.caption.split()
+        assert other in corrupted.caption.split()
+        changed_pixels = (np.asarray(clean.image) != np.asarray(corrupted.image)).any(axis=-1)
+        cells = {(row // 16, column // 16) for row, column in zip(*np.nonzero(changed_pixels), strict=True)}
+        item, variant = clean.objects[pair.changed], corrupted.objects[pair.changed]
+        assert cells == {divmod(item.place_index, 3), divmod(variant.place_index, 3)}
+
+
+def test_pairs_that_cannot_be_made():
+    with pytest.raises(interp.InputError, match="change='size' is unknown"):
+        interp.toy.pairs(1, seed=0, change="size")
+    with pytest.raises(interp.InputError, match="objects=2"):
+        interp.toy.pairs(1, seed=0, change="place", objects=2)

@@ -1,0 +1,57 @@
+"""The shipped weights: small, and as able as the README says."""
+
+from pathlib import Path
+
+import pytest
+
+import interp
+from interp.toy.language import KINDS
+
+WEIGHTS = Path(interp.__file__).parent / "toy" / "weights"
+
+
+def table(name, n):
+    return interp.toy.evaluate(name, n=n).set_index(["modality", "kind"])
+
+
+def test_they_are_small():
+    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert size <= 25 * 2**20
+    assert {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+
+
+def test_base_answers_every_kind_of_question_on_text():
+    scores = table("toy:base", 400).loc["text"]
+    assert set(scores.index) == set(KINDS)
+    assert (scores["accuracy"] >= 0.95).all(), scores
+
+
+def test_base_writes_captions_that_parse():
+    vlm = interp.load("toy:base", device="cpu")
+    starts = [f"a {colour}" for colour in ("red", "green", "blue", "yellow", "magenta", "cyan")] + ["a"]
+    for start, text in zip(starts, vlm.generate(vlm.prepare(starts), max_new_tokens=30), strict=True):
+        assert interp.toy.parse_caption(f"{start} {text}")
+
+
+def test_tuned_answers_perception_questions_on_images_never_trained_on():
+    scores = table("toy:tuned", 400).loc["image"]
+    perception = scores[scores["group"] == "perception"]
+    assert (perception["accuracy"] >= 0.95).all(), perception
+
+
+def test_a_blank_picture_is_not_answered(toy, few):
+    """The control: without the picture's content, accuracy falls to about the share of the commonest answer."""
+    from PIL import Image
+
+    asked = [(scene, q) for scene in interp.toy.scenes(150, seed=8) for q in scene.questions if q.kind == "place"]
+    batch = toy.prepare([q.prompt for _, q in asked], [Image.new("RGB", (48, 48), (28, 28, 28))] * len(asked))
+    answers = toy.tokenizer.convert_ids_to_tokens(toy.logits(batch).argmax(-1).tolist())
+    right = sum(answer == q.answer for answer, (_, q) in zip(answers, asked, strict=True)) / len(asked)
+    assert right < 0.35
+
+
+def test_an_unknown_toy():
+    with pytest.raises(interp.InputError, match="'toy:none' is no toy"):
+        interp.toy.evaluate("toy:none", n=1)
+    with pytest.raises(interp.InputError, match="n=0"):
+        interp.toy.evaluate("toy", n=0)
