@@ -87,7 +87,9 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path("interp-demo.html"),
-    model: Annotated[str | None, typer.Option(help="A hub repository or a folder; the bundled toy if left out.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A hub repository or a folder; the bundled toy if left out.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture of your own, with --question.")] = None,
     question: Annotated[str | None, typer.Option(help="A question about it, with --image.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Which scenes the toy is shown.")] = 0,
@@ -164,7 +166,9 @@ def doctor(
     failed = [check for check in report.checks if check.outcome == "failed"]
     if failed:
         names = ", ".join(check.name for check in failed)
-        raise LayoutError(f"{vlm.name!r} failed {names}: its layout cannot be used as found, pass structure= to interp.load")
+        raise LayoutError(
+            f"{vlm.name!r} failed {names}: its layout cannot be used as found, pass structure= to interp.load"
+        )
 
 
 def _check(vlm: VLM) -> CheckReport:

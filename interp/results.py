@@ -71,6 +71,7 @@ class Result:
 
         Raises `InputError` where the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         target = Path(path)
@@ -81,10 +82,10 @@ class Result:
         try:
             save_file(tensors, partial, metadata=header)
             partial.replace(target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise InputError(
-                f"{str(target)!r} cannot be written ({error.strerror or error}): choose another path"
+                f"{str(target)!r} cannot be written ({error}): choose another path"
             ) from error
         return target
 
@@ -115,7 +116,8 @@ class Result:
 
 def _family(cls: type) -> list[type]:
     """The class and everything that derives from it."""
-    family, children = [cls], type.__subclasses__(cls)
+    family: list[type] = [cls]
+    children: list[type] = type.__subclasses__(cls)
     for child in children:
         family += _family(child)
     return family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typechecks  # noqa: F401  beartype must be imported before nnsight, which puts an attribute on every object
 from jaxtyping import install_import_hook
 
 # Active under pytest alone, never in the library itself; must come before the first import of what is checked.

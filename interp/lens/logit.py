@@ -10,21 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.models import VLM, Batch, Intervention
 from interp.models.forward import Read, run_forward, take_each
 from interp.models.tokens import target_ids
 from interp.results import Provenance, Result
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from interp.models import VLM, Batch, Intervention
 
 # The readout is a matrix product with the whole vocabulary: states are read this many positions at a time.
 _POSITIONS_AT_ONCE = 512
@@ -62,8 +59,6 @@ class LensResult(Result):
         return [self.vocabulary[str(int(token))] for token in self.top_ids[state, position]]
 
     def to_frame(self) -> pd.DataFrame:
-        import pandas as pd
-
         rows = []
         for state in range(self.top_ids.shape[0]):
             for position in range(self.top_ids.shape[1]):

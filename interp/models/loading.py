@@ -97,13 +97,17 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device={device!r} is unknown: expected 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={device!r}: {torch.cuda.device_count()} GPUs are to be had here, use 'auto' or 'cpu'")
+    return found
 
 
 def _open(source: str, **options: Any) -> Any:
     from nnsight import TransformersModel
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -112,7 +116,7 @@ def _open(source: str, **options: Any) -> Any:
     options.pop("device")
     try:
         return TransformersModel(source, task=TASK, dispatch=dispatch, **placement, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{source!r} cannot be loaded as a model for {TASK} ({reason}): expected 'toy', a folder or a hub repository"

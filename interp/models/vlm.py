@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from interp.models.forward import Edit, run_forward, run_generate
 from interp.models.structure import Structure, resolve
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """A value that says what to change, where, in which layers; it turns itself into edits of the forward pass."""
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.models import VLM
 from interp.models.tokens import target_ids
-
-if TYPE_CHECKING:
-    from interp.models import VLM
 
 Measure = Callable[[Tensor], Tensor]
 

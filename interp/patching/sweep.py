@@ -13,21 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.models import VLM, Batch
 from interp.models.forward import SITES, Edit, Read, run_forward, whole, write
 from interp.patching.metrics import Measure, Metric, bind, name_of
 from interp.results import Provenance, Result
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from interp.models import VLM, Batch
 
 _DIRECTIONS = ("denoise", "noise")
 _ROWS_AT_ONCE = 64
@@ -71,8 +68,6 @@ class PatchResult(Result):
         return self.corrupted_rows.mean().item()
 
     def to_frame(self) -> pd.DataFrame:
-        import pandas as pd
-
         columns = ["layer", "position", "token", "value", "effect", "low", "high"]
         rows = [
             [layer, column, token, *(float(grid[i, j]) for grid in (self.values, self.effect, self.low, self.high))]

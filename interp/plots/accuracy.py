@@ -20,7 +20,11 @@ def accuracy_figure(frame: pd.DataFrame, title: str = "Questions answered rightl
     """A frame of `interp.toy.evaluate`, or several of them on top of each other, by kind, modality and model."""
     modalities, models = list(dict.fromkeys(frame["modality"])), list(dict.fromkeys(frame["model"]))
     figure = make_subplots(
-        rows=1, cols=len(modalities), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[f"from {label(m)}" for m in modalities]
+        rows=1,
+        cols=len(modalities),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[f"from {label(m)}" for m in modalities],
     )
     kinds = list(dict.fromkeys(frame["kind"]))
     for column, modality in enumerate(modalities, start=1):

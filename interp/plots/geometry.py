@@ -29,10 +29,9 @@ def dimension_figure(
 
     Bars are one standard error. A dimension has no chance level: it is bounded by the number of features.
     """
-    if not isinstance(estimates, Mapping):
-        estimates = {"dimension": list(estimates) if isinstance(estimates, list | tuple) else [estimates]}
+    named = estimates if isinstance(estimates, Mapping) else {"dimension": _listed(estimates)}
     figure = new_figure(title, "state (0 enters layer 0)", "dimension", height)
-    for index, (name, line) in enumerate(estimates.items()):
+    for index, (name, line) in enumerate(named.items()):
         colour = COLOURS[index % len(COLOURS)]
         figure.add_scatter(
             x=list(range(len(line))),
@@ -46,17 +45,26 @@ def dimension_figure(
             hovertemplate="%{customdata[0]}<br>state %{x}: %{y:.2f} ± %{error_y.array:.2f} (n = %{customdata[1]})<extra></extra>",
         )
     figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(dtick=1 if max(map(len, estimates.values()), default=0) <= 16 else None)
+    figure.update_xaxes(dtick=1 if max(map(len, named.values()), default=0) <= 16 else None)
     return figure
 
 
+def _listed(estimates: Estimate | Sequence[Estimate]) -> list[Estimate]:
+    return list(estimates) if isinstance(estimates, Sequence) else [estimates]
+
+
 def diagonal_figure(
-    matrices: Mapping[str, AlignmentMatrix], title: str = "Overlap of image and caption at the same layer", height: int = 380
+    matrices: Mapping[str, AlignmentMatrix],
+    title: str = "Overlap of image and caption at the same layer",
+    height: int = 380,
 ) -> go.Figure:
     """The diagonals of alignment matrices: the similarity of image and caption at equal depth, with intervals."""
     series = {
         name: Series(
-            values=matrix.values.diagonal(), low=matrix.low.diagonal(), high=matrix.high.diagonal(), colour=COLOURS[index]
+            values=matrix.values.diagonal(),
+            low=matrix.low.diagonal(),
+            high=matrix.high.diagonal(),
+            colour=COLOURS[index],
         )
         for index, (name, matrix) in enumerate(matrices.items())
     }
@@ -65,7 +73,9 @@ def diagonal_figure(
     return series_figure(series, title, metric, chance=chance, height=height)
 
 
-def alignment_figure(matrix: AlignmentMatrix, title: str | None = None, tau: float = 0.8, height: int = 440) -> go.Figure:
+def alignment_figure(
+    matrix: AlignmentMatrix, title: str | None = None, tau: float = 0.8, height: int = 440
+) -> go.Figure:
     """One alignment matrix, its phase (at `tau`) marked by a rectangle, each row's best textual layer by a dot."""
     metric = label(matrix.metric.replace("_", " "))
     figure = new_figure(title or f"{metric}, chance {matrix.chance:.3g}", "textual state", "visual state", height)
@@ -122,7 +132,8 @@ def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
         z=numbers(matrix.values),
         coloraxis=coloraxis,
         customdata=interval,
-        hovertemplate="visual %{y}, textual %{x}: %{z:.3f}%{customdata}<br>" + f"chance {matrix.chance:.3g}<extra></extra>",
+        hovertemplate="visual %{y}, textual %{x}: %{z:.3f}%{customdata}<br>"
+        + f"chance {matrix.chance:.3g}<extra></extra>",
     )
 
 

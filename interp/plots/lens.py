@@ -63,7 +63,9 @@ def lens_on_image(
     rows, columns = grid
     of_row = [index for index, at in enumerate(list(result.rows)) if int(at) == row]
     if rows * columns != len(of_row):
-        raise InputError(f"a grid of {rows} x {columns} patches for {len(of_row)} positions of row {row}: expected as many")
+        raise InputError(
+            f"a grid of {rows} x {columns} patches for {len(of_row)} positions of row {row}: expected as many"
+        )
     states = result.top_probs.shape[0]
     first = states - 1 if state is None else state
     if not 0 <= first < states:
@@ -74,23 +76,37 @@ def lens_on_image(
     for index in range(states):
         figure.add_trace(_words(result, index, of_row, grid, font, longest, visible=index == first))
     figure.add_layout_image(
-        source=_as_uri(image), xref="x", yref="y", x=-0.5, y=-0.5, sizex=columns, sizey=rows, sizing="stretch", layer="below"
+        source=_as_uri(image),
+        xref="x",
+        yref="y",
+        x=-0.5,
+        y=-0.5,
+        sizex=columns,
+        sizey=rows,
+        sizing="stretch",
+        layer="below",
     )
     lines = {"color": "rgba(255,255,255,0.35)", "width": 1}
     edges = [{"x0": x - 0.5, "x1": x - 0.5, "y0": -0.5, "y1": rows - 0.5} for x in range(1, columns)]
     edges += [{"x0": -0.5, "x1": columns - 0.5, "y0": y - 0.5, "y1": y - 0.5} for y in range(1, rows)]
     figure.update_layout(shapes=[{"type": "line", "line": lines, **edge} for edge in edges])
     figure.update_xaxes(range=[-0.5, columns - 0.5], visible=False, constrain="domain")
-    figure.update_yaxes(range=[rows - 0.5, -0.5], visible=False, scaleanchor="x", constrain="domain")
+    figure.update_yaxes(
+        range=[rows - 0.5, -0.5], visible=False, scaleanchor="x", constrain="domain", constraintoward="top"
+    )
     steps = [
         {
             "label": str(index),
             "method": "update",
-            "args": [{"visible": [other == index for other in range(states)]}, {"title.text": _titled(title, index, states)}],
+            "args": [
+                {"visible": [other == index for other in range(states)]},
+                {"title.text": _titled(title, index, states)},
+            ],
         }
         for index in range(states)
     ]
     figure.update_layout(
+        dragmode=False,
         height=round(size * rows / columns) + 140,
         title={"text": _titled(title, first, states)},
         margin={"l": 8, "r": 8, "t": 48, "b": 80},
@@ -113,7 +129,9 @@ def _words(
     cells: list[tuple[float, str, str]] = []
     for number, index in enumerate(of_row):
         words = result.words(state, index)
-        listed = "<br>".join(f"{label(word)}  {share:.1%}" for word, share in zip(words, probabilities[index], strict=True))
+        listed = "<br>".join(
+            f"{label(word)}  {share:.1%}" for word, share in zip(words, probabilities[index], strict=True)
+        )
         where = f"patch row {number // columns}, column {number % columns}"
         cells.append((probabilities[index][0], label(words[0].strip() or words[0], longest), f"{where}<br>{listed}"))
 

@@ -36,7 +36,7 @@ def patch_figure(
             f"Patching {label(result.site)}: share of the clean answer that comes back ({rows} "
             f"{'pair' if rows == 1 else 'pairs'})"
         )
-    figure = new_figure(title, "position", "layer", height or max(280, 120 + 26 * len(result.layers)))
+    figure = new_figure(title, "position", "layer", height or 200 + max(160, 26 * len(result.layers)))
     places = list(range(len(names)))
     figure.add_heatmap(
         z=effect,

@@ -71,9 +71,13 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
     parts = {"low": line.low, "high": line.high, "control": line.control, "at": at}
     wrong = [part for part, given in parts.items() if given is not None and len(given) != len(values)]
     if not values or wrong:
-        raise InputError(f"series {name!r} has {len(values)} values and another number of {', '.join(wrong) or 'states'}")
+        raise InputError(
+            f"series {name!r} has {len(values)} values and another number of {', '.join(wrong) or 'states'}"
+        )
     shown, group = label(name, 60), label(name, 60)
-    hover = [[shown, "" if line.low is None else f"<br>95 % {low:.3g} to {high:.3g}"] for low, high in _bounds(line, values)]
+    hover = [
+        [shown, "" if line.low is None else f"<br>95 % {low:.3g} to {high:.3g}"] for low, high in _bounds(line, values)
+    ]
     if line.low is not None:
         low, high = numbers(line.low), numbers(line.high)
         figure.add_scatter(
@@ -109,7 +113,7 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
             showlegend=False,
             line={"color": colour, "width": 1.3, "dash": "dash"},
             customdata=[[shown]] * len(values),
-            hovertemplate="%{customdata[0]}, shuffled labels<br>state %{x}: %{y:.4g}<extra></extra>",
+            hovertemplate="%{customdata[0]}, control<br>state %{x}: %{y:.4g}<extra></extra>",
         )
 
 

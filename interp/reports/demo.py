@@ -266,6 +266,12 @@ def grouped_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "modality", "group", "accuracy", "low", "high", "chance", "n"])
 
 
+def group_of(grouped: pd.DataFrame, model: str, modality: str, group: str) -> Any:
+    """The row of `grouped_accuracy` for this model, modality and group."""
+    wanted = (model, modality, group)
+    return next(row for row in grouped.itertuples() if (row.model, row.modality, row.group) == wanted)
+
+
 # Logit lens --------------------------------------------------------------------------------------------------------------
 
 

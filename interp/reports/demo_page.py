@@ -16,7 +16,7 @@ from interp.plots import (
     series_figure,
 )
 from interp.plots.series import Series
-from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, Demo, grouped_accuracy
+from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, Demo, group_of, grouped_accuracy
 from interp.reports.findings import TAU, Finding, findings, first_above, paragraph
 from interp.reports.page import Columns, Figure, Mark, Note, Page, Picture, Section, Table, Text
 from interp.results import package_versions
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from interp.probes import ProbeResult
 
-_GROUP_NAMES = {"image": "all image tokens", "question": "all words of the question but the last", "last": "the last token"}
+_GROUP_NAMES = {
+    "image": "image tokens",
+    "question": "words of the question",
+    "last": "last token",
+}
 
 
 def demo_page(demo: Demo) -> Page:
@@ -52,19 +56,19 @@ def demo_page(demo: Demo) -> Page:
     )
 
 
-def summary(demo: Demo) -> list[tuple[str, str, str]]:
+def summary(demo: Demo) -> list[tuple[str, ...]]:
     """The main numbers as rows of (what, in stage 1, tuned), for the terminal."""
-    grouped = grouped_accuracy(demo.accuracy).set_index(["model", "modality", "group"])
-    rows = []
+    grouped = grouped_accuracy(demo.accuracy)
+    rows: list[tuple[str, ...]] = []
     for group in ("perception", "abstraction"):
         for modality in ("text", "image"):
-            cells = [grouped.loc[(model, modality, group)] for model in (STAGE1, TUNED)]
+            cells = [group_of(grouped, model, modality, group) for model in (STAGE1, TUNED)]
             shown = [f"{cell.accuracy:.0%} ({cell.low:.0%} to {cell.high:.0%})" for cell in cells]
             rows.append((f"{group} questions from {modality}, chance {cells[0].chance:.0%}", *shown))
     for what in PROPERTIES:
-        cells = [demo.probes[model][what, "image"] for model in (STAGE1, TUNED)]
-        shown = [f"{float(cell.accuracy.max()):.0%} at state {int(cell.accuracy.argmax())}" for cell in cells]
-        rows.append((f"probe of the {what} from image tokens, chance {cells[0].chance:.0%}", *shown))
+        probes = [demo.probes[model][what, "image"] for model in (STAGE1, TUNED)]
+        shown = [f"{float(probe.accuracy.max()):.0%} at state {int(probe.accuracy.argmax())}" for probe in probes]
+        rows.append((f"probe of the {what} from image tokens, chance {probes[0].chance:.0%}", *shown))
     matrices = [demo.geometry[model].alignment for model in (STAGE1, TUNED)]
     diagonals = [matrix.values.diagonal() for matrix in matrices]
     shown = [f"{float(line.max()):.2f} at state {int(line.argmax())}" for line in diagonals]
@@ -79,7 +83,11 @@ def _phase(phase: range | None) -> str:
 
 
 def _verdicts(found: Sequence[Finding]) -> Table:
-    rows = [[finding.claim, Mark("looks like it" if finding.agrees else "does not", bool(finding.agrees))] for finding in found if finding.claim]
+    rows = [
+        [finding.claim, Mark("looks like it" if finding.agrees else "does not", bool(finding.agrees))]
+        for finding in found
+        if finding.claim
+    ]
     return Table(
         ["claim", "here"],
         rows,
@@ -109,7 +117,11 @@ def _answers(demo: Demo) -> Section:
                 "Each question is put to the model with the picture (below) or with the caption in its stead. Perception asks "
                 "for what can be seen, abstraction for what must be worked out; abstraction was never trained on images."
             ),
-            Figure(accuracy_figure(demo.accuracy), wide=True, caption="Bars are Wilson's 95 % intervals, grey marks what the most common answer would get."),
+            Figure(
+                accuracy_figure(demo.accuracy),
+                wide=True,
+                caption="Bars are Wilson's 95 % intervals, grey marks what the most common answer would get.",
+            ),
             _grouped(grouped_accuracy(demo.accuracy)),
             *shown,
         ],
@@ -122,7 +134,15 @@ def _plain(caption: str) -> str:
 
 def _grouped(frame: pd.DataFrame) -> Table:
     rows = [
-        [row.model, row.group, row.modality, f"{row.accuracy:.1%}", f"{row.low:.1%} to {row.high:.1%}", f"{row.chance:.1%}", int(row.n)]
+        [
+            row.model,
+            row.group,
+            row.modality,
+            f"{row.accuracy:.1%}",
+            f"{row.low:.1%} to {row.high:.1%}",
+            f"{row.chance:.1%}",
+            str(row.n),
+        ]
         for row in frame.itertuples()
     ]
     return Table(["model", "questions", "from", "right", "95 % interval", "most common answer", "n"], rows)
@@ -131,7 +151,8 @@ def _grouped(frame: pd.DataFrame) -> Table:
 def _lens(demo: Demo) -> Section:
     scene = demo.scenes[demo.lens_scene]
     naming = {
-        name: Series(values=item.share, low=item.low, high=item.high, control=item.control) for name, item in demo.naming.items()
+        name: Series(values=item.share, low=item.low, high=item.high, control=item.control)
+        for name, item in demo.naming.items()
     }
     patches = demo.naming[TUNED].patches
     return Section(
@@ -149,9 +170,11 @@ def _lens(demo: Demo) -> Section:
                 ]
             ),
             Figure(
-                series_figure(naming, "Object patches read as their digit or colour", "share of patches", y_range=(0, 1.03)),
-                caption=f"{patches} patches of objects; bands are 95 % intervals with an object as one observation, dashed is the control: the "
-                "same count with the words of an object of another scene.",
+                series_figure(
+                    naming, "Object patches read as their digit or colour", "share of patches", y_range=(0, 1.03)
+                ),
+                caption=f"{patches} patches of objects; bands are 95 % intervals with an object as one observation, dashed is "
+                "the control: the same count with the words of an object of another scene.",
             ),
         ],
     )
@@ -160,9 +183,15 @@ def _lens(demo: Demo) -> Section:
 def _patching(demo: Demo) -> Section:
     patching = demo.patching
     groups = {
-        _GROUP_NAMES[name]: Series(values=group.effect, low=group.low, high=group.high) for name, group in patching.groups.items()
+        _GROUP_NAMES[name]: Series(values=group.effect, low=group.low, high=group.high)
+        for name, group in patching.groups.items()
     }
     first = patching.pairs[0]
+    source = (
+        f"out of {patching.answered} that the model answers rightly on both sides"
+        if patching.answered
+        else "none of which the model answers rightly on both sides"
+    )
     many = "1 pair" if len(patching.pairs) == 1 else f"{len(patching.pairs)} pairs"
     return Section(
         "Activation patching: where the answer is",
@@ -181,11 +210,17 @@ def _patching(demo: Demo) -> Section:
             Figure(
                 patch_figure(patching.sweep, labels=patching.labels, title=f"{TUNED}: one position at a time ({many})"),
                 wide=True,
-                caption=f"Mean over {many}, all with the changed digit at {patching.place} (●), out of "
-                f"{patching.answered} that the model answers rightly on both sides. Patches count from the top left.",
+                caption=f"Mean over {many}, all with the changed digit at {patching.place} (●), {source}. Patches count from "
+                "the top left.",
             ),
             Figure(
-                series_figure(groups, f"{TUNED}: all positions of a group at once", "effect", x="layer", chance={"corrupted": 0.0, "clean": 1.0}),
+                series_figure(
+                    groups,
+                    f"{TUNED}: all positions of a group at once",
+                    "effect",
+                    x="layer",
+                    chance={"corrupted": 0.0, "clean": 1.0},
+                ),
                 caption="Bands are 95 % intervals over pairs.",
             ),
         ],
@@ -211,20 +246,34 @@ def _probes(demo: Demo) -> Section:
     for model, probes in demo.probes.items():
         for (what, modality), result in probes.items():
             start, best = first_above(result), int(result.accuracy.argmax())
-            cells = [f"{float(result.accuracy[best]):.0%} at state {best}", "never" if start is None else f"state {start}"]
+            cells = [
+                f"{float(result.accuracy[best]):.0%} at state {best}",
+                "never" if start is None else f"state {start}",
+            ]
             rows.append([model, what, modality, *cells, result.n_train, result.n_test])
-    columns = ["model", "property", "tokens", "best accuracy", "above chance and control from", "trained on", "tested on"]
+    columns = [
+        "model",
+        "property",
+        "tokens",
+        "best accuracy",
+        "above chance and control from",
+        "trained on",
+        "tested on",
+    ]
     return Section("Linear probes", [*blocks, Table(columns, rows)])
 
 
 def _geometry(demo: Demo) -> Section:
     dimensions = {
-        f"{model}, {modality}s": demo.geometry[model].dimensions[modality] for model in (TUNED, STAGE1) for modality in MODALITIES
+        f"{model}, {modality}s": demo.geometry[model].dimensions[modality]
+        for model in (TUNED, STAGE1)
+        for modality in MODALITIES
     }
     matrices = {model: geometry.alignment for model, geometry in demo.geometry.items()}
     matrix = matrices[TUNED]
     retained = {
-        f"{modality}s": Series(values=overlap[0], low=overlap[1], high=overlap[2]) for modality, overlap in demo.retained.items()
+        f"{modality}s": Series(values=overlap[0], low=overlap[1], high=overlap[2])
+        for modality, overlap in demo.retained.items()
     }
     return Section(
         "Geometry of images and captions",
@@ -237,16 +286,26 @@ def _geometry(demo: Demo) -> Section:
             Figure(
                 alignment_figures(matrices, tau=TAU),
                 wide=True,
-                caption="How alike visual state (upwards) and textual state (to the right) see the same scenes. Dots right of the "
-                "diagonal in the lower rows: the picture enters past the early textual layers. Point at a cell for its interval.",
+                caption="How alike visual state (upwards) and textual state (to the right) see the same scenes. Dots right "
+                "of the diagonal in the lower rows: the picture enters past the early textual layers. Point at a cell "
+                "for its interval.",
             ),
-            Figure(diagonal_figure({name: matrices[name] for name in (TUNED, STAGE1)}), caption="Bands are 95 % intervals from half-samples."),
+            Figure(
+                diagonal_figure({name: matrices[name] for name in (TUNED, STAGE1)}),
+                caption="Bands are 95 % intervals from half-samples.",
+            ),
             Figure(
                 series_figure(
-                    retained, f"Neighbours that tuning kept ({STAGE1} to {TUNED}, same state)", "neighbour overlap", chance=matrix.chance, y_range=(0, 1.03)
+                    retained,
+                    f"Neighbours that tuning kept ({STAGE1} to {TUNED}, same state)",
+                    "neighbour overlap",
+                    chance=matrix.chance,
+                    y_range=(0, 1.03),
                 ),
                 caption="Bands are 95 % intervals from half-samples.",
             ),
-            Figure(dimension_figure(dimensions), caption="Two-nearest-neighbours estimate; bars are one standard error."),
+            Figure(
+                dimension_figure(dimensions), caption="Two-nearest-neighbours estimate; bars are one standard error."
+            ),
         ],
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, grouped_accuracy
+from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, group_of, grouped_accuracy
 
 if TYPE_CHECKING:
     from interp.geometry import AlignmentMatrix
@@ -69,10 +69,10 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _answers(demo: Demo) -> Finding:
-    grouped = grouped_accuracy(demo.accuracy).set_index(["model", "modality", "group"])
+    grouped = grouped_accuracy(demo.accuracy)
 
     def get(model: str, modality: str, group: str) -> Any:
-        return grouped.loc[(model, modality, group)]
+        return group_of(grouped, model, modality, group)
 
     seen, read = get(TUNED, "image", "perception"), get(TUNED, "text", "perception")
     before = get(STAGE1, "image", "perception")
@@ -114,6 +114,11 @@ def _patching(demo: Demo) -> Finding:
     layers = len(groups["image"].effect)
     image = [layer for layer in range(layers) if groups["image"].effect[layer] >= HALF]
     last = [layer for layer in range(layers) if groups["last"].effect[layer] >= HALF]
+    if not demo.patching.answered:
+        text = (
+            f"{TUNED} tells no pair of pictures that differ in one colour apart, so patching has no answer to restore."
+        )
+        return Finding("patching", text)
     claim = "what an image says is taken over in intermediate layers"
     if not image or not last:
         where = "the image tokens" if not image else "the last token"
@@ -125,7 +130,7 @@ def _patching(demo: Demo) -> Finding:
         f"Clean image tokens restore at least half of the answer up to layer {image[-1]} of {layers - 1}, the clean last "
         f"token from layer {last[0]} on: between them the answer moves from the picture to the place where it is given."
     )
-    return Finding("patching", text, claim, 0.15 < min(depth) and max(depth) < 0.9)
+    return Finding("patching", text, claim, min(depth) > 0.15 and max(depth) < 0.9)
 
 
 def _probes(demo: Demo) -> Finding:
@@ -135,7 +140,9 @@ def _probes(demo: Demo) -> Finding:
             result = demo.probes[TUNED][what, modality]
             start, best = first_above(result), int(result.accuracy.argmax())
             leaves = "never leaves chance" if start is None else f"leaves chance at state {start}"
-            said.append(f"{what} from {modality} tokens {leaves} and peaks at {result.accuracy[best]:.0%} (state {best})")
+            said.append(
+                f"{what} from {modality} tokens {leaves} and peaks at {result.accuracy[best]:.0%} (state {best})"
+            )
     return Finding("probes", f"In {TUNED}, a linear probe of {'; of '.join(said)}.")
 
 
@@ -174,7 +181,10 @@ def _width(demo: Demo) -> Finding:
     widths = [0 if phase is None else len(phase) for phase in phases.values()]
     said = " and ".join(f"{_range(phase)} in {name}" for name, phase in phases.items())
     comparison = "wider" if widths[1] > widths[0] else "narrower" if widths[1] < widths[0] else "as wide"
-    text = f"The abstraction phase, where this overlap is at least {TAU:.0%} of its maximum, is {said}: {comparison} after tuning."
+    text = (
+        f"The abstraction phase, where this overlap is at least {TAU:.0%} of its maximum, is {said}: {comparison} "
+        "after tuning."
+    )
     return Finding("phase", text, "tuning extends the abstraction phase to more layers", widths[1] > widths[0])
 
 

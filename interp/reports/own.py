@@ -106,7 +106,9 @@ def study(vlm: VLM, image: Any, question: str, step: Callable[[str], None] = lam
         chat = bool(getattr(vlm.processor, "chat_template", None))
         batch = vlm.prepare([prompt], [image], chat=chat)
         if not batch.positions["image"].any():
-            raise InputError(f"{vlm.name!r} has no image token in its stream for this prompt: expected a model that reads images")
+            raise InputError(
+                f"{vlm.name!r} has no image token in its stream for this prompt: expected a model that reads images"
+            )
         logits = vlm.logits(batch)[0].float().cpu()
         shares = logits.softmax(dim=-1)
         best = shares.topk(min(8, len(shares)))
@@ -124,14 +126,16 @@ def study(vlm: VLM, image: Any, question: str, step: Callable[[str], None] = lam
     grid = grids[0] if len(grids) == 1 else None
     count = len(lens.columns)
     if grid is None:
-        left_out.insert(0, "The words are not laid over the picture: the image tokens of this model are no rectangle of patches.")
+        left_out.insert(
+            0, "The words are not laid over the picture: the image tokens of this model are no rectangle of patches."
+        )
     elif count > _MOST_PATCHES:
         left_out.insert(0, f"The words are not laid over the picture: {count} patches are too many to read.")
         grid = None
     return Study(
         model=vlm.name,
         structure=vlm.structure,
-        image=batch.images[0][0],
+        image=_as_seen(vlm, batch),
         question=question,
         prompt=prompt,
         answer=answer,
@@ -143,6 +147,22 @@ def study(vlm: VLM, image: Any, question: str, step: Callable[[str], None] = lam
         geometry=geometry,
         left_out=tuple(left_out),
     )
+
+
+def _as_seen(vlm: VLM, batch: Batch) -> Image:
+    """The picture as the vision tower gets it, cropped and scaled, where the pixels say so; else as it was given.
+
+    The patch grid lies over this picture: a processor that crops leaves a part of the given one unseen.
+    """
+    from PIL import Image
+
+    pixels = batch.inputs.get("pixel_values")
+    processor = getattr(vlm.processor, "image_processor", None)
+    mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if pixels is None or pixels.ndim != 4 or len(pixels) != 1 or pixels.shape[1] != 3 or not mean or not deviation:
+        return batch.images[0][0]
+    scaled = pixels[0].float() * torch.tensor(deviation)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return Image.fromarray((scaled.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def _word(vlm: VLM, token: int) -> str:
@@ -164,7 +184,8 @@ def _token_geometry(vlm: VLM, batch: Batch) -> tuple[TokenGeometry, list[str]]:
     for name, count in counts.items():
         if count < FEWEST_FOR_DIMENSION:
             left_out.append(
-                f"The intrinsic dimension of the {name} tokens is left out: {count} distinct ones, at least {FEWEST_FOR_DIMENSION} are needed."
+                f"The intrinsic dimension of the {name} tokens is left out: {count} distinct ones, at least "
+                f"{FEWEST_FOR_DIMENSION} are needed."
             )
         else:
             dimensions[name] = [intrinsic_dimension(state) for state in states[name]]
@@ -173,7 +194,8 @@ def _token_geometry(vlm: VLM, batch: Batch) -> tuple[TokenGeometry, list[str]]:
     if fewest < FEWEST_FOR_OVERLAP:
         scarce = min(counts, key=lambda name: counts[name])
         left_out.append(
-            f"Whether image tokens and words mix is left out: {fewest} distinct {scarce} tokens, at least {FEWEST_FOR_OVERLAP} are needed."
+            f"Whether image tokens and words mix is left out: {fewest} distinct {scarce} tokens, at least "
+            f"{FEWEST_FOR_OVERLAP} are needed."
         )
     else:
         neighbours = min(_MOST_NEIGHBOURS, fewest // 2)
@@ -234,9 +256,8 @@ def _answer(found: Study) -> Section:
     return Section(
         "What the model sees and answers",
         [
-            Columns([Picture(found.image, found.question, width=420), table]),
-            Note(f"Answer: {found.answer or '(nothing)'}"),
-            *[Text(reason, muted=True) for reason in found.left_out],
+            Columns([Picture(found.image, f"As the model gets it. Prompt: {found.prompt}", width=420), table]),
+            Note(f"{found.question} {found.answer or '(nothing)'}"),
         ],
     )
 
@@ -246,7 +267,8 @@ def _lens(found: Study) -> Section:
         Text(
             "Each image token's state goes through the model's own final norm and unembedding, as if the model stopped there. "
             "State 0 enters layer 0."
-        )
+        ),
+        *[Text(reason, muted=True) for reason in found.left_out[:1] if found.grid is None],
     ]
     if found.grid is not None:
         wide = found.grid[1] > 12
@@ -262,26 +284,43 @@ def _common_words(lens: LensResult) -> Table:
     positions = lens.top_ids.shape[1]
     for state in range(lens.top_ids.shape[0]):
         counted = Counter(lens.words(state, position)[0] for position in range(positions))
-        rows.append([state, ", ".join(f"{word.strip() or repr(word)} {count}" for word, count in counted.most_common(8))])
-    return Table(["state", "patches read as"], rows, f"Top words of the {positions} image tokens, with how many patches read so.")
+        rows.append(
+            [state, ", ".join(f"{word.strip() or repr(word)} ({count})" for word, count in counted.most_common(8))]
+        )
+    return Table(
+        ["state", "patches read as"], rows, f"Top words of the {positions} image tokens, with how many patches read so."
+    )
 
 
 def _emergence(found: Study) -> Section:
     first = emerges_at(found.emergence)
     word = found.next_words[0][0]
     said = (
-        "The lens at the last position does not give the model's own first token at any depth: its logits are changed after the head."
+        "The lens at the last position does not give the model's own first token at any depth: its logits are "
+        "changed after the head."
         if first is None
         else f"The model's first token, {word!r}, is the most probable one at the last position from state {first} on."
     )
     states = range(found.emergence.top_ids.shape[0])
     rows = [
-        [state, ", ".join(f"{w.strip() or repr(w)} {p:.0%}" for w, p in zip(found.emergence.words(state, 0), found.emergence.top_probs[state, 0].tolist(), strict=True))]
+        [
+            state,
+            ", ".join(
+                f"{w.strip() or repr(w)} {p:.0%}"
+                for w, p in zip(
+                    found.emergence.words(state, 0), found.emergence.top_probs[state, 0].tolist(), strict=True
+                )
+            ),
+        ]
         for state in states
     ]
     return Section(
         "Where in depth the answer emerges",
-        [Note(said), Figure(lens_figure(found.emergence, title="Probability of the first token of the answer, last position")), Table(["state", "read at the last position"], rows)],
+        [
+            Note(said),
+            Figure(lens_figure(found.emergence, title="Probability of the first token of the answer, last position")),
+            Table(["state", "read at the last position"], rows),
+        ],
     )
 
 
@@ -300,14 +339,21 @@ def _tokens(found: Study) -> Section:
             chance={"mixed": geometry.chance, "apart": 1.0},
             y_range=(0, 1.05),
         )
-        blocks.append(Figure(figure, caption="Of a token's nearest neighbours in the prompt; one prompt, so without an interval."))
-    blocks += [Text(reason, muted=True) for reason in found.left_out]
+        blocks.append(
+            Figure(figure, caption="Of a token's nearest neighbours in the prompt; one prompt, so without an interval.")
+        )
+    blocks += [Text(reason, muted=True) for reason in found.left_out[found.grid is None :]]
     return Section("Image tokens and words in this prompt", blocks)
+
+
+def _outcome(outcome: str) -> Any:
+    """A proof's outcome; one that is pending is neither right nor wrong."""
+    return outcome if outcome == "pending" else Mark(outcome, outcome == "passed")
 
 
 def _proofs(found: Study) -> Section:
     rows = [
-        [check.name, Mark(check.outcome, check.outcome == "passed"), f"{check.error:.3g}", check.bound, check.detail]
+        [check.name, _outcome(check.outcome), f"{check.error:.3g}", check.bound, check.detail]
         for check in found.checks.checks
     ]
     return Section(
@@ -315,6 +361,12 @@ def _proofs(found: Study) -> Section:
         [
             Text("What was found of the model's parts, tried on this very prompt."),
             Table(["proof", "outcome", "measured", "expected", "what it says"], rows),
-            Table(["part", "where"], [[name, str(getattr(found.structure, name))] for name in ("layers", "norm", "head", "embed", "vision", "projector")]),
+            Table(
+                ["part", "where"],
+                [
+                    [name, str(getattr(found.structure, name))]
+                    for name in ("layers", "norm", "head", "embed", "vision", "projector")
+                ],
+            ),
         ],
     )

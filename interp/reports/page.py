@@ -30,7 +30,14 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
-_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+# plotly's own button bar has one that sends the figure to its makers' server; here are only those that stay on the page.
+_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtons": [["toImage", "resetScale2d"]],
+}
 _STYLE = """
 :root { --ink: #1f2933; --muted: #5b6875; --line: #dde3e8; --ground: #f6f8f9; --accent: #0072b2; }
 * { box-sizing: border-box; }
@@ -56,7 +63,6 @@ figure { margin: .8rem 0; }
 .scroll { overflow-x: auto; }
 .wide { min-width: 720px; }
 table { border-collapse: collapse; font-size: .92rem; margin: .6rem 0; }
-caption { text-align: left; color: var(--muted); font-size: .88rem; padding-bottom: .3rem; }
 th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
 td.number { font-variant-numeric: tabular-nums; text-align: right; }
@@ -197,9 +203,13 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     if not str(path) or target.is_dir():
         raise InputError(f"{str(path)!r} is a folder: expected the path of a file to write, as in 'report.html'")
     if target.exists() and not target.is_file():
-        raise InputError(f"{str(path)!r} is no ordinary file: expected the path of a file to write, as in 'report.html'")
+        raise InputError(
+            f"{str(path)!r} is no ordinary file: expected the path of a file to write, as in 'report.html'"
+        )
     if not target.parent.is_dir():
-        raise InputError(f"{str(path)!r} cannot be written: {str(target.parent)!r} is no folder, make it or choose another path")
+        raise InputError(
+            f"{str(path)!r} cannot be written: {str(target.parent)!r} is no folder, make it or choose another path"
+        )
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
             pass
@@ -275,13 +285,15 @@ class _Writer:
         kind = "picture pixels" if small else "picture"
         label = _text(block.caption or "picture")
         image = f'<img src="{picture_uri(block.image)}" width="{width}" alt="{label}">'
-        return f'<figure class="{kind}" style="width:{width}px;max-width:100%">{image}{_caption(block.caption)}</figure>'
+        return (
+            f'<figure class="{kind}" style="width:{width}px;max-width:100%">{image}{_caption(block.caption)}</figure>'
+        )
 
     def _table(self, block: Table) -> str:
         head = "".join(f"<th>{_text(name)}</th>" for name in block.columns)
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in block.rows)
-        caption = f"<caption>{_text(block.caption)}</caption>" if block.caption else ""
-        return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        caption = f'<p class="muted">{_text(block.caption)}</p>' if block.caption else ""
+        return f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _caption(text: str) -> str:

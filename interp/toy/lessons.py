@@ -24,8 +24,9 @@ BOS, EOS, PAD = (IDS[SPECIAL[name]] for name in ("bos_token", "eos_token", "pad_
 QUESTIONS = 6
 CAPTION_WEIGHT = 0.2
 RESTATED_WEIGHT = 0.5
-VARIANTS = 12
+VARIANTS = 24
 _OBJECT_COUNTS = (1, 2, 2, 3)
+_LOOK_UPS = ("colour", "digit", "place")  # asked twice as often: the hard part
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def text_lesson(rng: np.random.Generator, size: int, split: str = "train") -> Le
         row.write(describe([objects[i] for i in rng.permutation(len(objects))]), CAPTION_WEIGHT)
         if rng.random() < 1 / 3:
             row.write(describe(objects), RESTATED_WEIGHT)
-        _ask_six(row, objects, rng, tuple(KINDS))
+        _ask_six(row, objects, rng, (*KINDS, *_LOOK_UPS))
         rows.append(row)
     return _collate(rows)
 
@@ -128,7 +129,7 @@ def varied_glyphs() -> np.ndarray:
     varied = np.repeat(ink[:, None], VARIANTS, axis=1)
     for glyph in range(len(ink)):
         for variant in range(1, VARIANTS):
-            angle, shift = np.deg2rad(rng.uniform(-15, 15)), rng.uniform(-1.5, 1.5, size=2)
+            angle, shift = np.deg2rad(rng.uniform(-20, 20)), rng.uniform(-2, 2, size=2)
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * rng.uniform(
                 0.9, 1.15, 2
             )

@@ -38,6 +38,7 @@ def language_config() -> LlamaConfig:
         num_key_value_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=False,
+        initializer_range=0.06,  # the usual 0.02 suits widths near a thousand
         bos_token_id=ids["bos_token"],
         eos_token_id=ids["eos_token"],
         pad_token_id=ids["pad_token"],
@@ -114,4 +115,5 @@ def save(vlm: LlavaForConditionalGeneration, folder: Path) -> None:
     stored = {name: tensor.to(torch.bfloat16) for name, tensor in vlm.state_dict().items()}
     vlm.config.dtype = torch.float32
     vlm.save_pretrained(folder, state_dict=stored)
+    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone, but ships to everyone
     build_processor().save_pretrained(folder)

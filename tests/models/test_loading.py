@@ -52,6 +52,15 @@ def test_a_folder_that_is_no_model(tmp_path):
         interp.load(str(tmp_path))
 
 
+def test_damaged_weights(toy, tmp_path):
+    toy.model.save_pretrained(tmp_path)
+    toy.processor.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(interp.InputError, match="cannot be loaded as a model"):
+        interp.load(str(tmp_path), device="cpu")
+
+
 def test_a_name_or_a_model(toy):
     with pytest.raises(interp.InputError, match="expected either a name"):
         interp.load()
@@ -59,3 +68,5 @@ def test_a_name_or_a_model(toy):
         interp.load("toy", model=toy.model)
     with pytest.raises(interp.InputError, match="device='gpux'"):
         interp.load("toy", device="gpux")
+    with pytest.raises(interp.InputError, match="device='cuda:99'"):
+        interp.load("toy", device="cuda:99")

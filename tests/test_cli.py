@@ -1,0 +1,190 @@
+"""The command line: what it writes, what it prints, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import interp
+from interp import cli
+from interp.errors import InterpError
+from interp.reports import demo as analyses
+from interp.reports.demo import Size
+
+TINY = Size(shown=2, evaluated=4, named=4, pairs=2, candidates=8, probed=200, scenes=60, neighbours=10)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to be in, with a picture beside it."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "picture.png")
+    (tmp_path / "words.txt").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def asking(*more):
+    return ["demo", "--image", "../picture.png", "--question", "where ?", *more]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--image", "none.png", "--question", "where ?"], "'none.png' is no file"),
+        (["demo", "--image", "../words.txt", "--question", "where ?"], "is no image"),
+        (["demo", "--image", "../empty", "--question", "where ?"], "is no file"),
+        (["demo", "--image", "../picture.png"], "missing --question"),
+        (["demo", "--question", "where ?"], "missing --image"),
+        (["demo", "--model", "toy"], "missing --image and --question"),
+        (["demo", "--image", "../picture.png", "--question", " "], "is empty"),
+        (["demo", "--image", "../picture.png", "--question", "<image> <image> ?"], "2 <image>"),
+        (asking("--model", "toy:unknown"), "'toy:unknown' is no toy"),
+        (asking("--model", "../empty"), "holds no model"),
+        (asking("--model", "toy", "--device", "abacus"), "'abacus'"),
+        (asking("--out", "missing/report.html"), "is no folder"),
+        (["demo", "--out", "missing/report.html"], "is no folder"),
+        (["demo", "--out", "../words.txt/report.html"], "is no folder"),
+        (["demo", "--out", "."], "is a folder"),
+        (["demo", "--out", "/dev/null"], "no ordinary file"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "many"], "--seed"),
+        (["demo", "--unknown"], "--unknown"),
+        (["demo", "extra"], "extra"),
+        (["doctor"], "model"),
+        (["doctor", "toy:unknown"], "'toy:unknown' is no toy"),
+        (["doctor", "../empty"], "holds no model"),
+        (["unknown"], "unknown"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(folder, capfd, arguments, said):
+    assert cli.run(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_repository_that_cannot_be_read(folder, capfd, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert cli.run(asking("--model", "nobody/no-such-model")) == 2
+    assert "error: 'nobody/no-such-model' cannot be loaded" in capfd.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+def test_an_unwritable_report_is_refused_before_a_model_is_loaded(folder, monkeypatch, capfd):
+    monkeypatch.setattr(interp, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert cli.run(["demo", "--out", "missing/report.html"]) == 2
+    assert cli.run(asking("--out", "missing/report.html")) == 2
+
+
+def test_anything_else_is_exit_code_1_and_one_line(folder, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(interp, "load", fail)
+    assert cli.run(asking()) == 1
+    assert capfd.readouterr().err == "error: RuntimeError: first line second line\n"
+    assert list(folder.iterdir()) == []
+    with pytest.raises(RuntimeError, match="second line"):
+        cli.run(asking("--debug"))
+
+
+def test_a_traceback_is_shown_for_the_asking(folder):
+    with pytest.raises(InterpError, match="is no file"):
+        cli.run(["demo", "--image", "none.png", "--question", "where ?", "--debug"])
+    with pytest.raises(InterpError, match="is no file"):
+        cli.run(["--debug", "demo", "--image", "none.png", "--question", "where ?"])
+
+
+def test_an_interruption_leaves_nothing_behind(folder, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("interp.reports.own.study", stop)
+    assert cli.run(asking("--model", "toy")) in (1, 130)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_demo_writes_its_report(folder, capfd, monkeypatch):
+    plain = analyses.analyse
+    monkeypatch.setattr(analyses, "analyse", lambda *args, **options: plain(*args, size=TINY, **options))
+    assert cli.run(["demo", "--out", "report.html", "--seed", "5", "--device", "cpu"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "abstraction phase" in out
+    assert out.endswith("report: report.html\n")
+    html = (folder / "report.html").read_text()
+    assert "seed 5" in html
+    assert [item.name for item in folder.iterdir()] == ["report.html"]
+
+
+def test_the_demo_takes_a_model_a_picture_and_a_question(folder, capfd):
+    assert cli.run(asking("--model", "toy:stage1")) == 0
+    assert "toy:stage1" in capfd.readouterr().out
+    html = (folder / "interp-demo.html").read_text()
+    assert "&lt;image&gt; where ?" in html
+    assert "toy:stage1" in html
+
+
+def test_the_bundled_toy_is_asked_where_no_model_is_named(folder, capfd):
+    assert cli.run(asking()) == 0
+    assert "interp demo: toy" in capfd.readouterr().out
+
+
+def test_the_doctor_shows_parts_and_proofs(capfd):
+    assert cli.run(["doctor", "toy", "--device", "cpu"]) == 0
+    out = capfd.readouterr().out
+    assert "model.language_model.layers" in out
+    assert out.count("passed") == 4
+
+
+def test_the_doctor_speaks_json(capfd):
+    assert cli.run(["doctor", "toy:stage1", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["passed"] is True
+    assert said["model"] == "toy:stage1"
+    assert said["structure"]["n_layers"] == 8
+    assert {proof["name"]: proof["outcome"] for proof in said["checks"]} == dict.fromkeys(
+        ("readout", "identity", "effect", "image"), "passed"
+    )
+
+
+def test_the_doctor_refuses_a_model_that_fails_a_proof(monkeypatch, capfd):
+    from interp.models import VLM, Check, CheckReport
+
+    broken = CheckReport((Check("effect", "failed", 0.0, "> 0", "writing another state changes the logits"),))
+    monkeypatch.setattr(VLM, "check", lambda self, batch=None: broken)
+    assert cli.run(["doctor", "toy", "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert json.loads(out)["passed"] is False
+    assert "failed effect" in err
+
+
+def test_the_version(capfd):
+    assert cli.run(["--version"]) == 0
+    assert capfd.readouterr().out == f"interp {interp.__version__}\n"
+
+
+def test_help_is_there_and_light(capfd):
+    assert cli.run([]) == 2
+    assert cli.run(["--help"]) == 0
+    assert capfd.readouterr().out.count("doctor") == 2
+    code = (
+        "import sys; import interp.cli; print([m for m in ('torch', 'plotly', 'numpy', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_main_exits_with_the_code(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["interp", "unknown"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
