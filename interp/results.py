@@ -84,9 +84,7 @@ class Result:
             partial.replace(target)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            raise InputError(
-                f"{str(target)!r} cannot be written ({error}): choose another path"
-            ) from error
+            raise InputError(f"{str(target)!r} cannot be written ({error}): choose another path") from error
         return target
 
     @classmethod

@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
 from interp.models import VLM, Batch, Intervention
-from interp.models.forward import Read, run_forward, take_each
+from interp.models.forward import Read, run_forward
 from interp.models.tokens import target_ids
 from interp.results import Provenance, Result
 
@@ -107,13 +107,13 @@ def logit_lens(
         raise InputError(f"top_k={top_k!r}: expected 1 to {vlm.structure.vocab_size}, the size of the vocabulary")
     rows, columns = mask.nonzero(as_tuple=True)
     aims = target_ids(vlm, 0 if targets is None else targets, len(batch))[rows]
-    chunks = zip(
-        _states(vlm, batch, mask, interventions).split(_POSITIONS_AT_ONCE, dim=1),
-        aims.split(_POSITIONS_AT_ONCE),
-        strict=True,
-    )
-    readings = zip(*(_read(vlm, states, top_k, aim) for states, aim in chunks), strict=True)
-    ids, probs, entropy, target_probs, ranks = (torch.cat(parts, dim=1) for parts in readings)
+    arguments = (rows, columns, aims, vlm.norm, vlm.head, top_k, _POSITIONS_AT_ONCE)
+    depth = vlm.structure.n_layers
+    reads = [Read(layer, "resid_pre", layer, read_vocabulary, arguments) for layer in range(depth)]
+    reads.append(Read(depth, "resid_post", depth - 1, read_vocabulary, arguments))
+    seen = run_forward(vlm, batch, vlm.edits_of(batch, interventions), reads, logits=None)
+    readings = zip(*(seen[state] for state in range(depth + 1)), strict=True)
+    ids, probs, entropy, target_probs, ranks = (torch.stack(parts).cpu() for parts in readings)
     return LensResult(
         top_ids=ids,
         top_probs=probs,
@@ -131,25 +131,21 @@ def logit_lens(
     )
 
 
-def _states(vlm: VLM, batch: Batch, mask: Bool[Tensor, "batch seq"], interventions: Sequence[Intervention]) -> Tensor:
-    """All states `[state, position, width]` at the selected positions."""
-    arguments = (*mask.nonzero(as_tuple=True), None)
-    depth = vlm.structure.n_layers
-    reads = [Read(layer, "resid_pre", layer, take_each, arguments) for layer in range(depth)]
-    reads.append(Read(depth, "resid_post", depth - 1, take_each, arguments))
-    seen = run_forward(vlm, batch, vlm.edits_of(batch, interventions), reads, logits=None)
-    return torch.stack([seen[state].to(vlm.device) for state in range(depth + 1)])
+def read_vocabulary(value, rows, columns, aims, norm, head, top_k, at_once):
+    """Run inside the trace, so that no vocabulary-wide tensor leaves it: what the selected states are read as.
 
-
-def _read(vlm: VLM, states: Tensor, top_k: int, aims: Tensor) -> tuple[Tensor, ...]:
-    """Top ids and their probabilities, entropy, and the probability and rank of what is aimed at, on the CPU."""
-    logs = vlm.readout(states).float().log_softmax(dim=-1)
-    probs = logs.exp()
-    top = probs.topk(top_k, dim=-1)
-    aimed = logs.gather(-1, aims.to(logs.device).expand(len(logs), -1)[..., None])
-    ranks = (logs > aimed).sum(dim=-1)
-    entropy = torch.special.entr(probs).sum(dim=-1)
-    return tuple(each.cpu() for each in (top.indices, top.values, entropy, aimed[..., 0].exp(), ranks))
+    Top ids and their probabilities, the entropy, and the probability and rank of what is aimed at, each `[position, ...]`.
+    """
+    states = value[rows.to(value.device), columns.to(value.device)]
+    parts = []
+    for start in range(0, len(states), at_once):
+        logs = head(norm(states[start : start + at_once])).float().log_softmax(dim=-1)
+        probs = logs.exp()
+        top = probs.topk(top_k, dim=-1)
+        aimed = logs.gather(-1, aims[start : start + at_once, None].to(logs.device))
+        entropy = torch.special.entr(probs).sum(dim=-1)
+        parts.append((top.indices, top.values, entropy, aimed[:, 0].exp(), (logs > aimed).sum(dim=-1)))
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def _word(vlm: VLM, token: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.models.forward import Edit, Read, run_forward, whole
+from interp.models.forward import Edit, Read, read_out, run_forward, whole
 from interp.results import Result
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def run_checks(vlm: VLM, batch: Batch | None = None) -> CheckReport:
     tried = _plain_batch(vlm) if batch is None else batch
     depth = vlm.structure.n_layers
     reads = [Read(("state", layer), "resid_pre", layer, whole) for layer in range(depth)]
-    reads.append(Read(("state", depth), "resid_post", depth - 1, whole))
+    reads.append(Read("readout", "resid_post", depth - 1, read_out, (vlm.norm, vlm.head)))
     seen = run_forward(vlm, tried, reads=reads, logits="all")
     logits = seen["logits"].float()
     real = tried.positions["all"].to(logits.device)
     checks = (
-        _readout(vlm, seen["state", depth], logits, real),
+        _readout(vlm, seen["readout"], logits, real),
         _identity(vlm, tried, seen, logits, real),
         _effect(vlm, tried, seen, logits, real),
         _image(tried),
@@ -94,8 +94,7 @@ def _difference(a: Tensor, b: Tensor, real: Tensor) -> float:
     return (a.float() - b.float())[real].abs().max().item()
 
 
-def _readout(vlm: VLM, last: Tensor, logits: Tensor, real: Tensor) -> Check:
-    read = vlm.readout(last).float().to(logits.device)
+def _readout(vlm: VLM, read: Tensor, logits: Tensor, real: Tensor) -> Check:
     scale = logits[real].abs().max().item()
     precision = torch.finfo(vlm.dtype).eps / torch.finfo(torch.float32).eps
     bound = READOUT_TOLERANCE * max(1.0, scale) * precision

@@ -87,6 +87,11 @@ def take_mean(value, mask, dtype):
     return mean.to(value.dtype if dtype is None else dtype)
 
 
+def read_out(value, norm, head):
+    """Final norm and unembedding of a state, ``head(norm(x))``, with the model's own modules."""
+    return head(norm(value))
+
+
 def first(value):
     """The tensor of a module's output, which some modules give alone and some first in a tuple."""
     return value[0] if isinstance(value, tuple) else value

@@ -85,12 +85,6 @@ class VLM:
     def embed(self) -> Any:
         return resolve(self.nnsight, self.structure.embed)
 
-    def readout(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocab"]:
-        """Final norm and unembedding of these states, ``head(norm(x))``, in the model's own precision."""
-        norm, head = resolve(self.model, self.structure.norm), resolve(self.model, self.structure.head)
-        with torch.no_grad():
-            return head(norm(states.to(self.device, self.dtype)))
-
     # Batches and traces
 
     def prepare(
@@ -122,10 +116,12 @@ class VLM:
         return self.nnsight.trace(**inputs, **self.trace_options, **options)
 
     def inputs_of(self, batch: Batch) -> dict[str, Any]:
-        """The batch's inputs on the model's device, images in its precision; no cache of keys and values is kept."""
+        """The batch's inputs on the model's device, images in its precision."""
+        # A model that runs on NDIF has no weights here: its inputs are sent from the CPU.
+        device = torch.device("cpu") if self.device.type == "meta" else self.device
         inputs = {}
         for name, value in batch.inputs.items():
-            inputs[name] = value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            inputs[name] = value.to(device, self.dtype if value.is_floating_point() else value.dtype)
         return inputs
 
     @property
