@@ -57,11 +57,15 @@ def load(
         wrapped, name = _wrap(model, processor), getattr(model, "name_or_path", "") or type(model).__name__
     else:
         name = str(repo)
+        source = str(_locate(name))
+        elsewhere = remote is True or str(remote).startswith("http")
+        if elsewhere and Path(source).exists():
+            raise InputError(f"{name!r} lies here, not on NDIF: use remote='local' to try it, or a hub repository")
         options = {"attn_implementation": attn_implementation} if attn_implementation else {}
         wrapped = _open(
-            str(_locate(name)),
+            source,
             revision=revision,
-            dispatch=remote is not True and not str(remote).startswith("http"),
+            dispatch=not elsewhere,
             device=_device(device),
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -108,14 +112,19 @@ def _device(device: str | torch.device) -> torch.device:
 def _open(source: str, **options: Any) -> Any:
     from nnsight import TransformersModel
     from safetensors import SafetensorError
+    from transformers import AutoProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dispatch = options.pop("dispatch")
-    placement = {} if "device_map" in options else {"device": options["device"]}
-    options.pop("device")
+    dispatch, device = options.pop("dispatch"), options.pop("device")
     try:
-        return TransformersModel(source, task=TASK, dispatch=dispatch, **placement, **options)
+        if not dispatch:
+            # Without weights nothing can be placed, and the processor is not found by itself.
+            given = {name: options[name] for name in ("revision", "trust_remote_code")}
+            processor = AutoProcessor.from_pretrained(source, **given)
+            return TransformersModel(source, task=TASK, processor=processor, tokenizer=processor.tokenizer, **options)
+        placement = {} if "device_map" in options else {"device": device}
+        return TransformersModel(source, task=TASK, dispatch=True, **placement, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

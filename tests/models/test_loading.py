@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import interp
+from interp.models import find_structure, loading
 
 
 def test_toy_is_the_tuned_one(toy):
@@ -59,6 +60,24 @@ def test_damaged_weights(toy, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(interp.InputError, match="cannot be loaded as a model"):
         interp.load(str(tmp_path), device="cpu")
+
+
+def test_without_weights_the_parts_are_the_same(toy):
+    """What runs on NDIF is built here without weights, from the same configuration."""
+    source = str(loading._locate("toy"))
+    wrapped = loading._open(source, dispatch=False, device="cpu", dtype="auto", revision=None, trust_remote_code=False)
+    vlm = interp.VLM(wrapped, find_structure(wrapped._module), "toy")
+    assert vlm.device.type == "meta"
+    assert vlm.structure == toy.structure
+    batch = vlm.prepare(["where is the 3 ?"])
+    assert vlm.inputs_of(batch)["input_ids"].device.type == "cpu"
+
+
+def test_what_lies_here_is_not_on_ndif(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("toy", str(tmp_path)):
+        with pytest.raises(interp.InputError, match="lies here, not on NDIF"):
+            interp.load(name, remote=True)
 
 
 def test_a_name_or_a_model(toy):
