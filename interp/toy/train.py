@@ -28,9 +28,9 @@ from interp.toy import lessons
 from interp.toy.language import COLOURS, KINDS, PLACES
 from interp.toy.model import build_language_model, build_tower, build_vlm, save, vision_config
 
-STEPS = {"language": 2500, "tower": 2000, "connector": 2000, "instruct": 2500}
+STEPS = {"language": 2500, "tower": 2000, "connector": 1500, "instruct": 1800}
 RATES = {"language": 1e-3, "tower": 2e-3, "connector": 2e-3, "instruct": 5e-4}
-BATCHES = {"language": 48, "tower": 64, "connector": 64, "instruct": 64}
+BATCHES = {"language": 48, "tower": 64, "connector": 64, "instruct": 48}
 HELD_OUT = 192
 REPORT_EVERY = 50
 CHECK_EVERY = 250
