@@ -104,7 +104,10 @@ def text_lesson(rng: np.random.Generator, size: int, split: str = "train") -> Le
         row = _Row()
         row.write(describe([objects[i] for i in rng.permutation(len(objects))]), CAPTION_WEIGHT)
         if rng.random() < 1 / 3:
-            row.write(describe(objects), RESTATED_WEIGHT)
+            # its first word is given: what a caption's full stop is to predict is the end
+            opening, _, rest = describe(objects).partition(" ")
+            row.read(opening)
+            row.write(rest, RESTATED_WEIGHT)
         _ask_six(row, objects, rng, (*KINDS, *_LOOK_UPS))
         rows.append(row)
     return _collate(rows)

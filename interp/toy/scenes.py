@@ -79,14 +79,21 @@ def glyphs_of(split: str) -> tuple[np.ndarray, ...]:
 
 
 def draw_objects(rng: np.random.Generator, split: str, count: int, repeat_digits: bool = False) -> list[SceneObject]:
-    """Objects of this split in reading order, in different places and (unless `repeat_digits`) of different digits."""
+    """Objects of this split in reading order, in different places and (unless `repeat_digits`) of different digits.
+
+    Two of different digits are of one colour half of the time, so that "are both the same colour ?" is no easy guess.
+    """
     pool = combinations(split)
     chosen: list[SceneObject] = []
     digits: set[int] = set()
     places: set[int] = set()
+    paired = count == 2 and not repeat_digits
+    same_colour = paired and rng.random() < 0.5
     while len(chosen) < count:
         colour, digit, place = pool[rng.integers(len(pool))]
         if place in places or (digit in digits and not repeat_digits):
+            continue
+        if paired and chosen and (COLOURS[colour] == chosen[0].colour) != same_colour:
             continue
         places.add(place)
         digits.add(digit)

@@ -28,7 +28,7 @@ from interp.toy import lessons
 from interp.toy.language import COLOURS, KINDS, PLACES
 from interp.toy.model import build_language_model, build_tower, build_vlm, save, vision_config
 
-STEPS = {"language": 2500, "tower": 2000, "connector": 1500, "instruct": 1800}
+STEPS = {"language": 1800, "tower": 2000, "connector": 1000, "instruct": 600}
 RATES = {"language": 1e-3, "tower": 2e-3, "connector": 2e-3, "instruct": 5e-4}
 BATCHES = {"language": 48, "tower": 64, "connector": 64, "instruct": 48}
 HELD_OUT = 192

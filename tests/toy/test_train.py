@@ -25,6 +25,8 @@ def test_targets_of_a_text_lesson():
     assert set(words(lesson.targets[after_answers])) == {"<eos>"}
     caption = words(lesson.input_ids[0])
     end = caption.index(".") + 1
+    ends = lesson.input_ids == VOCABULARY.index(".")
+    assert set(words(lesson.targets[ends])) == {"<eos>"}  # also where the caption is stated again
     assert interp.toy.parse_caption(" ".join(caption[1:end]))
     assert lesson.weights[0, : end - 1].tolist() == [np.float32(lessons.CAPTION_WEIGHT)] * (end - 1)
 
