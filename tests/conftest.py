@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; without this, each unknown name waits for it in vain
+
 import typechecks  # noqa: F401  beartype must be imported before nnsight, which puts an attribute on every object
 from jaxtyping import install_import_hook
 

@@ -21,6 +21,7 @@ from interp.errors import InputError
 from interp.models.positions import NAMES, Positions, find_positions
 
 PLACEHOLDER = "<image>"
+_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class BatchMaker:
         empty = (~positions["all"].any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise InputError(f"row {empty[0]} has no token: expected text or an image in every row")
+        if set(inputs) <= _TEXT_INPUTS and not mask.bool().all():
+            inputs = {**inputs, "position_ids": _own_positions(mask)}
         names = (
             self.tokenizer.convert_ids_to_tokens if self.tokenizer is not None else lambda row: [str(i) for i in row]
         )
@@ -217,6 +220,16 @@ class BatchMaker:
             begin, end = plain["offset_mapping"][index]
             found[place] = begin < start + len(span) and end > start and end > begin
         return found
+
+
+def _own_positions(mask: Tensor) -> Tensor:
+    """Each row's tokens counted from its first real one: Int `[batch, seq]`, for rows padded on the left.
+
+    nnsight adds these to a padded batch of text; said here, the inputs of a batch are all that the model gets.
+    """
+    counted = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    on_the_left = (mask.long().diff(dim=1) >= 0).all(dim=1, keepdim=True)
+    return torch.where(on_the_left, counted, torch.arange(mask.shape[1]).expand_as(counted))
 
 
 def _as_list(item: Any) -> list[Any]:

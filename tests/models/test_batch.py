@@ -122,3 +122,13 @@ def test_other_refusals(toy, mixed, tiny):
         mixed.row(5)
     with pytest.raises(interp.InputError, match="without a processor"):
         interp.load(model=tiny).prepare(["hello"])
+
+
+def test_a_padded_row_counts_its_own_positions(toy):
+    """The inputs are all that the model gets: transformers alone, given them, computes the same to the last bit."""
+    batch = toy.prepare(["where is the 3 ?", "a red 3 at top . where is the 3 ?"])
+    assert batch.inputs["position_ids"][0].tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5]
+    with torch.no_grad():
+        assert (toy.model(**batch.inputs).logits == toy.logits(batch, positions="all")).all()
+    assert "position_ids" not in batch.row(0).inputs
+    assert (toy.prepare(encoding=batch.inputs).inputs["position_ids"] == batch.inputs["position_ids"]).all()

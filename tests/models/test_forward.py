@@ -34,7 +34,8 @@ def test_attention_and_mlp_add_up_to_the_stream(toy, mixed):
 def test_last_logits_are_the_last_of_all(toy, mixed):
     everything = toy.logits(mixed, positions="all")
     assert everything.shape == (3, mixed.inputs["input_ids"].shape[1], toy.structure.vocab_size)
-    torch.testing.assert_close(toy.logits(mixed), everything[:, -1], atol=1e-6, rtol=0)
+    # only the last position goes through the head, a product of another shape, which rounds otherwise
+    torch.testing.assert_close(toy.logits(mixed), everything[:, -1], atol=1e-5, rtol=0)
     with pytest.raises(interp.InputError, match="'first'"):
         toy.logits(mixed, positions="first")
 
