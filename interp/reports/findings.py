@@ -75,18 +75,18 @@ def _answers(demo: Demo) -> Finding:
         return group_of(grouped, model, modality, group)
 
     seen, read = get(TUNED, "image", "perception"), get(TUNED, "text", "perception")
-    before = get(STAGE1, "image", "perception")
+    before, ready = get(STAGE1, "image", "perception"), get(STAGE1, "image", "abstraction")
     carried, told = get(TUNED, "image", "abstraction"), get(TUNED, "text", "abstraction")
-    holds = bool(carried.low > carried.chance)
-    verdict = (
-        f"above the {carried.chance:.0%} that the most common answers would get, though never trained"
-        if holds
-        else f"not above the {carried.chance:.0%} that the most common answers would get: nothing carried over"
-    )
+    above = bool(carried.low > carried.chance)
+    # What the connector alone had brought is no work of tuning.
+    holds = above and bool(carried.low > ready.high)
+    verdict = f"{'above' if above else 'not above'} the {carried.chance:.0%} that the most common answers would get"
+    gain = "beyond what" if holds else "not beyond the error of what"
     text = (
         f"{TUNED} answers {seen.accuracy:.0%} of the perception questions from images (95 % interval {_span(seen)}; "
         f"{read.accuracy:.0%} from captions), {STAGE1} answered {before.accuracy:.0%}. Of the abstraction questions about "
-        f"images it answers {carried.accuracy:.0%} ({_span(carried)}; {told.accuracy:.0%} from captions), {verdict}."
+        f"images, which were never trained, it answers {carried.accuracy:.0%} ({_span(carried)}; {told.accuracy:.0%} from "
+        f"captions), {verdict} and {gain} {STAGE1} answered ({_span(ready)})."
     )
     return Finding("answers", text, "tuning aligns vision with abstractions that the language model already had", holds)
 
@@ -177,15 +177,31 @@ def _strength(demo: Demo) -> Finding:
 
 
 def _width(demo: Demo) -> Finding:
-    phases = {name: demo.geometry[name].alignment.phase(TAU) for name in (STAGE1, TUNED)}
-    widths = [0 if phase is None else len(phase) for phase in phases.values()]
-    said = " and ".join(f"{_range(phase)} in {name}" for name, phase in phases.items())
-    comparison = "wider" if widths[1] > widths[0] else "narrower" if widths[1] < widths[0] else "as wide"
-    text = (
-        f"The abstraction phase, where this overlap is at least {TAU:.0%} of its maximum, is {said}: {comparison} "
-        "after tuning."
+    """A state counts as gained or lost only where both matrices say so beyond their intervals."""
+    before, after = (demo.geometry[name].alignment for name in (STAGE1, TUNED))
+    gained, lost = _within(after) & _outside(before), _within(before) & _outside(after)
+    change = len(gained) - len(lost)
+    comparison = (
+        "wider after tuning" if change > 0 else "narrower after tuning" if change < 0 else "no wider after tuning"
     )
-    return Finding("phase", text, "tuning extends the abstraction phase to more layers", widths[1] > widths[0])
+    if not gained and not lost:
+        comparison += " within the error"
+    said = " and ".join(f"{_range(matrix.phase(TAU))} in {name}" for name, matrix in ((STAGE1, before), (TUNED, after)))
+    text = f"The abstraction phase, where this overlap is at least {TAU:.0%} of its maximum, is {said}: {comparison}."
+    return Finding("phase", text, "tuning extends the abstraction phase to more layers", change > 0)
+
+
+def _within(matrix: AlignmentMatrix) -> set[int]:
+    """The states of the phase whose whole interval reaches the phase's threshold."""
+    phase, floor = matrix.phase(TAU), TAU * float(matrix.values.diagonal().max())
+    return {state for state in phase or () if float(matrix.low[state, state]) >= floor}
+
+
+def _outside(matrix: AlignmentMatrix) -> set[int]:
+    """The states whose whole interval lies below the phase's threshold; all of them where there is no phase."""
+    floor = TAU * float(matrix.values.diagonal().max())
+    states = range(len(matrix.values))
+    return {s for s in states if matrix.phase(TAU) is None or float(matrix.high[s, s]) < floor}
 
 
 def _range(phase: range | None) -> str:

@@ -161,6 +161,33 @@ def test_the_paragraph_follows_the_numbers(demo):
     assert "textual state 4 of 8" in texts["bypass"]
 
 
+def test_a_state_counts_as_gained_only_beyond_the_error(demo):
+    """One more state in the phase, but within the intervals: no wider."""
+    one = torch.full((9, 9), 0.2, dtype=torch.float64).fill_diagonal_(0.45)
+    more = one.clone()
+    one[8, 8] = 0.355
+    doubted = next(f for f in findings(_replaced(demo, {STAGE1: one, TUNED: more})) if f.topic == "phase")
+    assert "states 0 to 7 in toy:stage1 and states 0 to 8 in toy:tuned: no wider after tuning within" in doubted.text
+    assert doubted.agrees is False
+    one[8, 8] = 0.2
+    sure = next(f for f in findings(_replaced(demo, {STAGE1: one, TUNED: more})) if f.topic == "phase")
+    assert sure.agrees is True
+
+
+def test_what_the_connector_had_brought_is_no_work_of_tuning(demo):
+    def judged(before, after):
+        accuracy = demo.accuracy.copy()
+        rows = (accuracy["modality"] == "image") & (accuracy["group"] == "abstraction")
+        accuracy["n"] = 200
+        accuracy.loc[rows & (accuracy["model"] == STAGE1), "accuracy"] = before
+        accuracy.loc[rows & (accuracy["model"] == TUNED), "accuracy"] = after
+        return next(f for f in findings(dataclasses.replace(demo, accuracy=accuracy)) if f.topic == "answers").agrees
+
+    assert judged(0.6, 0.9) is True
+    assert judged(0.88, 0.9) is False
+    assert judged(0.0, 0.01) is False
+
+
 def _patched(demo, image, last, answered=5):
     groups = {
         name: dataclasses.replace(demo.patching.groups[name], effect=torch.tensor(effect))
