@@ -126,7 +126,7 @@ def run_forward(
     """One forward pass: the value of each read under its key, and under ``"logits"`` the logits.
 
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`) or None (not
-    computed further than the last read needs). Values come back on the CPU where the model runs elsewhere remotely.
+    computed further than the last read needs).
     """
     steps = _schedule(vlm, edits, reads)
     model = vlm.nnsight

@@ -170,6 +170,8 @@ class VLM:
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens!r}: expected 1 or more")
+        if self.tokenizer is None:
+            raise InputError(f"{self.name!r} was loaded without a tokenizer: pass processor= to read what it generates")
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
         ids = run_generate(self, batch, self.edits_of(batch, interventions), **options)
         new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()

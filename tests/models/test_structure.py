@@ -29,6 +29,8 @@ def test_a_model_in_hand_without_a_processor(tiny):
     assert batch.positions.grid(0) == [(4, 4)]
     report = vlm.check(batch)
     assert report.to_frame()["outcome"].tolist() == ["passed"] * 4
+    with pytest.raises(interp.InputError, match="without a tokenizer"):
+        vlm.generate(batch)
 
 
 def test_parts_do_not_depend_on_their_names(tiny):
