@@ -7,7 +7,7 @@ dots far right of the diagonal in the bottom rows are features that enter past t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -84,7 +84,7 @@ def alignment_figure(
     figure.update_layout(coloraxis=_coloraxis(metric, top, matrix.chance))
     for trace in _marks(matrix, tau, legend=True):
         figure.add_trace(trace)
-    _square(figure)
+    _square(figure, [matrix])
     return figure
 
 
@@ -111,7 +111,7 @@ def alignment_figures(
             figure.add_trace(trace, row=1, col=column)
     figure.update_xaxes(title_text="textual state")
     figure.update_yaxes(title_text="visual state", col=1)
-    _square(figure)
+    _square(figure, matrices.values())
     return figure
 
 
@@ -180,6 +180,8 @@ def _marks(matrix: AlignmentMatrix, tau: float, legend: bool) -> list[go.Scatter
     return marks
 
 
-def _square(figure: go.Figure) -> None:
-    figure.update_xaxes(dtick=1, showgrid=False, constrain="domain")
-    figure.update_yaxes(dtick=1, showgrid=False)
+def _square(figure: go.Figure, matrices: Iterable[AlignmentMatrix]) -> None:
+    """Axes that end where the cells do, with room for the line around a phase."""
+    rows, columns = (max(sizes) for sizes in zip(*(matrix.values.shape for matrix in matrices), strict=True))
+    figure.update_xaxes(dtick=1, showgrid=False, constrain="domain", range=[-0.6, columns - 0.4])
+    figure.update_yaxes(dtick=1, showgrid=False, range=[-0.6, rows - 0.4])

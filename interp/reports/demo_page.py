@@ -238,7 +238,7 @@ def _probes(demo: Demo) -> Section:
     for what in PROPERTIES:
         named: dict[str, ProbeResult] = {
             f"{model}, {modality} tokens": demo.probes[model][what, modality]
-            for model in (TUNED, STAGE1)
+            for model in (STAGE1, TUNED)
             for modality in MODALITIES
         }
         blocks.append(Figure(probe_figure(named, title=f"Probe of the {what}")))
@@ -266,7 +266,7 @@ def _probes(demo: Demo) -> Section:
 def _geometry(demo: Demo) -> Section:
     dimensions = {
         f"{model}, {modality}s": demo.geometry[model].dimensions[modality]
-        for model in (TUNED, STAGE1)
+        for model in (STAGE1, TUNED)
         for modality in MODALITIES
     }
     matrices = {model: geometry.alignment for model, geometry in demo.geometry.items()}
@@ -291,7 +291,7 @@ def _geometry(demo: Demo) -> Section:
                 "for its interval.",
             ),
             Figure(
-                diagonal_figure({name: matrices[name] for name in (TUNED, STAGE1)}),
+                diagonal_figure({name: matrices[name] for name in (STAGE1, TUNED)}),
                 caption="Bands are 95 % intervals from half-samples.",
             ),
             Figure(

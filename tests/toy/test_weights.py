@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import interp
 from interp.toy.language import KINDS
@@ -31,6 +32,8 @@ def test_base_writes_captions_that_parse():
     starts = [f"a {colour}" for colour in ("red", "green", "blue", "yellow", "magenta", "cyan")] + ["a"]
     for start, text in zip(starts, vlm.generate(vlm.prepare(starts), max_new_tokens=30), strict=True):
         assert interp.toy.parse_caption(f"{start} {text}")
+    from_nothing = vlm.prepare(encoding={"input_ids": torch.tensor([[vlm.tokenizer.bos_token_id]])})
+    assert interp.toy.parse_caption(vlm.generate(from_nothing, max_new_tokens=40)[0])
 
 
 def test_tuned_answers_perception_questions_on_images_never_trained_on():
