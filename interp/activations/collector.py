@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.activations.data import fingerprint, rows_of
+from interp.activations.data import rows_of
 from interp.errors import InputError
 from interp.models import VLM, Batch, Intervention
+from interp.models.batch import fingerprint
 from interp.models.forward import SITES, Read, run_forward, take_each, take_mean
 from interp.results import Provenance
 
@@ -94,7 +95,7 @@ def capture(
     done = 0
     for batch in _shown(rows.prepared(vlm, batch_size), len(rows), progress):
         mask = _picked(batch, positions, reduce, generator, done)
-        fingerprint(batch, digest)
+        digest.update(fingerprint(batch).encode())
         for site, states in _capture_batch(vlm, batch, sites, mask, reduce, interventions, dtype).items():
             taken[site].append(states)
         places.append(_places(mask, reduce) + torch.tensor([[done], [0]]))

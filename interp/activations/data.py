@@ -6,7 +6,6 @@ A data set is anything with `pairs()`, a list of (image, text) of which either m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,13 +59,3 @@ def _as_pair(item: Any, index: int) -> tuple[Any, str]:
         raise InputError(f"row {index} of the data is {item!r}: expected (image, text), at most one of them None")
     image, text = item
     return image, PLACEHOLDER if text is None else text
-
-
-def fingerprint(batch: Batch, digest: Any = None) -> Any:
-    """Add what the model gets from this batch to a hash, so that equal data has an equal name."""
-    digest = digest or hashlib.sha256()
-    for name in sorted(batch.inputs):
-        tensor = batch.inputs[name].cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.models import VLM, Batch, Intervention
+from interp.models.batch import fingerprint
 from interp.models.forward import Read, run_forward
-from interp.models.tokens import target_ids
+from interp.models.tokens import target_ids, word_of
 from interp.results import Provenance, Result
 
 # The readout is a matrix product with the whole vocabulary: states are read this many positions at a time.
@@ -123,10 +124,13 @@ def logit_lens(
         rows=rows,
         columns=columns,
         tokens=[batch.tokens[row][column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)],
-        vocabulary={str(token): _word(vlm, token) for token in ids.unique().tolist()},
+        vocabulary={str(token): word_of(vlm, token) for token in ids.unique().tolist()},
         vocab_size=vlm.structure.vocab_size,
         provenance=Provenance(
-            model=vlm.name, revision=vlm.revision, interventions=tuple(repr(each) for each in interventions)
+            model=vlm.name,
+            revision=vlm.revision,
+            data=fingerprint(batch),
+            interventions=tuple(map(repr, interventions)),
         ),
     )
 
@@ -146,7 +150,3 @@ def read_vocabulary(value, rows, columns, aims, norm, head, top_k, at_once):
         entropy = torch.special.entr(probs).sum(dim=-1)
         parts.append((top.indices, top.values, entropy, aimed[:, 0].exp(), (logs > aimed).sum(dim=-1)))
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
-
-
-def _word(vlm: VLM, token: int) -> str:
-    return vlm.tokenizer.decode([token]) if vlm.tokenizer is not None else str(token)

@@ -27,6 +27,11 @@ def target_ids(vlm: VLM, targets: Any, rows: int) -> Tensor:
     return torch.tensor([target_id(vlm, target) for target in each])
 
 
+def word_of(vlm: VLM, token: int) -> str:
+    """A token as text; its number where the model was loaded without a tokenizer."""
+    return vlm.tokenizer.decode([token]) if vlm.tokenizer is not None else str(token)
+
+
 def target_id(vlm: VLM, target: str | int) -> int:
     """One target as a token id."""
     vocabulary = vlm.structure.vocab_size

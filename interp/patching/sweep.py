@@ -11,7 +11,7 @@ All positions of one layer are rows of one forward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.models import VLM, Batch
+from interp.models.batch import fingerprint
 from interp.models.forward import SITES, Edit, Read, run_forward, whole, write
 from interp.patching.metrics import Measure, Metric, bind, name_of
 from interp.results import Provenance, Result
@@ -114,21 +115,26 @@ def patch_sweep(
         raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
     chosen = vlm.layer_indices(layers)
     columns = _same_columns(clean, corrupted, positions)
-    rows = [
-        _one_row(pair, site, chosen, columns[index], direction, bind(metric, vlm, len(clean), index))
-        for index, pair in enumerate(_pairs(vlm, clean, corrupted))
-    ]
-    per_row = torch.stack([row[0] for row in rows])
-    clean_rows, corrupted_rows = torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows])
+    measures = [bind(metric, vlm, len(clean), row) for row in range(len(clean))]
+    clean_rows, corrupted_rows = (
+        _measured(measures, run_forward(vlm, batch)["logits"]) for batch in (clean, corrupted)
+    )
     span = (clean_rows - corrupted_rows).mean()
     if not span.abs() > 1e-6:
         raise InputError(
             f"the metric {name_of(metric)!r} is {clean_rows.mean().item():.4g} on clean and {corrupted_rows.mean().item():.4g} "
             "on corrupted: expected runs with different answers"
         )
+    source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+    per_row = torch.stack(
+        [
+            _grid(vlm, source.row(row), target.row(row), site, chosen, columns[row], measure)
+            for row, measure in enumerate(measures)
+        ]
+    )
     shares = (per_row - corrupted_rows[:, None, None]) / span
     effect = shares.mean(dim=0)
-    half = 1.96 * shares.std(dim=0) / math.sqrt(len(rows)) if len(rows) > 1 else torch.full_like(effect, math.nan)
+    half = 1.96 * shares.std(dim=0) / math.sqrt(len(shares)) if len(shares) > 1 else torch.full_like(effect, math.nan)
     first_row = clean.row(0)
     return PatchResult(
         values=per_row.mean(dim=0),
@@ -143,7 +149,7 @@ def patch_sweep(
         tokens=[first_row.tokens[0][column] for column in columns[0]],
         site=site,
         metric=name_of(metric),
-        provenance=Provenance(model=vlm.name, revision=vlm.revision),
+        provenance=Provenance(model=vlm.name, revision=vlm.revision, data=fingerprint(clean, corrupted)),
     )
 
 
@@ -171,36 +177,23 @@ def _same_columns(clean: Batch, corrupted: Batch, positions: Any) -> list[list[i
     return columns
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """One clean and one corrupted row, and the model they run on."""
-
-    vlm: VLM
-    clean: Batch
-    corrupted: Batch
+def _measured(measures: Sequence[Measure], logits: Tensor) -> Tensor:
+    """Each row's own metric of its logits, Float `[row]`."""
+    return torch.cat([measure(logits[row : row + 1]).cpu() for row, measure in enumerate(measures)])
 
 
-def _pairs(vlm: VLM, clean: Batch, corrupted: Batch) -> Iterator[_Pair]:
-    for index in range(len(clean)):
-        yield _Pair(vlm, clean.row(index), corrupted.row(index))
-
-
-def _one_row(
-    pair: _Pair, site: str, layers: Sequence[int], columns: list[int], direction: str, measure: Measure
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One pair's grid of the metric `[layer, position]`, and the metric of its clean and corrupted runs."""
-    ends = (pair.clean, pair.corrupted) if direction == "denoise" else (pair.corrupted, pair.clean)
-    source, target = ends
-    given = run_forward(pair.vlm, source, reads=[Read(layer, site, layer, whole) for layer in layers])
-    plain = run_forward(pair.vlm, target)
+def _grid(
+    vlm: VLM, source: Batch, target: Batch, site: str, layers: Sequence[int], columns: list[int], measure: Measure
+) -> Tensor:
+    """The metric `[layer, position]` of one target row, with the source row's state written in one place at a time."""
+    reads = [Read(layer, site, layer, whole) for layer in layers]
+    given = run_forward(vlm, source, reads=reads, logits=None)
     grid = torch.empty(len(layers), len(columns))
     for i, layer in enumerate(layers):
         for start in range(0, len(columns), _ROWS_AT_ONCE):
             part = torch.tensor(columns[start : start + _ROWS_AT_ONCE])
             new = given[layer][0, part.to(given[layer].device)]
             edit = Edit(site, layer, write, (torch.arange(len(part)), part, new))
-            logits = run_forward(pair.vlm, target.repeat(len(part)), [edit])["logits"]
+            logits = run_forward(vlm, target.repeat(len(part)), [edit])["logits"]
             grid[i, start : start + len(part)] = measure(logits).cpu()
-    measured = [measure(run["logits"])[0].cpu() for run in (given, plain)]
-    clean_end, corrupted_end = measured if direction == "denoise" else measured[::-1]
-    return grid, clean_end, corrupted_end
+    return grid

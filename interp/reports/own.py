@@ -20,6 +20,8 @@ from interp.activations import capture
 from interp.errors import InputError
 from interp.geometry import Estimate, distinct_rows, intrinsic_dimension, label_overlap
 from interp.lens import LensResult, logit_lens
+from interp.models.batch import PLACEHOLDER
+from interp.models.tokens import word_of
 from interp.plots import dimension_figure, lens_figure, lens_on_image, series_figure
 from interp.plots.series import Series
 from interp.reports.demo import few_threads
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
     from interp.models import VLM, Batch, CheckReport
 
-PLACEHOLDER = "<image>"
 STEPS = ("answer", "logit lens", "emergence", "proofs", "geometry")
 FEWEST_FOR_DIMENSION = 30
 FEWEST_FOR_OVERLAP = 8
@@ -112,7 +113,7 @@ def study(vlm: VLM, image: Any, question: str, step: Callable[[str], None] = lam
         logits = vlm.logits(batch)[0].float().cpu()
         shares = logits.softmax(dim=-1)
         best = shares.topk(min(8, len(shares)))
-        words = [_word(vlm, token) for token in best.indices.tolist()]
+        words = [word_of(vlm, token) for token in best.indices.tolist()]
         answer = vlm.generate(batch, max_new_tokens=20)[0].strip()
         step("logit lens")
         lens = logit_lens(vlm, batch, positions="image", top_k=min(5, len(shares)))
@@ -163,10 +164,6 @@ def _as_seen(vlm: VLM, batch: Batch) -> Image:
         return batch.images[0][0]
     scaled = pixels[0].float() * torch.tensor(deviation)[:, None, None] + torch.tensor(mean)[:, None, None]
     return Image.fromarray((scaled.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
-
-
-def _word(vlm: VLM, token: int) -> str:
-    return vlm.tokenizer.decode([token]) if vlm.tokenizer is not None else str(token)
 
 
 def _token_geometry(vlm: VLM, batch: Batch) -> tuple[TokenGeometry, list[str]]:

@@ -84,6 +84,13 @@ def test_data_comes_in_three_forms(toy, scenes):
     assert as_pairs.manifest["data"] != interp.capture(toy, scenes[1:], progress=False).manifest["data"]
 
 
+def test_an_encoding_in_half_precision_has_a_name_too(toy, scenes):
+    batch = toy.prepare(["<image>"], [scenes[0].image])
+    half = toy.prepare(encoding={**batch.inputs, "pixel_values": batch.inputs["pixel_values"].bfloat16()})
+    names = {interp.capture(toy, [each], progress=False).manifest["data"] for each in (batch, half)}
+    assert len(names) == 2
+
+
 def test_interventions_and_dtype(toy, scenes):
     cut = [Ablate(site="resid_pre", layers=3, positions="image")]
     acts = interp.capture(toy, scenes, interventions=cut, dtype=torch.float16, progress=False)

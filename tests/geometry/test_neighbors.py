@@ -124,7 +124,6 @@ def test_states_may_be_anything_that_gives_a_tensor():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_graph():
     x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
     here, there = nearest_neighbors(x, k=20), nearest_neighbors(x.cuda(), k=20)

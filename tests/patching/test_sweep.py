@@ -120,6 +120,13 @@ def test_a_result_is_kept_and_framed(swept, tmp_path):
     assert frame["effect"].to_numpy() == pytest.approx(swept.effect.flatten().numpy())
 
 
+def test_runs_that_do_not_differ_are_refused_before_anything_is_patched(toy, colours, monkeypatch):
+    _, clean, _, metric = colours
+    monkeypatch.setattr("interp.patching.sweep._grid", lambda *_: pytest.fail("a sweep was begun"))
+    with pytest.raises(interp.InputError, match="expected runs with different answers"):
+        patch_sweep(toy, clean, clean, metric=metric)
+
+
 def test_one_row_has_no_interval(toy, colours):
     found, clean, corrupted, _ = colours
     metric = logit_difference(found[0].answer, found[0].other)
