@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -146,20 +147,28 @@ def _demo_own(target: Path, model: str, image: Any, question: str, device: str) 
 
 @app.command()
 def doctor(
-    model: Annotated[str, typer.Argument(help="A toy's name, a folder or a hub repository.")],
+    model: Annotated[str | None, typer.Argument(help="A toy's name, a folder or a hub repository.")] = None,
+    architectures: Annotated[
+        bool, typer.Option("--architectures", help="Print which architectures of transformers are supported.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
-    """Load a model, show what was found of its parts, and prove it by effect."""
+    """Load a model, show what was found of its parts, and prove it by effect; or say which architectures are taken."""
+    if architectures == (model is not None):
+        raise InputError("expected a model, as in 'interp doctor toy', or --architectures, and not both")
+    if model is None:
+        _show_architectures(as_json)
+        return
     import interp
 
     vlm = interp.load(model, device=device, check=False)
-    report = _check(vlm)
+    report = vlm.check()
     if as_json:
         print(json.dumps(_diagnosis(vlm, report), indent=2))
     else:
-        rows = [(name, str(value)) for name, value in asdict(vlm.structure).items()]
+        rows = [(name, _shown(value)) for name, value in vlm.structure.to_dict().items()]
         _print_table(f"{vlm.name}: {type(vlm.model).__name__}", ["part", "found"], rows)
         proofs = [(c.name, c.outcome, f"{c.error:.3g}", c.bound, c.detail) for c in report.checks]
         _print_table("proofs", ["proof", "outcome", "measured", "expected", "what it says"], proofs)
@@ -171,15 +180,30 @@ def doctor(
         )
 
 
-def _check(vlm: VLM) -> CheckReport:
-    """The proofs on a prompt with a plain grey picture, or on words alone where the model takes none."""
-    from PIL import Image
+def _shown(value: Any) -> str:
+    """A found part for the terminal: of a list with one entry a layer, each different one and how often it stands."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(entry)}" for name, entry in value.items() if entry not in (None, (), []))
+    if not isinstance(value, list | tuple) or len(value) <= 1:
+        return str(value)
+    counts = Counter(map(_shown, value))
+    return ", ".join(f"{count} x {entry}" for entry, count in counts.items())
 
-    try:
-        batch = vlm.prepare(["<image> What is this?"], [Image.new("RGB", (96, 96), "grey")])
-    except Exception:  # whatever a processor makes of it: the proofs on words alone still hold
-        return vlm.check()
-    return vlm.check(batch)
+
+def _show_architectures(as_json: bool) -> None:
+    from interp.models.architectures import architectures
+
+    rows = architectures()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    table = []
+    for row in rows:
+        traits = [row.readout, ", ".join(row.attention)] if row.verdict == "supported" else ["", ""]
+        table.append([row.name, row.verdict, *map(str, traits), row.why])
+    counts = Counter(row.verdict for row in rows)
+    title = "architectures: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    _print_table(title, ["architecture", "verdict", "readout", "attention", "why"], table)
 
 
 def _diagnosis(vlm: VLM, report: CheckReport) -> dict[str, Any]:
@@ -192,7 +216,7 @@ def _diagnosis(vlm: VLM, report: CheckReport) -> dict[str, Any]:
         "model": vlm.name,
         "architecture": type(vlm.model).__name__,
         "revision": vlm.revision,
-        "structure": asdict(vlm.structure),
+        "structure": vlm.structure.to_dict(),
         "passed": report.passed,
         "checks": proofs,
         "versions": package_versions(),

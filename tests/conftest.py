@@ -6,8 +6,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; without this, each unknown name waits for it in vain
 
-import typechecks  # noqa: F401  beartype must be imported before nnsight, which puts an attribute on every object
 from jaxtyping import install_import_hook
+
+import typechecks  # noqa: F401  beartype must be imported before nnsight, which puts an attribute on every object
 
 # Active under pytest alone, never in the library itself; must come before the first import of what is checked.
 install_import_hook(

@@ -143,7 +143,7 @@ def test_the_doctor_shows_parts_and_proofs(capfd):
     assert cli.run(["doctor", "toy", "--device", "cpu"]) == 0
     out = capfd.readouterr().out
     assert "model.language_model.layers" in out
-    assert out.count("passed") == 4
+    assert out.count("passed") == 7
 
 
 def test_the_doctor_speaks_json(capfd):
@@ -153,7 +153,7 @@ def test_the_doctor_speaks_json(capfd):
     assert said["model"] == "toy:stage1"
     assert said["structure"]["n_layers"] == 8
     assert {proof["name"]: proof["outcome"] for proof in said["checks"]} == dict.fromkeys(
-        ("readout", "identity", "effect", "image"), "passed"
+        ("layers", "readout", "identity", "effect", "sites", "last", "image"), "passed"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from interp.activations.data import rows_of
 from interp.errors import InputError
 from interp.models import VLM, Batch, Intervention
 from interp.models.batch import fingerprint
-from interp.models.forward import SITES, Read, run_forward, take_each, take_mean
+from interp.models.forward import STATES, Read, reads_of_states, run_forward, take_each, take_mean
 from interp.results import Provenance
 
 REDUCTIONS = ("mean", "last", "none", "sample")
@@ -79,7 +79,7 @@ def capture(
     torch.Size([9, 4, 128])
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
-    known = ("resid", *SITES)
+    known = ("resid", *STATES)
     for site in sites:
         if site not in known:
             raise InputError(f"site={site!r} is unknown: use one of {', '.join(known)}")
@@ -155,16 +155,16 @@ def _capture_batch(
     function = take_mean if reduce == "mean" else take_each
     arguments = (mask, dtype) if reduce == "mean" else (*mask.nonzero(as_tuple=True), dtype)
     depth = vlm.structure.n_layers
-    reads = []
-    for site in sites:
-        inner = "resid_pre" if site == "resid" else site
-        reads += [Read((site, layer), inner, layer, function, arguments) for layer in range(depth)]
-        if site == "resid":
-            reads.append(Read((site, depth), "resid_post", depth - 1, function, arguments))
-    seen = run_forward(vlm, batch, vlm.edits_of(batch, interventions), reads, logits=None)
-    return {
-        site: torch.stack([seen[site, state] for state in range(depth + (site == "resid"))]).cpu() for site in sites
+    edits = vlm.edits_of(batch, interventions)
+    reads = {
+        site: reads_of_states(vlm, function, arguments, edits)
+        if site == "resid"
+        else [Read(layer, site, layer, function, arguments) for layer in range(depth)]
+        for site in sites
     }
+    wanted = [replace(read, key=(site, read.key)) for site, of_site in reads.items() for read in of_site]
+    seen = run_forward(vlm, batch, edits, wanted, logits=None)
+    return {site: torch.stack([seen[site, read.key] for read in of_site]).cpu() for site, of_site in reads.items()}
 
 
 def _shown(batches: Iterator[Batch], rows: int, progress: bool) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ They are taken as ``interventions=[...]`` by `vlm.logits`, `vlm.generate`, `inte
 in forward order in one place, `interp.models.forward`.
 """
 
+from interp.interventions.knockout import Knockout
 from interp.interventions.states import Ablate, Patch
 
-__all__ = ["Ablate", "Patch"]
+__all__ = ["Ablate", "Knockout", "Patch"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
-from interp.models.forward import SITES, Edit, Read, run_forward, whole, write
+from interp.models.forward import STATES, Edit, Read, run_forward, whole, write
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
@@ -86,8 +86,8 @@ class Ablate:
 
 
 def _where(vlm: VLM, batch: Batch, site: str, layers: Any, positions: Any) -> tuple[list[int], Tensor, Tensor]:
-    if site not in SITES:
-        raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
+    if site not in STATES:
+        raise InputError(f"site={site!r} is unknown: use one of {', '.join(STATES)}")
     rows, columns = batch.positions.select(positions).nonzero(as_tuple=True)
     return vlm.layer_indices(layers), rows, columns
 

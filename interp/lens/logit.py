@@ -1,9 +1,9 @@
 """The logit lens: what a state would be read as, if the model stopped there.
 
 Each state of the residual stream is taken through the model's own final norm and unembedding,
-``softmax(head(norm(h_l)))``. State 0 enters layer 0, state l leaves layer l-1; none of them is final-normed before, so
-the last state gives the model's own prediction. On image positions this is the patch lens of Neo et al. 2024
-(arXiv 2410.07149).
+``softmax(head(norm(h_l)))``, with whatever the model does to its logits after that. State 0 enters layer 0, state l
+leaves layer l-1; none of them is final-normed before, so the last state gives the model's own prediction. On image positions this is the patch lens
+of Neo et al. 2024 (arXiv 2410.07149).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models import VLM, Batch, Intervention
 from interp.models.batch import fingerprint
-from interp.models.forward import Read, run_forward
+from interp.models.forward import read_out, reads_of_states, run_forward
 from interp.models.tokens import target_ids, word_of
 from interp.results import Provenance, Result
 
@@ -87,10 +87,11 @@ def logit_lens(
     targets: Any = None,
     interventions: Sequence[Intervention] = (),
 ) -> LensResult:
-    """Read every state at the selected positions: ``softmax(head(norm(h_l)))`` with the model's own norm and head.
+    """Read every state at the selected positions: ``softmax(head(norm(h_l)))`` with the model's own norm and head, and
+    what the model does to its logits behind them (a softcap, a scale).
 
     `targets` is one token id or word for all rows or one a row; its probability and rank are reported beside the top
-    `top_k`. A model that changes its logits after the head (a softcap, say) is read before that.
+    `top_k`.
 
     Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
     one token.
@@ -108,12 +109,11 @@ def logit_lens(
         raise InputError(f"top_k={top_k!r}: expected 1 to {vlm.structure.vocab_size}, the size of the vocabulary")
     rows, columns = mask.nonzero(as_tuple=True)
     aims = target_ids(vlm, 0 if targets is None else targets, len(batch))[rows]
-    arguments = (rows, columns, aims, vlm.norm, vlm.head, top_k, _POSITIONS_AT_ONCE)
-    depth = vlm.structure.n_layers
-    reads = [Read(layer, "resid_pre", layer, read_vocabulary, arguments) for layer in range(depth)]
-    reads.append(Read(depth, "resid_post", depth - 1, read_vocabulary, arguments))
-    seen = run_forward(vlm, batch, vlm.edits_of(batch, interventions), reads, logits=None)
-    readings = zip(*(seen[state] for state in range(depth + 1)), strict=True)
+    arguments = (rows, columns, aims, vlm.readout, top_k, _POSITIONS_AT_ONCE)
+    edits = vlm.edits_of(batch, interventions)
+    reads = reads_of_states(vlm, read_vocabulary, arguments, edits)
+    seen = run_forward(vlm, batch, edits, reads, logits=None)
+    readings = zip(*(seen[state] for state in range(len(reads))), strict=True)
     ids, probs, entropy, target_probs, ranks = (torch.stack(parts).cpu() for parts in readings)
     return LensResult(
         top_ids=ids,
@@ -135,7 +135,7 @@ def logit_lens(
     )
 
 
-def read_vocabulary(value, rows, columns, aims, norm, head, top_k, at_once):
+def read_vocabulary(value, rows, columns, aims, readout, top_k, at_once):
     """Run inside the trace, so that no vocabulary-wide tensor leaves it: what the selected states are read as.
 
     Top ids and their probabilities, the entropy, and the probability and rank of what is aimed at, each `[position, ...]`.
@@ -143,7 +143,7 @@ def read_vocabulary(value, rows, columns, aims, norm, head, top_k, at_once):
     states = value[rows.to(value.device), columns.to(value.device)]
     parts = []
     for start in range(0, len(states), at_once):
-        logs = head(norm(states[start : start + at_once])).float().log_softmax(dim=-1)
+        logs = read_out(states[start : start + at_once], *readout).float().log_softmax(dim=-1)
         probs = logs.exp()
         top = probs.topk(top_k, dim=-1)
         aimed = logs.gather(-1, aims[start : start + at_once, None].to(logs.device))

@@ -1,8 +1,14 @@
 """Proving a layout by effect: what `structure` claims is tried on the model itself.
 
-Three proofs on one small batch. *readout*: the final norm and the head on the last state give the model's own logits.
-*identity*: writing each state back as it was changes the logits by exactly 0. *effect*: writing another state does
-change them, at every layer. A model that fails one is refused when it is loaded, by the name of the proof.
+On text alone, when a model is loaded. *layers*: every layer runs once, in order, on states [batch, position, width].
+*readout*: norm, head and what follows them make the model's own logits of the last state. *identity*: writing every
+state back as it was changes nothing. *effect*: writing another state changes the logits, at every layer. *sites*: what
+the toolkit calls attn_out and mlp_out adds up to the stream. *last*: the logits depend on the last real token and on no
+padding, wherever that stands. On the first batch with an image: *image*: another picture changes what enters layer 0
+at the image positions and nowhere else.
+
+A proof that could not be tried is "pending", never "passed". A model that fails one is refused when it is loaded. What
+is measured on the way (see `interp.models.sites`) becomes the traits of the model's `structure`.
 """
 
 from __future__ import annotations
@@ -13,7 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.models.forward import Edit, Read, read_out, run_forward, whole
+from interp.models.forward import Edit, Read, disturb, run_forward, run_watched, take_each, whole
+from interp.models.pictures import has_pictures, moved_by_pictures, moved_by_projector, sees_behind
+from interp.models.sites import apply_readout, observe, solve_readout, solve_sum, tolerance
+from interp.models.structure import Readout
 from interp.results import Result
 
 if TYPE_CHECKING:
@@ -22,7 +31,10 @@ if TYPE_CHECKING:
     from interp.models.batch import Batch
     from interp.models.vlm import VLM
 
-READOUT_TOLERANCE = 1e-5
+Outcome = Literal["passed", "failed", "pending"]
+# Logits are compared at this many positions of each row.
+_POSITIONS_JUDGED = 8
+_NEEDS_IMAGE = "the model does not run on text alone: check(batch) with an image tries it"
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Check:
     """One proof: its outcome, the error that was measured, the bound it was held against, and what it says."""
 
     name: str
-    outcome: Literal["passed", "failed", "pending"]
+    outcome: Outcome
     error: float
     bound: str
     detail: str
@@ -61,75 +73,253 @@ class CheckReport(Result):
         return pd.DataFrame([[getattr(check, column) for column in columns] for check in self.checks], columns=columns)
 
 
-def run_checks(vlm: VLM, batch: Batch | None = None) -> CheckReport:
-    """Try every proof on `batch`, or on a row of a few token ids; without a batch that holds an image, what needs
-    image tokens is pending.
-    """
-    tried = _plain_batch(vlm) if batch is None else batch
-    depth = vlm.structure.n_layers
-    reads = [Read(("state", layer), "resid_pre", layer, whole) for layer in range(depth)]
-    reads.append(Read("readout", "resid_post", depth - 1, read_out, (vlm.norm, vlm.head)))
-    seen = run_forward(vlm, tried, reads=reads, logits="all")
-    logits = seen["logits"].float()
-    real = tried.positions["all"].to(logits.device)
-    checks = (
-        _readout(vlm, seen["readout"], logits, real),
-        _identity(vlm, tried, seen, logits, real),
-        _effect(vlm, tried, seen, logits, real),
-        _image(tried),
-    )
-    return CheckReport(checks)
+@dataclass(frozen=True)
+class Findings:
+    """What trying a model brought: its proofs, and the traits that were measured on the way, by field of `Structure`."""
+
+    report: CheckReport
+    traits: dict[str, Any]
 
 
-def _plain_batch(vlm: VLM) -> Batch:
-    """A row of ordinary token ids, so that the check needs neither processor nor picture."""
+def run_checks(vlm: VLM, batch: Batch | None = None) -> Findings:
+    """Try every proof on `batch`; without one, on a few token ids, and where there is a processor on a small picture."""
+    text = _text_batch(vlm) if batch is None else None
+    pictured = batch if batch is not None and has_pictures(batch) else None
+    if batch is None:
+        pictured = _small_picture(vlm)
+    tried = batch or text or pictured
+    if tried is None:
+        names = ("layers", "readout", "identity", "effect", "sites", "last", "image")
+        return Findings(CheckReport(tuple(_pending(name, _NEEDS_IMAGE) for name in names)), {})
+    layers, visits = _layers(vlm, tried)
+    if layers.outcome == "failed":
+        return Findings(CheckReport((layers,)), {})
+    sites, traits = _sites(vlm, visits)
+    seen = _untouched(vlm, tried)
+    readout, traits["readout"] = _readout(vlm, seen)
+    traits["vocab_size"] = seen["logits"].shape[-1]
+    traits["trims"] = _trims(vlm, tried)
+    checks = [layers, readout, _identity(vlm, tried, seen), _effect(vlm, tried, seen), *sites, _last(vlm, tried)]
+    if pictured is None:
+        checks.append(_pending("image", "no image was in the batch: check(batch) with one tries it"))
+    else:
+        checks.append(_image(vlm, pictured))
+        traits["bidirectional_images"] = sees_behind(vlm, pictured)
+        traits["continuous"] = _is_continuous(vlm, pictured)
+    return Findings(CheckReport(tuple(checks)), traits)
+
+
+# What the proofs are tried on --------------------------------------------------------------------------------------------
+
+
+def _text_batch(vlm: VLM) -> Batch | None:
+    """Two rows of ordinary token ids, padded, so that neither processor nor picture is needed; None where the model
+    does not run on text alone."""
     ids = torch.arange(vlm.structure.vocab_size)
     special = getattr(vlm.tokenizer, "all_special_ids", [])
     ordinary = ids[~torch.isin(ids, torch.tensor([*special, vlm.structure.image_token_id or -1]))]
-    chosen = ordinary[torch.linspace(0, len(ordinary) - 1, 8).long()][None]
-    return vlm.prepare(encoding={"input_ids": chosen, "attention_mask": torch.ones_like(chosen)})
+    chosen = ordinary[torch.linspace(0, len(ordinary) - 1, 16).long()].reshape(2, 8)
+    mask = torch.ones_like(chosen)
+    mask[1, :3] = 0
+    batch = vlm.prepare(encoding={"input_ids": chosen, "attention_mask": mask})
+    if vlm.device.type == "meta":
+        return batch
+    try:
+        with torch.no_grad():
+            vlm.model(**vlm.inputs_of(batch))
+    except (TypeError, ValueError):
+        return None
+    return batch
 
 
-def _difference(a: Tensor, b: Tensor, real: Tensor) -> float:
-    return (a.float() - b.float())[real].abs().max().item()
+def _small_picture(vlm: VLM) -> Batch | None:
+    """A grey picture and two words, where there is a processor that takes them."""
+    from PIL import Image
+
+    if vlm.processor is None or getattr(vlm.processor, "image_processor", None) is None:
+        return None
+    picture = Image.effect_noise((64, 48), 64).convert("RGB")
+    return vlm.prepare(texts=["<image> a b", "<image> a"], images=[picture, picture])
 
 
-def _readout(vlm: VLM, read: Tensor, logits: Tensor, real: Tensor) -> Check:
-    scale = logits[real].abs().max().item()
-    precision = torch.finfo(vlm.dtype).eps / torch.finfo(torch.float32).eps
-    bound = READOUT_TOLERANCE * max(1.0, scale) * precision
-    error = _difference(read, logits, real) if read.shape == logits.shape else float("inf")
-    detail = "norm and head on the last state give the model's own logits"
-    return Check("readout", "passed" if error <= bound else "failed", error, f"<= {bound:.1e}", detail)
+# The proofs --------------------------------------------------------------------------------------------------------------
+
+
+def _check(name: str, holds: bool, error: float, bound: str, detail: str) -> Check:
+    return Check(name, "passed" if holds else "failed", error, bound, detail)
+
+
+def _pending(name: str, detail: str) -> Check:
+    return Check(name, "pending", float("nan"), "", detail)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return (a.float() - b.float()).abs().max().item()
+
+
+def _judged(batch: Batch) -> Tensor:
+    """Where logits are compared, Bool `[batch, seq]`: the last real positions of each row. A vocabulary is wide."""
+    real = batch.positions["all"]
+    return real & (real.flip(1).cumsum(1).flip(1) <= _POSITIONS_JUDGED)
+
+
+def _untouched(vlm: VLM, batch: Batch) -> dict[Any, Tensor]:
+    """The model as it is: what enters each layer, ``head(norm(state))`` of the last state, and the logits."""
+    depth, judged = vlm.structure.n_layers, _judged(batch)
+    reads = [Read(("before", layer), "resid_pre", layer, whole) for layer in range(depth)]
+    places = judged.nonzero(as_tuple=True)
+    reads.append(Read("plain", "resid_post", depth - 1, _head_of_norm, (*places, vlm.norm, vlm.head)))
+    return run_forward(vlm, batch, reads=reads, logits=judged)
+
+
+def _head_of_norm(value, rows, columns, norm, head):
+    return head(norm(take_each(value, rows, columns, None)))
+
+
+def _layers(vlm: VLM, batch: Batch) -> tuple[Check, list[dict[str, Any]]]:
+    visits = observe(vlm, batch)
+    shape = (*batch.inputs["input_ids"].shape, vlm.structure.d_model)
+    wrong = None
+    for layer, seen in enumerate(visits):
+        times = len(seen.get("", ()))
+        if times != 1:
+            wrong = f"layer {layer} ran {times} times in one forward pass, expected once"
+        elif any(state is None or tuple(state.shape) != shape for state in (seen[""][0].given, seen[""][0].gave)):
+            given = seen[""][0].given
+            wrong = f"layer {layer} is given {None if given is None else tuple(given.shape)}, expected states {shape}"
+        if wrong:
+            break
+    detail = wrong or f"{len(visits)} layers run once each, in order, on states [batch, position, {shape[-1]}]"
+    return _check("layers", wrong is None, 0.0 if wrong is None else 1.0, "== 0", detail), visits
+
+
+def _trims(vlm: VLM, batch: Batch) -> bool:
+    """Whether asking for the last logits alone makes some layer leave out the other positions."""
+    if not vlm.accepts("logits_to_keep"):
+        return False
+    visits = run_watched(vlm, batch.inputs, list(vlm.layers), logits_to_keep=1)
+    gave = [seen[0].gave for seen in visits.values()]
+    return any(state is None or state.shape[1] != batch.inputs["input_ids"].shape[1] for state in gave)
+
+
+def _readout(vlm: VLM, seen: dict[Any, Tensor]) -> tuple[Check, Readout | None]:
+    plain, logits = seen["plain"].float().cpu(), seen["logits"].float().cpu()
+    bound = tolerance(vlm.dtype)
+    wrong = "norm and head on the last state do not give the model's own logits"
+    if plain.shape[-1] < logits.shape[-1]:
+        return _check("readout", False, float("inf"), f"<= {bound:.1e}", wrong), None
+    readout = solve_readout(plain, logits, vlm.model.config.get_text_config(decoder=True), vlm.dtype)
+    kept = ~torch.isin(torch.arange(logits.shape[-1]), torch.tensor(readout.suppressed, dtype=torch.long))
+    made, wanted = apply_readout(plain[:, : len(kept)], readout)[:, kept], logits[:, kept]
+    error = _difference(made, wanted) / max(1.0, wanted.abs().max().item())
+    right = f"norm and head on the last state give the model's own logits ({readout.kind})"
+    return _check("readout", error <= bound, error, f"<= {bound:.1e}", right if error <= bound else wrong), readout
 
 
 def _rewrite(vlm: VLM, batch: Batch, states: dict[int, Tensor]) -> Tensor:
     edits = [Edit("resid_pre", layer, _replace, (state,)) for layer, state in states.items()]
-    return run_forward(vlm, batch, edits, logits="all")["logits"]
+    return run_forward(vlm, batch, edits, logits=_judged(batch))["logits"]
 
 
 def _replace(value, new):
     return new.to(value.device, value.dtype)
 
 
-def _identity(vlm: VLM, batch: Batch, seen: dict, logits: Tensor, real: Tensor) -> Check:
-    states = {layer: seen["state", layer] for layer in range(vlm.structure.n_layers)}
-    error = _difference(_rewrite(vlm, batch, states), logits, real)
-    detail = "writing every state back as it was changes nothing"
-    return Check("identity", "passed" if error == 0 else "failed", error, "== 0", detail)
+def _identity(vlm: VLM, batch: Batch, seen: dict) -> Check:
+    states = {layer: seen["before", layer] for layer in range(vlm.structure.n_layers)}
+    error = _difference(_rewrite(vlm, batch, states), seen["logits"])
+    says = "nothing" if error == 0 else "the logits"
+    return _check("identity", error == 0, error, "== 0", f"writing every state back as it was changes {says}")
 
 
-def _effect(vlm: VLM, batch: Batch, seen: dict, logits: Tensor, real: Tensor) -> Check:
-    smallest = float("inf")
+def _effect(vlm: VLM, batch: Batch, seen: dict) -> Check:
+    effects = []
     for layer in range(vlm.structure.n_layers):
-        rolled = seen["state", layer].roll(1, dims=-1)
-        smallest = min(smallest, _difference(_rewrite(vlm, batch, {layer: rolled}), logits, real))
-    detail = "writing another state changes the logits, at every layer"
-    return Check("effect", "passed" if smallest > 0 else "failed", smallest, "> 0", detail)
+        rolled = seen["before", layer].roll(1, dims=-1)
+        effects.append(_difference(_rewrite(vlm, batch, {layer: rolled}), seen["logits"]))
+    smallest = min(effects)
+    where = "at every layer" if smallest > 0 else f"but not at layer {effects.index(smallest)}"
+    return _check("effect", smallest > 0, smallest, "> 0", f"writing another state changes the logits, {where}")
 
 
-def _image(batch: Batch) -> Check:
-    count = int(batch.positions["image"].sum())
-    if count:
-        return Check("image", "passed", float(count), "> 0", "image tokens stand in the decoder's stream")
-    return Check("image", "pending", float("nan"), "> 0", "no image was in the batch: check(batch) with one tries it")
+def _sites(vlm: VLM, visits: list[dict[str, Any]]) -> tuple[list[Check], dict[str, Any]]:
+    """The sums that hold become the sites this model has; a sum that does not hold costs the site, not the model.
+
+    A model without any of them claims nothing, so there is no proof of it in the report.
+    """
+    bound = tolerance(vlm.dtype)
+    parts = zip(visits, vlm.structure.attn, vlm.structure.mlp, strict=True)
+    sums = [solve_sum(seen, attn, mlp, bound) for seen, attn, mlp in parts]
+    traits = {
+        "attn_out": tuple(found.attn for found in sums),
+        "mlp_out": tuple(found.mlp for found in sums),
+        "mid": all(found.mid for found in sums),
+    }
+    counts = [sum(part is not None for part in parts) for parts in zip(*((s.attn, s.mlp) for s in sums), strict=True)]
+    if not any(counts):
+        return [], traits
+    proved = max((found.error for found in sums if found.error <= bound), default=0.0)
+    detail = f"add up to the stream: attn_out in {counts[0]} of {len(sums)} layers, mlp_out in {counts[1]}"
+    return [_check("sites", True, proved, f"<= {bound:.1e}", detail)], traits
+
+
+def _last(vlm: VLM, batch: Batch) -> Check:
+    """Noise in the state of the last token moves the logits there, noise in the padding's does not, on either side."""
+    sides = [batch, vlm.prepare(encoding=_padded_on_the_other_side(batch.inputs))]
+    effect = min(float(_moved_by_noise(vlm, side, "last").min()) for side in sides)
+    leak = max(float(_moved_by_noise(vlm, side, "padding").max()) for side in sides)
+    bound = tolerance(vlm.dtype)
+    detail = f"the logits depend on the last real token ({effect:.2g}) and not on padding, on either side"
+    if leak > bound:
+        detail = "noise in the padding moves the logits: rows of different length cannot share a batch"
+    return _check("last", leak <= bound and effect > leak, leak, f"<= {bound:.1e}", detail)
+
+
+def _moved_by_noise(vlm: VLM, batch: Batch, positions: str) -> Tensor:
+    """How far noise in state 0 at these positions moves each row's last logits, relative to the largest of them."""
+    mask = batch.positions[positions]
+    noise = [Edit("resid_pre", 0, disturb, (mask,))] if mask.any() else []
+    before, after = (run_forward(vlm, batch, edits)["logits"].float() for edits in ([], noise))
+    answers = before > torch.finfo(vlm.dtype).min / 2  # some models overwrite logits with the lowest number
+    return (after - before).abs().where(answers, 0).amax(dim=-1) / before[answers].abs().max().clamp(min=1)
+
+
+def _padded_on_the_other_side(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same rows with their padding at the other end: whatever is given for each token is turned around it."""
+    mask = inputs.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return inputs
+    padding = (mask == 0).sum(dim=1)
+    shifts = torch.where(mask[:, 0] == 0, -padding, padding).tolist()
+    turned = {}
+    for name, tensor in inputs.items():
+        if name == "position_ids":  # they are counted again
+            continue
+        by_token = tensor.shape == mask.shape
+        turned[name] = torch.stack([row.roll(n) for row, n in zip(tensor, shifts, strict=True)]) if by_token else tensor
+    return turned
+
+
+def _image(vlm: VLM, batch: Batch) -> Check:
+    """Another picture, and noise on what the projector gives, must move image positions alone, some in every row that
+    has any. Those that stay hold a constant (a newline between tiles) or, in towers that quantise, the same code.
+    """
+    expected = batch.positions["image"]
+    projected = moved_by_projector(vlm, batch.inputs)
+    moved = moved_by_pictures(vlm, batch.inputs) | projected
+    wrong = int((moved & ~expected).sum()) + int((expected.any(dim=1) & ~moved.any(dim=1)).sum())
+    through = "the pixels and the projector" if projected.any() else "the pixels"
+    detail = (
+        f"{through} move state 0 at {int((moved & expected).sum())} of {int(expected.sum())} image positions and "
+        f"at {int((moved & ~expected).sum()) or 'no'} others"
+    )
+    return _check("image", wrong == 0 and bool(expected.any()), float(wrong), "== 0", detail)
+
+
+def _is_continuous(vlm: VLM, batch: Batch) -> bool:
+    """Whether every layer is given what the one before it gave, at the image positions too."""
+    depth = vlm.structure.n_layers
+    reads = [Read(("before", layer), "resid_pre", layer, whole) for layer in range(1, depth)]
+    reads += [Read(("after", layer), "resid_post", layer, whole) for layer in range(depth - 1)]
+    seen = run_forward(vlm, batch, reads=reads, logits=None)
+    return all(torch.equal(seen["after", layer], seen["before", layer + 1]) for layer in range(depth - 1))

@@ -9,8 +9,9 @@ given) and return one, so the trace can be shipped to a server on which this pac
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,22 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, LayoutError
+from interp.models.encodings import explained
+from interp.models.masks import PATTERNED, as_allowed, like, none_is_causal
 from interp.models.structure import resolve
 
 if TYPE_CHECKING:
     from interp.models.batch import Batch
     from interp.models.vlm import VLM
 
-# A site is a place in a layer: the module it belongs to (None = the layer itself), and the side of it that is taken.
-# The order is the order in which a layer computes them.
-SITES: dict[str, tuple[str | None, str]] = {
-    "resid_pre": (None, "input"),
-    "attn_out": ("attention", "output"),
-    "mlp_out": ("mlp", "output"),
-    "resid_post": (None, "output"),
-}
+# The sites in the order in which a model computes them. `projector` is the one before the layers; `mask` is what the
+# attention of a layer is told about who may see whom, as Bool [batch, 1 or heads, query, key].
+SITES = ("projector", "resid_pre", "mask", "attn_out", "mlp_out", "resid_post")
+# Those of them that hold states [batch, position, width].
+STATES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _ORDER = {site: index for index, site in enumerate(SITES)}
+_BEFORE_LAYERS = -1
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Read:
     arguments: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What a module was given first and gave first when it ran, None where that is no tensor of numbers."""
+
+    given: Tensor | None
+    gave: Tensor | None
+
+
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
@@ -70,6 +79,13 @@ def write(value, rows, columns, new):
     value = value.clone()
     value[rows.to(value.device), columns.to(value.device)] = new.to(value.device, value.dtype)
     return value
+
+
+def disturb(value, mask=None):
+    """Noise of its own size on a value, at the positions of a mask or everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(value.shape, generator=generator).to(value.device, value.dtype) * value.std()
+    return value + (noise if mask is None else noise * mask.to(value.device)[..., None])
 
 
 def take_each(value, rows, columns, dtype):
@@ -87,67 +103,140 @@ def take_mean(value, mask, dtype):
     return mean.to(value.dtype if dtype is None else dtype)
 
 
-def read_out(value, norm, head):
-    """Final norm and unembedding of a state, ``head(norm(x))``, with the model's own modules."""
-    return head(norm(value))
+def read_out(value, norm, head, size, scale, cap, suppressed):
+    """Final norm and unembedding of a state with the model's own modules, and what the model does to them after that."""
+    logits = head(norm(value))[..., :size]
+    if scale != 1:
+        logits = logits * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    if suppressed:
+        logits = logits.clone()
+        logits[..., list(suppressed)] = torch.finfo(logits.dtype).min
+    return logits
 
 
 def first(value):
-    """The tensor of a module's output, which some modules give alone and some first in a tuple."""
-    return value[0] if isinstance(value, tuple) else value
+    """The tensor of a module's output, which some modules give alone and some first among others."""
+    if isinstance(value, dict):
+        return next(iter(value.values()))
+    return value[0] if isinstance(value, tuple | list) else value
 
 
 def put_first(value, new):
     """A module's output with its tensor replaced."""
-    return (new, *value[1:]) if isinstance(value, tuple) else new
+    if isinstance(value, dict):
+        return type(value)(**{**value, next(iter(value)): new})
+    return type(value)((new, *value[1:])) if isinstance(value, tuple | list) else new
 
 
 def follow(steps, saved):
-    """Go through the steps in forward order: (envoy, side, changes, readers)."""
-    for envoy, side, changes, readers in steps:
-        output = envoy.input if side == "input" else envoy.output
-        value = first(output)
+    """Go through the steps in forward order: (envoy, side, detail, changes, readers).
+
+    `side` is "input" or "output" of a module, whose value becomes what the site means by `detail`: a factor, and the
+    number of rows where they come one after the other; or "mask", where `detail` says by which name and place the
+    module gets its mask, and whether it is causal without one.
+    """
+    for envoy, side, detail, changes, readers in steps:
+        if side == "mask":
+            name, place, causal = detail
+            args, kwargs = envoy.inputs
+            given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
+            hidden = args[0] if args else next(iter(kwargs.values()))
+            value = as_allowed(given, hidden, causal)
+        else:
+            output = envoy.input if side == "input" else envoy.output
+            factor, rows = detail
+            value = first(output) if factor == 1 else first(output) * factor
+            value = value if rows is None else value.unflatten(0, (rows, -1))
+        before = value
         for function, arguments in changes:
             value = function(value, *arguments)
-        if changes and side == "input":
+        after = value
+        if value is before:
+            pass
+        elif side == "mask":
+            new = like(value, before, given, hidden)
+            if name in kwargs or place >= len(args):
+                envoy.inputs = (args, {**kwargs, name: new})
+            else:
+                envoy.inputs = ((*args[:place], new, *args[place + 1 :]), kwargs)
+        elif side == "input":
             envoy.input = value
-        elif changes:
-            envoy.output = put_first(output, value)
+        else:
+            value = value if rows is None else value.flatten(0, 1)
+            envoy.output = put_first(output, value if factor == 1 else value / factor)
         for key, function, arguments in readers:
-            saved[key] = function(value, *arguments)
+            saved[key] = function(after, *arguments)
 
 
 # Around the trace --------------------------------------------------------------------------------------------------------
 
 
 def run_forward(
-    vlm: VLM, batch: Batch, edits: Sequence[Edit] = (), reads: Sequence[Read] = (), logits: str | None = "last"
+    vlm: VLM, batch: Batch, edits: Sequence[Edit] = (), reads: Sequence[Read] = (), logits: str | Tensor | None = "last"
 ) -> dict[Any, Tensor]:
     """One forward pass: the value of each read under its key, and under ``"logits"`` the logits.
 
-    `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`) or None (not
-    computed further than the last read needs).
+    `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
+    seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
     """
-    steps = _schedule(vlm, edits, reads)
+    steps = _schedule(vlm, len(batch), edits, reads)
     model = vlm.nnsight
     inputs = vlm.inputs_of(batch)
-    last = batch.positions["last"]
-    at_end = bool(last[:, -1].all())
-    if logits == "last" and at_end and vlm.accepts("logits_to_keep"):
+    mask = batch.positions["last"] if isinstance(logits, str) and logits == "last" else logits
+    rows, columns = mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else (None, None)
+    at_end = isinstance(logits, str) and logits == "last" and bool(batch.positions["last"][:, -1].all())
+    # A model that trims would show its last layers without the other positions.
+    whole_states = vlm.structure.trims is False or not (edits or reads)
+    if at_end and whole_states and vlm.accepts("logits_to_keep"):
         inputs = {**inputs, "logits_to_keep": 1}
-    rows, columns = last.nonzero(as_tuple=True)
-    with torch.no_grad(), model.trace(**inputs, **vlm.trace_options) as tracer:
+    with explained(), torch.no_grad(), model.trace(**inputs, **vlm.trace_options) as tracer:
         saved = nnsight.save({})
         follow(steps, saved)
         if logits is None:
             tracer.stop()
-        elif logits == "all":
-            saved["logits"] = model.output.logits
         elif at_end:
             saved["logits"] = model.output.logits[:, -1]
+        elif rows is None:
+            saved["logits"] = model.output.logits
         else:
             saved["logits"] = take_each(model.output.logits, rows, columns, None)
     return dict(saved)
+
+
+def run_until_layers(vlm: VLM, inputs: Mapping[str, Tensor], edits: Sequence[Edit] = ()) -> Tensor:
+    """What enters layer 0, `[batch, seq, width]`, for inputs of which no positions are known; the rest is not computed."""
+    rows = len(inputs["input_ids"])
+    steps = _schedule(vlm, rows, edits, [Read("state", "resid_pre", 0, whole)])
+    with explained(), torch.no_grad(), vlm.nnsight.trace(**vlm.on_device(inputs), **vlm.trace_options) as tracer:
+        saved = nnsight.save({})
+        follow(steps, saved)
+        tracer.stop()
+    return saved["state"]
+
+
+def run_watched(
+    vlm: VLM, inputs: Mapping[str, Tensor], envoys: Sequence[Any], **options: Any
+) -> dict[str, list[Visit]]:
+    """One forward pass: the visits to these modules by their nnsight paths, in the order in which they began."""
+    with (
+        explained(),
+        torch.no_grad(),
+        vlm.nnsight.trace(**vlm.on_device(inputs), **options, **vlm.trace_options) as tracer,
+    ):
+        cache = tracer.cache(modules=list(envoys), include_inputs=True).save()
+    watched = {}
+    for path in cache.keys():  # noqa: SIM118  a cache's iteration is over what is below it, by number
+        once = len(cache[path]) == 1
+        given, gave = ([seen] if once else seen for seen in (cache[path].input, cache[path].output))
+        watched[path] = [Visit(_tensor(a), _tensor(b)) for a, b in zip(given, gave, strict=True)]
+    return watched
+
+
+def _tensor(value: Any) -> Tensor | None:
+    value = first(value) if isinstance(value, tuple | list | dict) and len(value) else value
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
 def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], **options: Any) -> Tensor:
@@ -155,16 +244,30 @@ def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], **options: Any) 
 
     Edits act on the positions of the prompt; later tokens see them through keys and values.
     """
-    steps = _schedule(vlm, edits, ())
+    steps = _schedule(vlm, len(batch), edits, ())
     model = vlm.nnsight
     inputs = vlm.inputs_of(batch)
-    with torch.no_grad(), model.generate(**inputs, **options, **vlm.trace_options) as tracer:
+    with explained(), torch.no_grad(), model.generate(**inputs, **options, **vlm.trace_options) as tracer:
         follow(steps, {})
         ids = nnsight.save(tracer.result)
     return ids
 
 
-def _schedule(vlm: VLM, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tuple[Any, str, list[Any], list[Any]]]:
+def reads_of_states(
+    vlm: VLM, function: Callable[..., Any], arguments: tuple[Any, ...], edits: Sequence[Edit] = ()
+) -> list[Read]:
+    """The reads of `resid` under their numbers: state 0 enters layer 0, state l leaves layer l-1.
+
+    A state that is edited on its way into layer l is read there, behind the edit. Elsewhere it makes a difference only
+    where something is added between layers (DeepStack), which is no part of the state then.
+    """
+    depth = vlm.structure.n_layers
+    entering = {0, *(vlm.layer_indices([edit.layer])[0] for edit in edits if edit.site == "resid_pre")}
+    places = [("resid_pre", state) if state in entering else ("resid_post", state - 1) for state in range(depth + 1)]
+    return [Read(state, *place, function, arguments) for state, place in enumerate(places)]
+
+
+def _schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tuple[Any, ...]]:
     """Edits and reads as the steps of `follow`: one visit to each site of each layer, in forward order."""
     changes: dict[tuple[int, int], list[Any]] = defaultdict(list)
     readers: dict[tuple[int, int], list[Any]] = defaultdict(list)
@@ -172,28 +275,45 @@ def _schedule(vlm: VLM, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tu
         changes[_when(vlm, edit.layer, edit.site)].append((edit.function, edit.arguments))
     for read in reads:
         readers[_when(vlm, read.layer, read.site)].append((read.key, read.function, read.arguments))
-    sites = list(SITES)
-    steps = []
-    for layer, order in sorted({*changes, *readers}):
-        part, side = SITES[sites[order]]
-        steps.append((_envoy(vlm, layer, part), side, changes[layer, order], readers[layer, order]))
-    return steps
+    return [
+        (*_place(vlm, rows, layer, SITES[order]), changes[layer, order], readers[layer, order])
+        for layer, order in sorted({*changes, *readers})
+    ]
 
 
 def _when(vlm: VLM, layer: int, site: str) -> tuple[int, int]:
     if site not in SITES:
         raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
-    return vlm.layer_indices([layer])[0], _ORDER[site]
+    return (_BEFORE_LAYERS if site == "projector" else vlm.layer_indices([layer])[0]), _ORDER[site]
 
 
-def _envoy(vlm: VLM, layer: int, part: str | None) -> Any:
-    """The envoy of a layer, or of its attention or MLP: the child of the layer that is called so."""
+def _place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
+    """Where a site is: the envoy, the side of it that is taken, and what `follow` must know about that side."""
+    if site == "projector":
+        if vlm.structure.projector is None:
+            raise LayoutError(f"{vlm.name!r} has no projector of its own: its site is not to be had")
+        return resolve(vlm.nnsight, vlm.structure.projector), "output", (1, None)
     envoy = vlm.layers[layer]
-    if part is None:
-        return envoy
-    words = {"attention": ("self_attn", "attn", "attention"), "mlp": ("mlp", "feed_forward", "ffn")}[part]
-    module = resolve(vlm.model, f"{vlm.structure.layers}.{layer}")
-    for name in words:
-        if hasattr(module, name):
-            return getattr(envoy, name)
-    raise InputError(f"layer {layer} of {vlm.name!r} has no {part} of its own: its site is not to be had")
+    if site == "resid_pre":
+        return envoy, "input", (1, None)
+    if site == "resid_post":
+        return envoy, "output", (1, None)
+    if site == "mask":
+        return _place_of_mask(vlm, layer)
+    added = vlm.trait(site)[layer]
+    if added is None:
+        raise LayoutError(f"{vlm.name!r} adds nothing to the stream in layer {layer} that could be proved to be {site}")
+    return resolve(envoy, added.module), "output", (added.scale, rows if added.flat else None)
+
+
+def _place_of_mask(vlm: VLM, layer: int) -> tuple[Any, str, Any]:
+    kind, part = vlm.structure.attention[layer], vlm.structure.attn[layer]
+    if part is None or kind not in PATTERNED:
+        raise LayoutError(f"layer {layer} of {vlm.name!r} has no softmax attention ({kind}): there is no mask to it")
+    module = resolve(vlm.model, f"{vlm.structure.layers}.{layer}.{part}")
+    parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+    name = next((name for name in parameters if name.endswith("mask")), None)
+    if name is None:
+        raise LayoutError(f"layer {layer} of {vlm.name!r}: {type(module).__name__} takes no mask")
+    detail = (name, parameters.index(name), none_is_causal(module))
+    return resolve(vlm.layers[layer], part), "mask", detail

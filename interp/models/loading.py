@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load(
     attn_implementation: str | None = None,
     remote: bool | str = False,
     trust_remote_code: bool = False,
-    structure: Structure | None = None,
+    structure: Structure | Mapping[str, Any] | None = None,
     check: bool = True,
     **from_pretrained: Any,
 ) -> VLM:
@@ -40,8 +41,8 @@ def load(
     repository of the Hugging Face hub. Or pass a transformers `model` in hand, with its `processor` where there is one.
     `device="auto"` takes the first GPU where there is one, else the CPU; `dtype="auto"` what the checkpoint declares.
     `remote=True` runs traces on NDIF and loads no weights here; `remote="local"` is nnsight's simulation of that.
-    `structure` replaces what discovery finds; `check=False` leaves the proofs out. Anything else goes to
-    transformers' `from_pretrained`.
+    `structure` replaces what discovery finds, or parts of it by name, ``{"norm": "model.norm"}``; `check=False` leaves the
+    proofs out. Anything else goes to transformers' `from_pretrained`.
 
     Raises `InputError` for an unknown toy name, a folder that holds no model, a repository that cannot be read;
     `LayoutError` where a part cannot be found or a proof fails.
@@ -72,7 +73,8 @@ def load(
             **options,
             **from_pretrained,
         )
-    vlm = VLM(wrapped, structure or find_structure(wrapped._module), name, revision, remote)
+    found = structure if isinstance(structure, Structure) else find_structure(wrapped._module, structure)
+    vlm = VLM(wrapped, found, name, revision, remote)
     if check and vlm.device.type != "meta":
         _prove(vlm)
     return vlm
@@ -148,7 +150,8 @@ def _prove(vlm: VLM) -> None:
         first = failed[0]
         raise LayoutError(
             f"{vlm.name!r} ({type(vlm.model).__name__}) failed the proof {first.name!r}: {first.detail}; measured "
-            f"{first.error:.3g}, expected {first.bound}. Pass structure= to say where its parts are"
+            f"{first.error:.3g}, expected {first.bound}. Pass structure= to say where its parts are, or check=False to go on "
+            f"without proof"
         )
 
 

@@ -1,29 +1,86 @@
 """Finding the parts of a vision-language model, whatever it is called.
 
 transformers gives every model the same accessors: its decoder, its input and output embeddings, its image encoder,
-the id of its image token. The rest is found from what a part *is*, a list of layers as deep as the config says, a
-norm as wide as the stream that no layer owns, and written down as dotted paths. Nothing is decided by a model's name.
-What is found here is only a claim: `interp.models.checks` proves it by effect when the model is loaded.
+the id of its image token. The rest is found from what a part *is*: a list of layers as deep as the config says, a norm
+as wide as the stream that stands beside it, a child of a layer that is called what attention is called. It is written
+down as dotted paths. Nothing is decided by a model's name; the tables here hold the names of *parts*.
+
+What is found here is only a claim: `interp.models.checks` proves it by effect when the model is loaded, and measures
+the traits that only a run can tell. What is found wrongly can be given: ``load(..., structure={"norm": "model.norm"})``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import nn
 
-from interp.errors import LayoutError
+from interp.errors import InputError, LayoutError
 
-_PROJECTOR_WORDS = ("projector", "connector", "aligner", "merger", "projection")
+_ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "conv", "mixer")
+_MLP_NAMES = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "fc2", "mixer")
+_PROJECTOR_WORDS = ("projector", "connector", "aligner", "merger", "projection", "embed_vision", "vision_embed")
+# What the class of a layer's mixer, or the entry of the config's list of layer kinds, says about how positions see
+# each other; the first word that occurs decides.
+_MIXERS = {"conv": "convolution", "delta": "linear", "mamba": "linear", "linear": "linear"}
+_KINDS = {**_MIXERS, "sliding": "sliding", "chunk": "chunked"}
+# The names under which configs keep one thing.
+_IMAGE_TOKEN = ("image_token_id", "image_token_index", "image_patch_id")
+_IMAGE_INPUTS = ("pixel_values", "image_patches", "flattened_patches")
+# What can be done with a model that is refused.
+_STILL = "nnsight.NNsight(model) still traces it, interp.geometry and interp.probes take its states as arrays"
+_WIDTHS = ("hidden_size", "embed_dim", "width", "d_model")
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the model makes logits of ``z = head(norm(state))``: ``cap * tanh(scale * z / cap)``, or ``scale * z``.
+
+    `suppressed` are token ids whose logits the model overwrites with the lowest number.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+    suppressed: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """ "plain", "scaled", "softcapped", or both joined by a plus."""
+        named = [name for name, there in (("scaled", self.scale != 1), ("softcapped", self.cap is not None)) if there]
+        return "+".join(named) or "plain"
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a layer adds to the stream: the output of its part `module` (dotted path in the layer) times `scale`.
+
+    `flat` is True where the part gives the positions of all rows one after the other, as many mixtures of experts do.
+    """
+
+    module: str
+    scale: float = 1.0
+    flat: bool = False
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Where the parts of a model are (dotted paths from its root) and how large it is.
+    """Where the parts of a model are (dotted paths from its root), how large it is, and how its layers behave.
 
     `layers` is the decoder's list of layers, `norm` the final norm, `head` the unembedding, `embed` the token embedding;
-    `vision` is the image tower and `projector` what takes its states to the stream, None where there is no such module.
+    `vision` is the image tower, `blocks` its list of layers and `projector` what takes its states to the stream, None
+    where there is no such module. `n_heads` is the largest number of query heads; where layers differ, `heads` says how many
+    each has. Within each layer, `attn` and `mlp` are its mixer of positions and its MLP (None where
+    a layer has none), and `attention` says how its positions see each other: "softmax", "sliding", "chunked" (softmax
+    within windows or chunks), "linear", "convolution" or "none".
+
+    The last traits are measured by `interp.models.checks`, None until then. `readout` takes ``head(norm(state))`` to
+    logits. `attn_out` and `mlp_out` say for each layer what it adds to the stream, None where that could not be proved;
+    `mid` whether the state between the two exists. `trims` is True where layers leave
+    positions out of which no logits are asked for. `continuous` is False where something is added to the stream between
+    layers (DeepStack); `bidirectional_images` is True where an image token sees image tokens behind it.
     """
 
     layers: str
@@ -31,66 +88,165 @@ class Structure:
     head: str
     embed: str
     vision: str | None
+    blocks: str | None
     projector: str | None
     image_token_id: int | None
     n_layers: int
     d_model: int
     n_heads: int
+    n_kv_heads: int
+    d_vision: int | None
     vocab_size: int
+    heads: tuple[int, ...]
+    attn: tuple[str | None, ...]
+    mlp: tuple[str | None, ...]
+    attention: tuple[str, ...]
+    readout: Readout | None = None
+    attn_out: tuple[Added | None, ...] | None = None
+    mlp_out: tuple[Added | None, ...] | None = None
+    mid: bool | None = None
+    trims: bool | None = None
+    continuous: bool | None = None
+    bidirectional_images: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return asdict(self)
 
 
-def find_structure(model: Any) -> Structure:
-    """Find the parts of a transformers model in hand. Raises `LayoutError` naming the part that is not there."""
+def find_structure(model: Any, given: Mapping[str, Any] | None = None) -> Structure:
+    """Find the parts of a transformers model in hand; what is `given` by field name is taken as it is.
+
+    Raises `LayoutError` naming the part that is not there, or why the model's images are not in a decoder's stream;
+    `InputError` for a given part that the model does not have.
+    """
+    given = dict(given or {})
+    _refuse_unknown(model, given)
+    _refuse_other_kinds(model)
+    config = _text_config(model)
+    depth, width = int(config.num_hidden_layers), int(config.hidden_size)
     name = type(model).__name__
-    text_config = model.config.get_text_config(decoder=True)
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
-        raise LayoutError(
-            f"{name} is an encoder-decoder: its image tokens are not in one decoder stream, expected a decoder"
-        )
-    depth, width = int(text_config.num_hidden_layers), int(text_config.hidden_size)
     paths = {id(module): path for path, module in model.named_modules()}
 
     decoder = model.get_decoder()
-    layers = _find_layers(decoder, depth)
+    layers = model.get_submodule(given["layers"]) if "layers" in given else _find_layers(decoder, depth)
     if layers is None:
         raise LayoutError(f"{name}: its decoder {type(decoder).__name__} has no list of {depth} layers, expected one")
-    norm = _find_norm(decoder, layers, width)
+    norm = model.get_submodule(given["norm"]) if "norm" in given else _find_norm(decoder, layers, width)
     if norm is None:
-        raise LayoutError(f"{name}: no final norm of width {width} stands beside the decoder's layers, expected one")
-    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+        raise LayoutError(
+            f"{name}: no final norm of width {width} stands beside the decoder's layers, expected one; {_STILL}"
+        )
+    vision = _find_vision(model, layers)
+    embed = model.get_input_embeddings()
+    head = model.get_submodule(given["head"]) if "head" in given else _find_head(model, vision, embed, width)
     for part, module in (("output embeddings (the unembedding)", head), ("input embeddings", embed)):
         if module is None or id(module) not in paths:
             raise LayoutError(f"{name} gives no {part}: expected a model for image-text-to-text with a language head")
-    vision = _find_vision(model)
-    projector = _find_projector(model, decoder, vision)
-    image_token_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
-    return Structure(
-        layers=paths[id(layers)],
-        norm=paths[id(norm)],
-        head=paths[id(head)],
-        embed=paths[id(embed)],
-        vision=paths.get(id(vision)),
-        projector=paths.get(id(projector)),
-        image_token_id=None if image_token_id is None else int(image_token_id),
-        n_layers=depth,
-        d_model=width,
-        n_heads=int(text_config.num_attention_heads),
-        vocab_size=int(getattr(head, "out_features", text_config.vocab_size)),
-    )
+    if not takes_images(model):
+        raise LayoutError(
+            f"{name} takes no image: no image tokens are in its stream, expected a vision-language model; {_STILL}"
+        )
+    heads = [int(count) for count in _by_layer(config, "num_attention_heads")]
+    attn = tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
+    mlp = tuple(_find_part(layer, _MLP_NAMES, _is_mixer) for layer in layers)
+    found = {
+        "layers": paths[id(layers)],
+        "norm": paths[id(norm)],
+        "head": paths[id(head)],
+        "embed": paths[id(embed)],
+        "vision": paths.get(id(vision)),
+        "blocks": paths.get(id(_find_blocks(vision))),
+        "projector": paths.get(id(_find_projector(model, layers, vision))),
+        "image_token_id": _first_of(model.config, _IMAGE_TOKEN),
+        "n_layers": depth,
+        "d_model": width,
+        "n_heads": max(heads),
+        "n_kv_heads": max(
+            (int(count) for count in _by_layer(config, "num_key_value_heads") if count), default=max(heads)
+        ),
+        "d_vision": _first_of(getattr(model.config, "vision_config", None), _WIDTHS),
+        "vocab_size": int(getattr(head, "out_features", config.vocab_size)),
+        "heads": tuple(heads),
+        "attn": attn,
+        "mlp": mlp,
+        "attention": _kinds_of_attention(config, layers, attn),
+    }
+    return Structure(**{**found, **given})
+
+
+def takes_images(model: Any) -> bool:
+    """Whether images are among the inputs of the model's forward pass, or of a part that it may hand them to."""
+    kinds = {type(module) for module in model.modules()}
+    return any(name.startswith(_IMAGE_INPUTS) for kind in kinds for name in inspect.signature(kind.forward).parameters)
+
+
+# Refusals that rest on what a model is -----------------------------------------------------------------------------------
+
+
+def _refuse_unknown(model: Any, given: Mapping[str, Any]) -> None:
+    names = [field.name for field in fields(Structure)]
+    paths = {path for path, _ in model.named_modules()}
+    for name, value in given.items():
+        if name not in names:
+            raise InputError(f"structure has no {name!r}: give any of {', '.join(names)}")
+        is_path = name in ("layers", "norm", "head", "embed", "vision", "blocks", "projector")
+        if is_path and value is not None and value not in paths:
+            raise InputError(f"structure {name}={value!r} is no module of {type(model).__name__}: give a dotted path")
+
+
+def _refuse_other_kinds(model: Any) -> None:
+    """Raise for a model whose images are never tokens in the stream of one decoder."""
+    name = type(model).__name__
+    text_config = model.config.get_text_config(decoder=True)
+    if any(getattr(c, "is_encoder_decoder", False) for c in (model.config, text_config)):
+        raise LayoutError(
+            f"{name} is an encoder-decoder: its image tokens are not in one decoder stream, expected a decoder; {_STILL}"
+        )
+    crossing = next(_cross_attentions(model), None)
+    if crossing is not None:
+        raise LayoutError(
+            f"{name}: the image enters by cross-attention ({crossing}), expected image tokens in the decoder's stream; "
+            f"{_STILL}"
+        )
+
+
+def _cross_attentions(model: Any) -> Iterator[str]:
+    """Cross-attention inside the decoder; a resampler between tower and decoder may have its own."""
+    decoder = model.get_decoder()
+    for path, module in (decoder if decoder is not None else model).named_modules():
+        last = path.rpartition(".")[2]
+        if "cross" in last and "att" in last and next(module.parameters(), None) is not None:
+            yield path
+
+
+def _text_config(model: Any) -> Any:
+    config = model.config.get_text_config(decoder=True)
+    missing = [name for name in ("num_hidden_layers", "hidden_size") if not hasattr(config, name)]
+    if missing:
+        raise LayoutError(
+            f"{type(model).__name__}: its {type(config).__name__} does not say {missing[0]}, expected a language model's config"
+        )
+    return config
+
+
+# The parts ---------------------------------------------------------------------------------------------------------------
 
 
 def _find_layers(decoder: nn.Module, depth: int) -> nn.ModuleList | None:
     """The outermost list of `depth` modules: breadth first, so that lists inside a layer come last."""
-    level: list[nn.Module] = [decoder]
+    return next((found for found in _lists(decoder) if len(found) == depth), None)
+
+
+def _lists(root: nn.Module) -> Iterator[nn.ModuleList]:
+    """The module lists under a module, outermost first."""
+    level: list[nn.Module] = [root]
     while level:
-        for module in level:
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
+        yield from (module for module in level if isinstance(module, nn.ModuleList))
         level = [child for module in level for child in module.children()]
-    return None
 
 
-def _find_norm(decoder: nn.Module, layers: nn.ModuleList, width: int) -> nn.Module | None:
+def _find_norm(decoder: nn.Module, layers: nn.Module, width: int) -> nn.Module | None:
     """The last module beside the layers that has one weight vector as wide as the stream."""
     owner = next(module for module in decoder.modules() if any(child is layers for child in module.children()))
     beside = [child for child in owner.children() if child is not layers]
@@ -98,22 +254,96 @@ def _find_norm(decoder: nn.Module, layers: nn.ModuleList, width: int) -> nn.Modu
     return norms[-1] if norms else None
 
 
-def _find_vision(model: Any) -> nn.Module | None:
+def _find_head(model: Any, vision: nn.Module | None, embed: nn.Module, width: int) -> nn.Module | None:
+    """What the model gives as its output embeddings, else the last map outside the tower as large as the embedding."""
+    head = model.get_output_embeddings()
+    if head is not None or embed is None:
+        return head
+    inside = {id(module) for module in vision.modules()} if vision is not None else set()
+    shape = (embed.num_embeddings, width)
+    maps = [module for module in model.modules() if isinstance(module, nn.Linear) and id(module) not in inside]
+    return next((module for module in reversed(maps) if tuple(module.weight.shape) == shape), None)
+
+
+def _find_vision(model: Any, layers: nn.Module) -> nn.Module | None:
+    """The image encoder, unless what the accessor gives is the model itself."""
     try:
-        return model.get_encoder(modality="image")
+        vision = model.get_encoder(modality="image")
     except (AttributeError, TypeError, ValueError):
         return None
+    if not isinstance(vision, nn.Module) or any(module is layers for module in vision.modules()):
+        return None
+    return vision
 
 
-def _find_projector(model: nn.Module, decoder: nn.Module, vision: nn.Module | None) -> nn.Module | None:
-    """The outermost module outside decoder and tower that is called what projectors are called."""
-    inside = {id(module) for part in (decoder, vision) if part is not None for module in part.modules()}
-    candidates: list[tuple[int, nn.Module]] = []
+def _find_blocks(vision: nn.Module | None) -> nn.Module | None:
+    """The tower's longest list of modules that are no projectors, the outermost of equal ones."""
+    if vision is None:
+        return None
+    named = {id(module): path for path, module in vision.named_modules()}
+    lists = [found for found in _lists(vision) if not _is_called(named[id(found)], _PROJECTOR_WORDS)]
+    return max(lists, key=len, default=None)
+
+
+def _find_projector(model: nn.Module, layers: nn.Module, vision: nn.Module | None) -> nn.Module | None:
+    """The outermost module that is called what projectors are called, outside the tower if there is one."""
+    within = {id(module) for module in layers.modules()}
+    tower = {id(module) for module in vision.modules()} if vision is not None else set()
+    candidates: list[tuple[bool, int, int, nn.Module]] = []
     for path, module in model.named_modules():
         last = path.rpartition(".")[2]
-        if id(module) not in inside and any(word in last for word in _PROJECTOR_WORDS):
-            candidates.append((path.count("."), module))
-    return min(candidates, key=lambda item: item[0])[1] if candidates else None
+        if id(module) in within or module is vision or not _is_called(last, _PROJECTOR_WORDS):
+            continue
+        if not isinstance(module, nn.ModuleList) and next(module.parameters(), None) is not None:
+            candidates.append((id(module) in tower, path.count("."), len(last), module))
+    return min(candidates, key=lambda item: item[:3])[3] if candidates else None
+
+
+def _is_called(name: str, words: tuple[str, ...]) -> bool:
+    return any(word in name for word in words)
+
+
+def _find_part(layer: nn.Module, names: tuple[str, ...], is_other: Any) -> str | None:
+    """The child of a layer that bears the first of these names, unless its class says that it is the other part."""
+    children = dict(layer.named_children())
+    return next((name for name in names if name in children and not is_other(children[name])), None)
+
+
+def _is_mixer(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return any(word in name for word in (*_MIXERS, "attention")) and not isinstance(module, nn.Linear)
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    return not _is_mixer(module)
+
+
+def _kinds_of_attention(config: Any, layers: Any, attn: tuple[str | None, ...]) -> tuple[str, ...]:
+    declared = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not declared:
+        declared = ["sliding" if window else "full" for window in _by_layer(config, "sliding_window")]
+    kinds = []
+    for layer, part, kind in zip(layers, attn, declared, strict=False):
+        if part is None:
+            kinds.append("none")
+            continue
+        mixer = type(getattr(layer, part)).__name__.lower()
+        words = [value for word, value in _MIXERS.items() if word in mixer]
+        words += [value for word, value in _KINDS.items() if word in str(kind)]
+        kinds.append(words[0] if words else "softmax")
+    return tuple(kinds)
+
+
+def _by_layer(config: Any, name: str) -> list[Any]:
+    """A field of the config for each layer; a config may keep one for all or, where layers differ, one for each."""
+    if getattr(config, "is_heterogeneous", False):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return [getattr(config, name, None)] * int(config.num_hidden_layers)
+
+
+def _first_of(config: Any, names: tuple[str, ...]) -> int | None:
+    values = [getattr(config, name, None) for name in names]
+    return next((int(value) for value in values if isinstance(value, int)), None)
 
 
 def resolve(root: Any, path: str) -> Any:

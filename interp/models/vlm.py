@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, LayoutError
 from interp.models.batch import Batch, BatchMaker
 from interp.models.checks import CheckReport, run_checks
 from interp.models.forward import Edit, run_forward, run_generate
+from interp.models.pictures import find_images, has_pictures
 from interp.models.structure import Structure, resolve
 
 
@@ -47,7 +50,17 @@ class VLM:
         self.name, self.revision, self.remote = name, revision, remote
         self.processor: Any = getattr(wrapped, "processor", None)
         self.tokenizer: Any = getattr(wrapped, "tokenizer", None) or getattr(self.processor, "tokenizer", None)
-        self._maker = BatchMaker(self.processor, self.tokenizer, structure.image_token_id)
+        table = resolve(wrapped._module, structure.embed)
+        patch_size = getattr(getattr(self.model.config, "vision_config", None), "patch_size", None)
+        self._maker = BatchMaker(
+            self.processor,
+            self.tokenizer,
+            structure.image_token_id,
+            # Some models keep the rows of their image tokens in a second table.
+            vocab_size=max(structure.vocab_size, sum(len(rows) for rows in table.parameters() if rows.ndim == 2)),
+            find_images=partial(find_images, self),
+            patch_size=patch_size if isinstance(patch_size, int) else None,
+        )
 
     def __repr__(self) -> str:
         s = self.structure
@@ -85,6 +98,13 @@ class VLM:
     def embed(self) -> Any:
         return resolve(self.nnsight, self.structure.embed)
 
+    @property
+    def readout(self) -> tuple[Any, ...]:
+        """What `interp.models.forward.read_out` takes to make this model's logits of a state: its norm and head, and
+        what it does to their outcome."""
+        made = self.trait("readout")
+        return self.norm, self.head, self.structure.vocab_size, made.scale, made.cap, made.suppressed
+
     # Batches and traces
 
     def prepare(
@@ -92,23 +112,42 @@ class VLM:
         texts: Sequence[str] | None = None,
         images: Sequence[Any] | None = None,
         chat: bool = False,
-        spans: Mapping[str, Any] | None = None,
+        spans: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         encoding: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Make a batch of texts and images, or from a processor's `encoding` (any dict of model inputs).
 
         In a text ``<image>`` stands for an image. `images` has one entry a text: a picture, a path, a list of several,
         or None. With `chat`, each text becomes the user's turn in the model's chat template. `spans` names parts of the
-        texts, ``{"object": "red 3"}``, one string for all rows or one a row; they become positions of that name.
+        texts, which become positions of that name: a string that stands once, a range ``(start, end)`` of the characters
+        you wrote, ints that count real tokens, or a Bool mask; one dict for all rows, ``{"object": "red 3"}``, where a
+        value may also be a list with one string a row, or a list with one dict a row.
 
-        Raises `InputError` for an empty batch, a file that is missing or no image, a text without the placeholder while
-        an image is given, more placeholders than images, a span that does not stand in its text once.
+        Raises `InputError` for an empty batch, a file that is missing or no image, placeholders that are not as many as
+        images, image tokens without pixels or the other way round, an encoding without the token types that the model
+        knows its images by, ids that the model does not have, a span that cannot be found.
         """
         if encoding is not None:
             if texts is not None or images is not None:
                 raise InputError("encoding= was given together with texts= or images=: expected one or the other")
-            return self._maker.from_encoding(encoding)
-        return self._maker.prepare(texts, images, chat, spans)
+            return self._with_types(self._maker.from_encoding(encoding, spans))
+        return self._with_types(self._maker.prepare(texts, images, chat, spans))
+
+    def _with_types(self, batch: Batch) -> Batch:
+        """The same batch, refused where it has images and not the token types that this model's forward pass takes.
+
+        Some models raise without them; others run all the same and see the image as if it were text.
+        """
+        taken = [
+            name for name in inspect.signature(type(self.model).forward).parameters if name.endswith("token_type_ids")
+        ]
+        missing = [name for name in taken if name not in batch.inputs]
+        if missing and has_pictures(batch):
+            raise InputError(
+                f"the encoding has images but no {missing[0]!r}, by which {self.name!r} knows where they are: pass all that "
+                f"its processor gives, with return_{missing[0]}=True"
+            )
+        return batch
 
     def trace(self, batch: Batch | None = None, **options: Any) -> Any:
         """nnsight's own trace of this batch: ``with vlm.trace(batch) as tracer: state = vlm.layers[3].output.save()``."""
@@ -117,10 +156,14 @@ class VLM:
 
     def inputs_of(self, batch: Batch) -> dict[str, Any]:
         """The batch's inputs on the model's device, images in its precision."""
+        return self.on_device(batch.inputs)
+
+    def on_device(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """These inputs on the model's device, what is no integer in its precision."""
         # A model that runs on NDIF has no weights here: its inputs are sent from the CPU.
         device = torch.device("cpu") if self.device.type == "meta" else self.device
         inputs = {}
-        for name, value in batch.inputs.items():
+        for name, value in given.items():
             inputs[name] = value.to(device, self.dtype if value.is_floating_point() else value.dtype)
         return inputs
 
@@ -184,5 +227,24 @@ class VLM:
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def check(self, batch: Batch | None = None) -> CheckReport:
-        """Prove this model's layout by effect on `batch` (or a short prompt made here); see `interp.models.checks`."""
-        return run_checks(self, batch)
+        """Prove this model's layout by effect on `batch` (or a short prompt made here); see `interp.models.checks`.
+
+        What is measured on the way stands in `structure` afterwards.
+        """
+        findings = run_checks(self, batch)
+        self.structure = replace(self.structure, **findings.traits)
+        return findings.report
+
+    def trait(self, name: str) -> Any:
+        """A trait of the structure that only a run can tell, measured now if it was not yet.
+
+        Raises `LayoutError` where the model does not run on text alone and no image was seen.
+        """
+        if getattr(self.structure, name) is None:
+            self.check()
+        value = getattr(self.structure, name)
+        if value is None:
+            raise LayoutError(
+                f"{self.name!r}: {name} is not known before an image was seen, call vlm.check(batch) with one"
+            )
+        return value

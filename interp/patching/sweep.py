@@ -23,7 +23,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models import VLM, Batch
 from interp.models.batch import fingerprint
-from interp.models.forward import SITES, Edit, Read, run_forward, whole, write
+from interp.models.forward import STATES, Edit, Read, run_forward, whole, write
 from interp.patching.metrics import Measure, Metric, bind, name_of
 from interp.results import Provenance, Result
 
@@ -111,8 +111,8 @@ def patch_sweep(
     """
     if direction not in _DIRECTIONS:
         raise InputError(f"direction={direction!r}: expected one of {', '.join(_DIRECTIONS)}")
-    if site not in SITES:
-        raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
+    if site not in STATES:
+        raise InputError(f"site={site!r} is unknown: use one of {', '.join(STATES)}")
     chosen = vlm.layer_indices(layers)
     columns = _same_columns(clean, corrupted, positions)
     measures = [bind(metric, vlm, len(clean), row) for row in range(len(clean))]

@@ -6,16 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
+from interp.models.grids import Sheet
 from interp.models.positions import Positions, find_positions
 
 IMAGE, BOS, PAD = 4, 1, 0
 
 
-def positions_of(rows, images=()):
+def positions_of(rows, images=(), counts=None):
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return find_positions(ids, mask, IMAGE, [BOS, PAD], images or [[] for _ in rows], {})
+    return find_positions(ids, mask, IMAGE, [BOS, PAD], images or [[] for _ in rows], counts)
 
 
 def columns(mask):
@@ -46,13 +47,74 @@ def test_every_position_is_of_exactly_one_kind(rows):
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_the_grid_follows_the_pixels(rows, columns, patch):
-    found = positions_of([[BOS, *[IMAGE] * (rows * columns)]], [[(rows * patch, columns * patch)]])
+    found = positions_of([[BOS, *[IMAGE] * (rows * columns)]], [[Sheet(rows * patch, columns * patch)]])
     assert found.grid(0) == [(rows, columns)]
 
 
 def test_no_rectangle_no_grid():
-    found = positions_of([[BOS, *[IMAGE] * 13]], [[(30, 40)]])
+    found = positions_of([[BOS, *[IMAGE] * 13]], [[Sheet(30, 40)]])
     assert found.grid(0) == [None]
+
+
+@st.composite
+def rows_of_images(draw):
+    """Rows of images: each a list of how many tokens stand before it, and how many it has, cut up by breaks or not."""
+    return draw(
+        st.lists(
+            st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans()), max_size=3), min_size=1, max_size=4
+        )
+    )
+
+
+@given(rows_of_images())
+def test_images_share_a_rows_image_tokens(rows):
+    """Whatever stands between or inside them: they are disjoint, in order, and together all image tokens."""
+    ids, counts = [], []
+    for row in rows:
+        ids.append([BOS])
+        counts.append([tokens for _, tokens, _ in row])
+        for before, tokens, broken in row:
+            ids[-1] += [9] * before + [IMAGE] * (tokens // 2) + [8] * broken + [IMAGE] * (tokens - tokens // 2)
+    found = positions_of(ids, [[None] * len(row) for row in rows], counts)
+    names = [name for name in found.masks if name.startswith("image_")]
+    assert names == [f"image_{index}" for index in range(max(map(len, rows)))]
+    each = torch.stack([found[name] for name in names]) if names else torch.zeros(0, *found["all"].shape)
+    assert (each.sum(dim=0) == found["image"]).all()
+    for row, share in enumerate(counts):
+        assert [int(found[name][row].sum()) for name in names] == share + [0] * (len(names) - len(share))
+        starts = [columns(found[name])[row][0] for name in names[: len(share)]]
+        assert starts == sorted(starts)
+
+
+def test_no_names_for_images_whose_tokens_do_not_add_up():
+    ids = [[BOS, *[IMAGE] * 6], [BOS, *[IMAGE] * 4]]
+    sheets = [[None, Sheet(1, 3)], [Sheet(2, 2)]]
+    assert positions_of(ids, sheets, [[3, 3], [4]]).grids == [[None, (1, 3)], [(2, 2)]]
+    unclear = positions_of(ids, sheets, [[3, 2], [4]])
+    assert "image_0" not in unclear
+    assert unclear.grids == [[None, None], [(2, 2)]]
+    with pytest.raises(interp.InputError, match="'image_0' is unknown"):
+        unclear["image_0"]
+
+
+def test_image_positions_may_be_a_mask_in_hand():
+    """A model without an image token: its image positions are found by what the pixels move."""
+    ids = torch.tensor([[BOS, 5, 6, 7], [PAD, BOS, 5, 6]])
+    moved = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    found = find_positions(ids, (ids != PAD).long(), moved, [BOS, PAD], [[Sheet(2, 4)], []])
+    assert columns(found["image"]) == [[1, 2], []]
+    assert columns(found["text"]) == [[3], [2, 3]]
+    assert columns(found["image_0"]) == [[1, 2], []]
+    assert found.grid(0) == [(1, 2)]
+    nothing = find_positions(ids, (ids != PAD).long(), None, [BOS, PAD], [[], []])
+    assert not nothing["image"].any()
+
+
+def test_boxes_without_a_picture():
+    found = positions_of([[BOS, IMAGE]], [[Sheet(1, 1)]])
+    assert found.boxes(0) == [None]
+    with pytest.raises(interp.InputError, match="row=1"):
+        found.boxes(1)
 
 
 def test_ints_count_real_tokens():

@@ -27,9 +27,9 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         rows, columns = batch.positions["last"].nonzero(as_tuple=True)
         edits = [forward.Edit("resid_pre", 2, forward.write, (rows, columns, torch.zeros(1, 128)))]
         reads = [forward.Read("mean", "attn_out", 3, forward.take_mean, (batch.positions["all"], None))]
-        steps = forward._schedule(vlm, edits, reads)
+        steps = forward._schedule(vlm, 1, edits, reads)
         from nnsight.intervention.serialization import dumps
-        functions = [(forward.follow, [(side, changes, readers) for _, side, changes, readers in steps])]
+        functions = [(forward.follow, [step[1:] for step in steps])]
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """

@@ -27,8 +27,7 @@ def test_a_model_in_hand_without_a_processor(tiny):
     ids = torch.tensor([[1, *[7] * 16, 20, 21]])
     batch = vlm.prepare(encoding={"input_ids": ids, "pixel_values": torch.randn(1, 3, 32, 32)})
     assert batch.positions.grid(0) == [(4, 4)]
-    report = vlm.check(batch)
-    assert report.to_frame()["outcome"].tolist() == ["passed"] * 4
+    assert set(vlm.check(batch).to_frame()["outcome"]) == {"passed"}
     with pytest.raises(interp.InputError, match="without a tokenizer"):
         vlm.generate(batch)
 
@@ -45,6 +44,9 @@ def test_parts_do_not_depend_on_their_names(tiny):
         def __init__(self, old):
             super().__init__()
             self.config, self.body, self.lm_head = old.config, Renamed(old.model.language_model), old.lm_head
+
+        def forward(self, input_ids, pixel_values=None):
+            raise NotImplementedError
 
         def get_decoder(self):
             return self.body

@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from reports.browser import CHROMIUM, visit
 
 from interp.plots import lens_on_image
 from interp.reports import demo as analyses
@@ -14,6 +13,7 @@ from interp.reports.demo import STAGE1, STEPS, TUNED, Size, distinct_scenes, gro
 from interp.reports.demo_page import demo_page, summary
 from interp.reports.findings import findings, first_above, paragraph
 from interp.toy import scenes
+from reports.browser import CHROMIUM, visit
 
 SMALL = Size(shown=2, evaluated=8, named=6, pairs=2, candidates=12, probed=200, scenes=60, neighbours=10)
 TOPICS = ["answers", "logit lens", "patching", "probes", "alignment", "phase", "bypass", "dimension"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reports.browser import CHROMIUM, visit
 
 from interp.errors import InputError
 from interp.reports.own import emerges_at, own_page, read_question, study, summary
+from reports.browser import CHROMIUM, visit
 
 LONG = "what colour is the 3 and which digit is larger , is there a blue 7 at top ?"
 
@@ -105,7 +105,7 @@ def test_a_model_without_a_rectangle_gets_words_by_layer(found):
 
 def test_the_summary_says_where_the_answer_leads(found):
     assert dict(summary(found))["image tokens"] == "36"
-    assert dict(summary(found))["proofs of the layout"] == "4 of 4 passed"
+    assert dict(summary(found))["proofs of the layout"] == "7 of 7 passed"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

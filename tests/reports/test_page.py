@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import plotly.graph_objects as go
 import pytest
 from PIL import Image
-from reports.browser import CHROMIUM, visit
 
 from interp.errors import InputError
 from interp.reports.page import Columns, Figure, Mark, Note, Page, Picture, Section, Table, Text, check_writable
+from reports.browser import CHROMIUM, visit
 
 EVIL = "</script><script>window.broken = 1</script><img src=https://example.org/x.png onerror=alert(1)> & \"'"
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

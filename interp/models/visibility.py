@@ -1,0 +1,59 @@
+"""Who sees whom: the attention pattern that a model's own masks leave possible at each layer.
+
+A position sees another where its attention to it may be above 0. In most decoders that is everything before it; in
+sliding and chunked layers only the nearest, in a prefix or in an image block also what comes behind. It is read from
+the masks that reach the layers, so nothing has to be known about the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from interp.models.forward import Read, run_forward
+from interp.models.masks import PATTERNED
+
+if TYPE_CHECKING:
+    from interp.models.batch import Batch
+    from interp.models.vlm import VLM
+
+
+def visible(vlm: VLM, batch: Batch, layers: int | str | Iterable[int] = "all") -> list[Tensor | None]:
+    """Who may attend to whom in each of `layers`: Bool `[batch, query, key]`, None for a layer without softmax attention.
+
+    A pair is visible where one head or more may attend; a layer that picks its keys itself (sparse attention with an
+    indexer) uses only some of them. Rows of padding say nothing. One trace, ended at the last layer asked for.
+
+    Raises `InputError` for a layer the model does not have and for flash and flex attention.
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> batch = vlm.prepare(texts=["where is the 3 ?"])
+    >>> visible(vlm, batch, layers=0)[0][0, 2].int().tolist()
+    [1, 1, 1, 0, 0, 0]
+    """
+    chosen = vlm.layer_indices(layers)
+    patterned = sorted({layer for layer in chosen if vlm.structure.attention[layer] in PATTERNED})
+    reads = [Read(layer, "mask", layer, any_head) for layer in patterned]
+    seen = run_forward(vlm, batch, reads=reads, logits=None) if reads else {}
+    return [seen[layer].cpu() if layer in seen else None for layer in chosen]
+
+
+def sees_ahead(allowed: Tensor, mask: Tensor) -> bool:
+    """Whether some position of `mask` `[batch, seq]` sees a later one of it, in `allowed` `[batch, query, key]`.
+
+    With the image positions: whether images are read in both directions at this layer.
+
+    >>> import torch
+    >>> causal = torch.ones(1, 3, 3).bool().tril()
+    >>> sees_ahead(causal, torch.ones(1, 3).bool())
+    False
+    """
+    return bool((allowed & mask[:, :, None] & mask[:, None, :]).triu(1).any())
+
+
+def any_head(allowed):
+    """Plain torch, run inside the trace: `[batch, heads, query, key]` to `[batch, query, key]`."""
+    return allowed.any(dim=1)

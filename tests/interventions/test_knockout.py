@@ -1,0 +1,233 @@
+"""Knockout: cut edges carry exactly nothing, the rest of a row shares its attention, and nothing else is touched."""
+
+import pytest
+import torch
+
+import interp
+from interp.interventions import Knockout
+from interp.interventions.knockout import cut
+from patterned import BOTH, KINDS, attention_modules, batch_of, load, weights_of
+
+PADDED = pytest.mark.parametrize("padded", [False, True])
+LOWEST = torch.finfo(torch.float32).min
+
+
+def edges_by_hand(batch, source, target, self_edges=False):
+    """Bool [batch, query, key], pair by pair."""
+    source, target = batch.positions.select(source), batch.positions.select(target)
+    edges = torch.zeros(len(batch), source.shape[1], source.shape[1], dtype=torch.bool)
+    for row, query in target.nonzero().tolist():
+        for key in source[row].nonzero().flatten().tolist():
+            edges[row, query, key] = self_edges or query != key
+    return edges
+
+
+def weights(vlm, batch, *interventions):
+    with weights_of(vlm) as seen:
+        vlm.logits(batch, interventions)
+    return seen
+
+
+# What it does ------------------------------------------------------------------------------------------------------------
+
+
+@PADDED
+@pytest.mark.parametrize("heads", [None, [1, -1]])
+@pytest.mark.parametrize("name", KINDS)
+def test_cut_edges_weigh_exactly_nothing(name, heads, padded):
+    vlm, batch = load(name), batch_of(name, padded)
+    layers = list(attention_modules(vlm))[-2:]
+    plain = weights(vlm, batch)
+    after = weights(vlm, batch, Knockout(source="image", target="after_image", layers=layers, heads=heads))
+    edges, real = edges_by_hand(batch, "image", "after_image"), batch.positions["all"]
+    chosen = torch.tensor([heads is None or head in (1, 3) for head in range(4)])
+    for layer in layers:
+        was, now = (run[layer].transpose(1, 2) for run in (plain, after))  # [batch, query, head, key]
+        gone = edges[:, :, None] & chosen[:, None]
+        assert (now[gone] == 0).all()
+        torch.testing.assert_close(now.sum(-1)[real], torch.ones(int(real.sum()), 4))
+        if layer == layers[0]:  # later layers are given other states
+            assert (was[gone] > 0).any()
+            kept = ~gone.any(dim=-1)  # [batch, query, head]
+            assert (now[kept] == was[kept]).all()
+            # what is left keeps its proportions
+            left = was.masked_fill(gone, 0)
+            torch.testing.assert_close(now[real], (left / left.sum(-1, keepdim=True))[real])
+    for layer in set(plain) - set(layers):
+        assert (layer > layers[0]) or (plain[layer] == after[layer]).all()
+
+
+@PADDED
+@pytest.mark.parametrize("name", KINDS)
+def test_it_is_the_run_with_a_mask_made_by_hand(name, padded):
+    vlm, batch = load(name), batch_of(name, padded)
+    layers = list(attention_modules(vlm))[:2]
+    edges = edges_by_hand(batch, "image", "after_image")[:, None]
+
+    def by_hand(module, args, kwargs):
+        return args, {**kwargs, "attention_mask": kwargs["attention_mask"].masked_fill(edges, LOWEST)}
+
+    modules = attention_modules(vlm)
+    handles = [modules[layer].register_forward_pre_hook(by_hand, with_kwargs=True) for layer in layers]
+    try:
+        with torch.no_grad():
+            expected = vlm.model(**batch.inputs).logits[:, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = vlm.logits(batch, [Knockout(source="image", target="after_image", layers=layers)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, vlm.logits(batch), atol=1e-4)
+
+
+@PADDED
+@pytest.mark.parametrize("heads", [None, 2])
+@pytest.mark.parametrize("name", BOTH)
+def test_both_implementations_agree(name, heads, padded):
+    """As closely as they do without a knockout: delta nets make more of how the towers round."""
+    batch, layers = batch_of(name, padded), list(attention_modules(load(name)))
+    cuts = [Knockout(source="image", target="after_image", layers=layers, heads=heads)]
+    eager, sdpa = (load(name, how).logits(batch, cuts) for how in ("eager", "sdpa"))
+    plain, plain_sdpa = (load(name, how).logits(batch) for how in ("eager", "sdpa"))
+    torch.testing.assert_close(eager, sdpa, atol=1e-5 + 2 * float((plain - plain_sdpa).abs().max()), rtol=0)
+    assert (eager - plain).abs().max() > 1e-2
+
+
+@PADDED
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_an_edge_that_was_never_there_changes_no_bit(how, padded):
+    vlm, batch = load("llava", how), batch_of("llava", padded)
+    plain = vlm.logits(batch)
+    nowhere = torch.zeros_like(batch.positions["all"])
+    for source, target, heads in [
+        (nowhere, "all", None),
+        ("all", nowhere, None),
+        ("last", "image", None),  # behind it
+        ("last", "last", None),  # itself
+        ("padding", "all", None),
+        ("all", "padding", None),
+        ("image", "last", []),
+    ]:
+        nothing = Knockout(source=source, target=target, layers="all", heads=heads)
+        assert (vlm.logits(batch, [nothing]) == plain).all(), (source, target)
+
+
+def test_self_edges_are_cut_only_when_asked():
+    vlm, batch = load("llava"), batch_of("llava", padded=True)
+    image = batch.positions["image"]
+    for self_edges in (False, True):
+        seen = weights(vlm, batch, Knockout(source="image", target="image", layers=1, self_edges=self_edges))[1]
+        own = seen.diagonal(dim1=2, dim2=3).transpose(1, 2)[image]
+        assert ((own == 0) if self_edges else (own > 0)).all()
+
+
+def test_knockouts_add_up():
+    vlm, batch = load("llava"), batch_of("llava", padded=True)
+    halves = [Knockout(source=part, target="last", layers=[1, 2]) for part in ([4, 5], [6, 7])]
+    both = Knockout(source=[4, 5, 6, 7], target="last", layers=[1, 2])
+    assert (vlm.logits(batch, halves) == vlm.logits(batch, [both])).all()
+
+
+def test_a_layer_may_compute_its_last_queries_alone_and_hold_room_for_more_keys():
+    """As gemma4 does when only the last logits are asked for, and a static cache."""
+    source, target = torch.tensor([[0, 1, 0, 0]]).bool(), torch.tensor([[0, 0, 0, 1]]).bool()
+    left = cut(torch.ones(1, 1, 2, 6).bool(), source, target, None, False)
+    assert left[0, 0].int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1]]
+    with pytest.raises(ValueError, match="the mask has 1 keys for a prompt of 4 positions"):
+        cut(torch.ones(1, 1, 1, 1).bool(), source, target, None, False)
+
+
+# On the toy --------------------------------------------------------------------------------------------------------------
+
+
+def test_without_edges_to_the_image_the_answer_is_lost(toy):
+    """Generation takes it too, and an image that nothing attends to might as well be another one."""
+    asked = [(scene, q) for scene in interp.toy.scenes(20, seed=4) for q in scene.questions if q.kind == "colour"]
+    batch = toy.prepare([q.prompt for _, q in asked], [scene.image for scene, _ in asked])
+    others = toy.prepare([q.prompt for _, q in asked], [scene.image for scene, _ in asked[1:] + asked[:1]])
+    blind = Knockout(source="image", target="after_image", layers="all")
+
+    def right(*interventions):
+        answers = toy.generate(batch, max_new_tokens=2, interventions=interventions)
+        return sum(answer == q.answer for answer, (_, q) in zip(answers, asked, strict=True)) / len(asked)
+
+    assert right() >= 0.9
+    assert right(blind) <= 0.5
+    assert (toy.logits(batch, [blind]) == toy.logits(others, [blind])).all()
+    assert not torch.allclose(toy.logits(batch), toy.logits(others))
+
+
+def test_it_can_be_sent(toy, remote_toy, mixed):
+    cuts = [Knockout(source="image", target="last", layers=[2, 5], heads=[0, 3])]
+    torch.testing.assert_close(remote_toy.logits(mixed, cuts), toy.logits(mixed, cuts), atol=1e-5, rtol=0)
+    assert not torch.allclose(toy.logits(mixed, cuts), toy.logits(mixed))
+
+
+# What is refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mode": "post_softmax"}, "mode='post_softmax': expected 'pre_softmax'"),
+        ({"source": "picture"}, "positions='picture' is unknown: use one of image"),
+        ({"target": [400]}, "position 400: row 0 has"),
+        ({"layers": 8}, "layer 8: 'toy' has layers 0 to 7"),
+        ({"heads": [0, 99]}, "head 99: layer 0 of 'toy' has heads 0 to"),
+        ({"heads": "all"}, "heads='all': expected None for all heads, an int"),
+    ],
+)
+def test_wrong_values(toy, mixed, wrong, words):
+    knockout = Knockout(**{"source": "image", "target": "last", "layers": 0, **wrong})
+    with pytest.raises(interp.InputError, match=words):
+        toy.logits(mixed, [knockout])
+
+
+def test_a_layer_without_softmax_attention():
+    vlm, batch = load("qwen3_5"), batch_of("qwen3_5", padded=True)
+    with pytest.raises(interp.InputError, match=r"layer 0 of .* has 'linear' in place of softmax.*layers=\[3\]"):
+        vlm.logits(batch, [Knockout(source="image", target="last", layers="all")])
+
+
+def test_an_implementation_without_a_mask_of_edges():
+    vlm, batch = load("llava"), batch_of("llava", padded=True)
+    attention = attention_modules(vlm)[0].config
+    own, attention._attn_implementation = attention._attn_implementation, "flash_attention_2"
+    try:
+        with pytest.raises(interp.InputError, match=r"'flash_attention_2'.*'sdpa' or 'eager'"):
+            vlm.logits(batch, [Knockout(source="image", target="last", layers=0)])
+    finally:
+        attention._attn_implementation = own
+
+
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_a_target_keeps_a_key(how):
+    vlm, batch = load("llava", how), batch_of("llava", padded=True)
+    with pytest.raises(interp.InputError, match=r"position 0 of row 0 would attend to nothing in layer 2"):
+        vlm.logits(batch, [Knockout(source="all", target="all", layers=2, self_edges=True)])
+    with pytest.raises(interp.InputError, match=r"position 24 of row 0 would attend to nothing in layer 0"):
+        vlm.logits(batch, [Knockout(source="all", target="last", layers="all", self_edges=True)])
+    vlm.logits(batch, [Knockout(source=range(-21, 0), target="last", layers="all", self_edges=True)])
+
+
+def test_a_window_shows_less_and_an_image_block_more_than_causality():
+    """gemma3: three layers with windows of 8, one without; images see both ways."""
+    vlm, batch = load("gemma3"), batch_of("gemma3", padded=True)
+    near = Knockout(source=range(-10, 0), target="last", layers=3, self_edges=True)
+    assert vlm.logits(batch, [near]).isfinite().all()
+    with pytest.raises(interp.InputError, match=r"of row 0 would attend to nothing in layer 1"):
+        vlm.logits(batch, [Knockout(source=range(-10, 0), target="last", layers=[3, 1], self_edges=True)])
+    first_image = batch.positions["image"] & (batch.positions["image"].cumsum(1) == 1)
+    before = batch.positions["all"] & (first_image.flip(1).cumsum(1).flip(1) > 0)
+    ahead = Knockout(source=before, target=first_image, layers="all", self_edges=True)
+    assert vlm.logits(batch, [ahead]).isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_knockouts_that_only_together_leave_no_key(how):
+    vlm, batch = load("llava", how), batch_of("llava", padded=False)
+    halves = [Knockout(source=part, target="last", layers=1, self_edges=True) for part in (range(9), range(9, 25))]
+    for half in halves:
+        vlm.logits(batch, [half])
+    with pytest.raises(ValueError, match="a position would attend to nothing"):
+        vlm.logits(batch, halves)
