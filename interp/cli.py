@@ -168,7 +168,8 @@ def doctor(
     if as_json:
         print(json.dumps(_diagnosis(vlm, report), indent=2))
     else:
-        rows = [(name, _shown(value)) for name, value in vlm.structure.to_dict().items()]
+        rows = [("image_token", str(_image_token(vlm)))]
+        rows += [(name, _shown(value)) for name, value in vlm.structure.to_dict().items()]
         _print_table(f"{vlm.name}: {type(vlm.model).__name__}", ["part", "found"], rows)
         proofs = [(c.name, c.outcome, f"{c.error:.3g}", c.bound, c.detail) for c in report.checks]
         _print_table("proofs", ["proof", "outcome", "measured", "expected", "what it says"], proofs)
@@ -183,11 +184,19 @@ def doctor(
 def _shown(value: Any) -> str:
     """A found part for the terminal: of a list with one entry a layer, each different one and how often it stands."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(entry)}" for name, entry in value.items() if entry not in (None, (), []))
+        return ", ".join(
+            f"{name} {_shown(entry)}" for name, entry in value.items() if entry not in (None, (), [], False)
+        )
     if not isinstance(value, list | tuple) or len(value) <= 1:
         return str(value)
     counts = Counter(map(_shown, value))
     return ", ".join(f"{count} x {entry}" for entry, count in counts.items())
+
+
+def _image_token(vlm: VLM) -> str | None:
+    """What the image token is called, where a tokenizer is there to say it."""
+    token = vlm.structure.image_token_id
+    return None if token is None or vlm.tokenizer is None else str(vlm.tokenizer.convert_ids_to_tokens(token))
 
 
 def _show_architectures(as_json: bool) -> None:
@@ -216,6 +225,7 @@ def _diagnosis(vlm: VLM, report: CheckReport) -> dict[str, Any]:
         "model": vlm.name,
         "architecture": type(vlm.model).__name__,
         "revision": vlm.revision,
+        "image_token": _image_token(vlm),
         "structure": vlm.structure.to_dict(),
         "passed": report.passed,
         "checks": proofs,
@@ -260,7 +270,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
     table = Table(title=Text(title), title_justify="left")
     for column in columns:
-        table.add_column(Text(column))
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text, so that nothing in brackets is read as markup
     _console().print(table)

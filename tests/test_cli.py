@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import interp
+import zoo
 from interp import cli
 from interp.errors import InterpError
 from interp.reports import demo as analyses
@@ -152,9 +153,36 @@ def test_the_doctor_speaks_json(capfd):
     assert said["passed"] is True
     assert said["model"] == "toy:stage1"
     assert said["structure"]["n_layers"] == 8
+    assert said["image_token"] == "<image>"
     assert {proof["name"]: proof["outcome"] for proof in said["checks"]} == dict.fromkeys(
         ("layers", "readout", "identity", "effect", "sites", "last", "image"), "passed"
     )
+
+
+def test_the_doctor_knows_every_architecture(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run(["doctor", "--architectures", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capfd.readouterr().out)}
+    assert rows["llava"]["verdict"] == "supported"
+    assert "cross-attention" in rows["mllama"]["why"]
+    assert cli.run(["doctor", "--architectures"]) == 0
+    said = capfd.readouterr().out
+    assert all(name in said for name in rows)
+    assert f"{sum(row['verdict'] == 'supported' for row in rows.values())} supported" in said
+
+
+@pytest.mark.parametrize("given", [["doctor"], ["doctor", "toy", "--architectures"]])
+def test_the_doctor_wants_a_model_or_the_table(given, capfd):
+    assert cli.run(given) == 2
+    assert "expected a model" in capfd.readouterr().err
+
+
+def test_the_doctor_says_why_a_model_is_refused(tmp_path, capfd):
+    zoo.build("florence2").save_pretrained(tmp_path)
+    assert cli.run(["doctor", str(tmp_path)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
 
 
 def test_the_doctor_refuses_a_model_that_fails_a_proof(monkeypatch, capfd):

@@ -2,8 +2,8 @@
 
 Each state of the residual stream is taken through the model's own final norm and unembedding,
 ``softmax(head(norm(h_l)))``, with whatever the model does to its logits after that. State 0 enters layer 0, state l
-leaves layer l-1; none of them is final-normed before, so the last state gives the model's own prediction. On image positions this is the patch lens
-of Neo et al. 2024 (arXiv 2410.07149).
+leaves layer l-1; none of them is final-normed before, so the last state gives the model's own prediction. On image
+positions this is the patch lens of Neo et al. 2024 (arXiv 2410.07149).
 """
 
 from __future__ import annotations

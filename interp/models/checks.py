@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.errors import InputError
 from interp.models.forward import Edit, Read, disturb, run_forward, run_watched, take_each, whole
 from interp.models.pictures import has_pictures, moved_by_pictures, moved_by_projector, sees_behind
 from interp.models.sites import apply_readout, observe, solve_readout, solve_sum, tolerance
@@ -83,10 +84,12 @@ class Findings:
 
 def run_checks(vlm: VLM, batch: Batch | None = None) -> Findings:
     """Try every proof on `batch`; without one, on a few token ids, and where there is a processor on a small picture."""
-    text = _text_batch(vlm) if batch is None else None
-    pictured = batch if batch is not None and has_pictures(batch) else None
+    text, pictured, why = None, None, "no image was in the batch: check(batch) with one tries it"
     if batch is None:
-        pictured = _small_picture(vlm)
+        text = _text_batch(vlm)
+        pictured, why = _small_picture(vlm)
+    elif has_pictures(batch):
+        pictured = batch
     tried = batch or text or pictured
     if tried is None:
         names = ("layers", "readout", "identity", "effect", "sites", "last", "image")
@@ -101,7 +104,7 @@ def run_checks(vlm: VLM, batch: Batch | None = None) -> Findings:
     traits["trims"] = _trims(vlm, tried)
     checks = [layers, readout, _identity(vlm, tried, seen), _effect(vlm, tried, seen), *sites, _last(vlm, tried)]
     if pictured is None:
-        checks.append(_pending("image", "no image was in the batch: check(batch) with one tries it"))
+        checks.append(_pending("image", why))
     else:
         checks.append(_image(vlm, pictured))
         traits["bidirectional_images"] = sees_behind(vlm, pictured)
@@ -132,14 +135,27 @@ def _text_batch(vlm: VLM) -> Batch | None:
     return batch
 
 
-def _small_picture(vlm: VLM) -> Batch | None:
-    """A grey picture and two words, where there is a processor that takes them."""
+def _small_picture(vlm: VLM) -> tuple[Batch | None, str]:
+    """Noise of 64 x 48 pixels and a few words, where there is a processor; or None, and why there is no such batch.
+
+    A processor that does not belong to the model is an error here. One that wants a prompt of another kind is none: the
+    proof waits for the first batch with an image.
+    """
     from PIL import Image
 
-    if vlm.processor is None or getattr(vlm.processor, "image_processor", None) is None:
-        return None
-    picture = Image.effect_noise((64, 48), 64).convert("RGB")
-    return vlm.prepare(texts=["<image> a b", "<image> a"], images=[picture, picture])
+    if getattr(vlm.processor, "image_processor", None) is None:
+        return None, "there is no image processor: check(batch) with an image tries it"
+    noise = torch.randint(0, 256, (48, 64, 3), generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.byte().numpy())
+    try:
+        batch = vlm.prepare(texts=["<image> a b", "<image> a"], images=[picture, picture])
+        run_forward(vlm, batch)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a processor or a model makes of a prompt that is not its own
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return None, f"a small picture could not be run ({reason}): check(batch) with an image tries it"
+    return batch, ""
 
 
 # The proofs --------------------------------------------------------------------------------------------------------------

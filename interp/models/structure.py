@@ -111,7 +111,8 @@ class Structure:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
-        return asdict(self)
+        readout = None if self.readout is None else {"kind": self.readout.kind, **asdict(self.readout)}
+        return {**asdict(self), "readout": readout}
 
 
 def find_structure(model: Any, given: Mapping[str, Any] | None = None) -> Structure:

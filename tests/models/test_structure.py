@@ -1,10 +1,13 @@
 """Parts are found by what they are, on models that differ in everything a name could tell."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import interp
+import zoo
 from interp.models.structure import find_structure, resolve
 
 
@@ -38,7 +41,9 @@ def test_parts_do_not_depend_on_their_names(tiny):
     class Renamed(nn.Module):
         def __init__(self, old):
             super().__init__()
-            self.embed_tokens, self.stack, self.closing = old.embed_tokens, old.layers, old.norm
+            self.embed_tokens, self.opening = old.embed_tokens, copy.deepcopy(old.norm)
+            self.stack, self.closing = old.layers, old.norm
+            self.stack[0].side_projection = nn.Linear(2, 2)  # called like a projector, and none
 
     class Wrapper(nn.Module):
         def __init__(self, old):
@@ -57,7 +62,7 @@ def test_parts_do_not_depend_on_their_names(tiny):
         def get_input_embeddings(self):
             return self.body.embed_tokens
 
-    found = find_structure(Wrapper(tiny))
+    found = find_structure(Wrapper(copy.deepcopy(tiny)))
     assert (found.layers, found.norm, found.head) == ("body.stack", "body.closing", "lm_head")
     assert found.vision is None
     assert found.projector is None
@@ -69,3 +74,14 @@ def test_an_encoder_decoder_is_refused_by_name():
     config = T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=20)
     with pytest.raises(interp.LayoutError, match="T5ForConditionalGeneration is an encoder-decoder"):
         interp.load(model=T5ForConditionalGeneration(config))
+
+
+def test_parts_given_by_hand_are_taken_and_proved():
+    model, path = zoo.build("llava"), "model.language_model.norm"
+    assert interp.load(model=model, structure={"norm": path}).structure.norm == path
+    with pytest.raises(interp.LayoutError, match="failed the proof 'readout'"):
+        interp.load(model=model, structure={"norm": "model.language_model.layers.1.input_layernorm"})
+    with pytest.raises(interp.InputError, match=r"norm='model.nothing' is no module of Llava"):
+        interp.load(model=model, structure={"norm": "model.nothing"})
+    with pytest.raises(interp.InputError, match="structure has no 'normm'"):
+        interp.load(model=model, structure={"normm": path})

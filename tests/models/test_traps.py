@@ -8,7 +8,7 @@ import torch
 
 import interp
 import zoo
-from interp.interventions import Knockout
+from interp.interventions import Knockout, Patch
 from interp.models.structure import Added
 from zoo.table import batch, load, report
 
@@ -141,6 +141,40 @@ def test_layers_that_compute_the_last_position_alone():
     assert vlm.structure.trims
     acts = interp.capture(vlm, [rows], positions="image", reduce="none", progress=False)
     assert acts["resid"].shape[1] == int(rows.positions["image"].sum())
+
+
+def test_a_patch_where_the_last_position_would_be_alone():
+    vlm, rows = load("gemma4"), batch("gemma4")
+    layer, width, place = 3, vlm.structure.d_model, rows.positions["last"]
+    patch = Patch(site="resid_pre", layers=layer, positions="last", value=torch.full((width,), 0.5))
+
+    def hook(_, args):
+        return (torch.where(place[..., None], torch.tensor(0.5), args[0]), *args[1:])
+
+    handle = vlm.model.get_submodule(vlm.structure.layers)[layer].register_forward_pre_hook(hook)
+    with torch.no_grad():
+        theirs = vlm.model(**vlm.inputs_of(rows)).logits[:, -1]
+    handle.remove()
+    torch.testing.assert_close(vlm.logits(rows, [patch]), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "granite_docling", "llama4", "cohere2_vision", "gemma3", "blip-2", "hyperclovax_vision_v2"]
+)
+def test_what_is_written_is_what_is_added(name):
+    """Behind a norm, times a constant, rows one after the other: a layer adds to the stream what is written at its sites."""
+    vlm, rows = load(name), batch(name)
+    report(name)
+    value = torch.randn(vlm.structure.d_model, generator=torch.Generator().manual_seed(0))
+    for layer in range(vlm.structure.n_layers):
+        place = {"layers": layer, "positions": "all"}
+        edits = [Patch(site="attn_out", value=value, **place), Patch(site="mlp_out", value=-3 * value, **place)]
+        sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        acts = interp.capture(vlm, [rows], sites, "all", "none", interventions=edits, progress=False)
+        before, attn, mlp, after = (acts[site][...][layer] for site in sites)
+        torch.testing.assert_close(attn, value.expand_as(attn), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mlp, -3 * value.expand_as(mlp), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after - before, (-2 * value).expand_as(after), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen2_5_vl", "molmo2", "gemma4_unified"])

@@ -8,6 +8,7 @@ import interp
 import zoo
 from interp.interventions import Knockout, Patch
 from interp.models.architectures import architectures
+from interp.models.forward import run_generate
 from interp.models.masks import PATTERNED
 from zoo.table import PAGE, as_page, batch, load, report, tabulate
 
@@ -139,3 +140,13 @@ def test_a_knockout_reaches_its_targets_alone(name):
     target = rows.positions["after_image"][rows.positions["all"]]
     assert moved[target].any()
     assert not moved[~target].any()
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_generation_is_transformers_own(name, toy):
+    """Any tokenizer will do: ids are compared."""
+    vlm, rows = interp.load(model=zoo.build(name), processor=toy.processor, device="cpu", check=False), batch(name)
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        theirs = vlm.model.generate(**vlm.inputs_of(rows), **options)
+    assert torch.equal(run_generate(vlm, rows, [], **options), theirs)

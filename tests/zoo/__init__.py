@@ -28,14 +28,19 @@ _ROWS = ((3, 6), (2, 4))  # text tokens before and behind the image of each row
 @functools.cache
 def build(name: str) -> Any:
     """The tiny model of an architecture, in eval mode. Raises what transformers raises where it cannot be built."""
-    torch.manual_seed(0)
     config = shrink(CONFIG_MAPPING[name], ENTRIES.get(name, Entry()).changes)
+    return make(config)
+
+
+def make(config: Any) -> Any:
+    """A model of this config with its weights drawn: unit gain, and no norm or gate that is 1 or 0 everywhere."""
+    torch.manual_seed(0)
     model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=1 / math.sqrt(parameter[0].numel()))
-            else:  # a norm that is 1 or a gate that is 0 everywhere would hide a readout that leaves it out
+            else:  # or a readout that leaves a norm out would go unseen
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
 

@@ -67,7 +67,7 @@ def shrink(config_class: Any, changes: dict[str, Any]) -> Any:
     """The tiny config: defaults made small, then `changes` (nested like the config) merged in."""
     small = _small(config_class().to_dict(), _SMALL, {})
     small.pop("transformers_version", None)
-    return config_class.from_dict(_merge(small, changes))
+    return config_class.from_dict(merge(small, changes))
 
 
 def _small(fields: dict[Any, Any], sizes: dict[str, Any], ids: dict[int, int]) -> dict[Any, Any]:
@@ -112,9 +112,10 @@ def _moved(value: Any, ids: dict[int, int]) -> Any:
     return ids.setdefault(value, VOCABULARY - 1 - len(ids))
 
 
-def _merge(fields: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
+def merge(fields: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested fields with the changes put in, neither of both changed."""
     merged = dict(fields)
     for name, value in changes.items():
         nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], value) if nested else value
+        merged[name] = merge(merged[name], value) if nested else value
     return merged

@@ -1,0 +1,176 @@
+"""From pictures and words to answers, with the processors of transformers themselves and a tiny model that fits each."""
+
+import functools
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CONFIG_MAPPING
+
+import interp
+import processors
+import zoo
+from zoo.shrink import merge, shrink
+
+# The tiny config is changed to fit the processor: its vocabulary, the ids of its tokens, and the size of its pictures.
+_TOWER = {"vision_config": {"image_size": 16, "patch_size": 4}}
+_GRID = {"vision_config": {"patch_size": 4, "spatial_merge_size": 2}}
+_TILES = {**_TOWER, "image_grid_pinpoints": [[32, 32], [16, 32]]}
+FAMILIES = {
+    "llava": _TOWER,
+    "llava_next": _TILES,
+    "llava_onevision": {**_TILES, "vision_aspect_ratio": "anyres_max_9"},
+    "qwen2_vl": _GRID,
+    "qwen2_5_vl": _GRID,
+    "glm4v": _GRID,
+    "idefics3": {"vision_config": {"image_size": 32, "patch_size": 4}, "scale_factor": 2},
+    "gemma3": {**_TOWER, "mm_tokens_per_image": 16},
+    "internvl": {},
+    "aya_vision": {**_TOWER, "downsample_factor": 1},
+    "paligemma": _TOWER,
+}
+ONE_FOLDER = ("llava", "llava_next", "gemma3", "idefics3")  # the others' processors do not load without torchvision
+MARKS = {
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "video_token_id": "<|video_pad|>",
+}
+
+
+def picture(width=40, height=28, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator).byte().numpy())
+
+
+@functools.cache
+def model(name):
+    tokenizer = processors.build(name).tokenizer
+    token = tokenizer.convert_tokens_to_ids(processors.IMAGE_TOKENS[name])
+    ids = {key: tokenizer.convert_tokens_to_ids(mark) for key, mark in MARKS.items()}
+    changes = {"image_token_id": token, "image_token_index": token, "text_config": {"vocab_size": len(tokenizer)}}
+    changes |= {key: found for key, found in ids.items() if found != tokenizer.unk_token_id}
+    config = shrink(CONFIG_MAPPING[name], merge(merge(zoo.ENTRIES[name].changes, changes), FAMILIES[name]))
+    return zoo.make(config)
+
+
+@functools.cache
+def family(name):
+    return interp.load(model=model(name), processor=processors.build(name), device="cpu")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_proof_is_tried_at_load_on_a_picture_made_here(name):
+    report = family(name).check()
+    assert set(report.to_frame()["outcome"]) == {"passed"}, report.to_frame().to_string()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma"])  # it has no rows without an image
+def test_rows_with_one_two_and_no_image_are_one_batch(name):
+    vlm = family(name)
+    pictures = [picture(seed=1), picture(28, 40, seed=2)]
+    texts = ["<image> what is this ?", "no picture at all", "<image> and <image> differ"]
+    batch = vlm.prepare(texts, [pictures[0], None, pictures])
+    counts = batch.positions["image"].sum(dim=1)
+    assert (counts > 0).tolist() == [True, False, True]
+    both = batch.positions["image_0"] | batch.positions["image_1"]
+    assert torch.equal(both, batch.positions["image"])
+    assert [len(batch.positions.grid(row)) for row in range(3)] == [1, 0, 2]
+    logits = vlm.logits(batch)
+    for row in range(3):
+        torch.testing.assert_close(vlm.logits(batch.row(row))[0], logits[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_picture_moves_its_own_positions(name):
+    """The mask of the second image is where the second image enters."""
+    vlm = family(name)
+    first, second, other = (picture(seed=seed) for seed in (1, 2, 3))
+    text = ["<image> and <image> differ"]
+    states = []
+    for pictures in ([first, second], [first, other]):
+        batch = vlm.prepare(text, [pictures])
+        acts = interp.capture(vlm, [batch], sites="resid_pre", positions="all", reduce="none", progress=False)
+        states.append(acts["resid_pre"][0])
+    moved = torch.zeros_like(batch.positions["all"])
+    moved[batch.positions["all"]] = (states[0] - states[1]).abs().amax(dim=-1) > 1e-6
+    assert moved.any()
+    assert not (moved & ~batch.positions["image_1"]).any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_answers(name):
+    vlm = family(name)
+    batch = vlm.prepare(["<image> what ?"], [picture()])
+    with torch.no_grad():
+        ids = vlm.model.generate(**batch.inputs, max_new_tokens=3, do_sample=False)
+    new = ids[0, batch.inputs["input_ids"].shape[1] :].tolist()
+    assert vlm.generate(batch, max_new_tokens=3) == [vlm._decode(new)]
+
+
+@pytest.mark.parametrize("name", ONE_FOLDER)
+def test_a_folder_is_loaded_whole(name, tmp_path):
+    model(name).save_pretrained(tmp_path)
+    processors.build(name).save_pretrained(tmp_path)
+    vlm = interp.load(tmp_path, device="cpu")
+    batch = vlm.prepare(["<image> what ?"], [picture()])
+    torch.testing.assert_close(vlm.logits(batch), family(name).logits(batch), rtol=1e-5, atol=1e-5)
+    assert vlm.structure == family(name).structure
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("llava", (4, 4)), ("qwen2_vl", None), ("gemma3", (4, 4)), ("llava_next", None)]
+)
+def test_patches_lie_on_the_picture(name, grid):
+    vlm = family(name)
+    batch = vlm.prepare(["<image> what ?"], [picture(48, 32)])
+    found = batch.positions.grid(0)[0]
+    if name == "llava_next":
+        assert found is None
+        return
+    assert found == (grid or (found[0], found[1]))
+    assert found[0] * found[1] == int(batch.positions["image"].sum())
+    boxes = batch.positions.boxes(0)[0]
+    assert boxes.shape == (found[0] * found[1], 4)
+    assert ((boxes >= 0) & (boxes <= 1)).all()
+
+
+def test_a_processor_of_another_model_is_refused():
+    """InternVL's placeholders mean nothing to a LLaVA."""
+    with pytest.raises(interp.InputError) as caught:
+        interp.load(model=model("llava"), processor=processors.build("internvl"), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_run_on_a_small_picture_waits_for_a_batch():
+    """Qwen's pixels have the right token here and a layout that a LLaVA cannot read."""
+    vlm = interp.load(model=model("llava"), processor=processors.build("qwen2_vl"), device="cpu")
+    image = vlm.check().to_frame().set_index("name").loc["image"]
+    assert image["outcome"] == "pending"
+    assert "a small picture could not be run" in image["detail"]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "llava_next", "idefics3", "gemma3", "internvl"])
+def test_a_row_cut_inside_its_image_is_refused(name):
+    """By the encoding where it says how many tokens an image has, else by the model, in one line too."""
+    vlm = family(name)
+    whole = vlm.prepare(["<image> what ?"] * 2, [picture(seed=1), picture(seed=2)]).inputs
+    cut = {key: value[:, :9] if value.shape == whole["input_ids"].shape else value for key, value in whole.items()}
+    with pytest.raises(interp.InputError, match="image token") as caught:
+        vlm.logits(vlm.prepare(encoding=cut))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "match"),
+    [
+        ({"pixel_values": None}, "pixel"),
+        ({"input_ids": torch.tensor([[1, 20, 21, 22]]), "attention_mask": torch.ones(1, 4).long()}, "image token"),
+        ({"input_ids": torch.full((1, 20), 9_999), "attention_mask": torch.ones(1, 20).long()}, "9999"),
+    ],
+)
+def test_encodings_that_do_not_fit(broken, match):
+    vlm = family("llava")
+    inputs = {**vlm.prepare(["<image> what ?"], [picture()]).inputs, **broken}
+    with pytest.raises(interp.InputError, match=match) as caught:
+        vlm.prepare(encoding={name: value for name, value in inputs.items() if value is not None})
+    assert "\n" not in str(caught.value)
