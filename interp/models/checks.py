@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.forward import Edit, Read, disturb, run_forward, run_watched, take_each, whole
+from interp.models.forward import Edit, Read, disturb, read_out, run_forward, run_watched, take_each, whole
 from interp.models.pictures import has_pictures, moved_by_pictures, moved_by_projector, sees_behind
-from interp.models.sites import apply_readout, observe, solve_readout, solve_sum, tolerance
-from interp.models.structure import Readout
+from interp.models.sites import ROUNDINGS, observe, solve_readout, solve_sum, tolerance
 from interp.results import Result
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 Outcome = Literal["passed", "failed", "pending"]
 # Logits are compared at this many positions of each row.
 _POSITIONS_JUDGED = 8
-_NEEDS_IMAGE = "the model does not run on text alone: check(batch) with an image tries it"
+PROOFS = ("layers", "readout", "identity", "effect", "sites", "last", "image")
 
 
 @dataclass(frozen=True)
@@ -84,40 +83,65 @@ class Findings:
 
 def run_checks(vlm: VLM, batch: Batch | None = None) -> Findings:
     """Try every proof on `batch`; without one, on a few token ids, and where there is a processor on a small picture."""
-    text, pictured, why = None, None, "no image was in the batch: check(batch) with one tries it"
-    if batch is None:
-        text = _text_batch(vlm)
-        pictured, why = _small_picture(vlm)
-    elif has_pictures(batch):
-        pictured = batch
-    tried = batch or text or pictured
+    tried, pictured, why = _tried_on(vlm, batch)
     if tried is None:
-        names = ("layers", "readout", "identity", "effect", "sites", "last", "image")
-        return Findings(CheckReport(tuple(_pending(name, _NEEDS_IMAGE) for name in names)), {})
+        return Findings(CheckReport(tuple(_pending(name, why) for name in PROOFS)), {})
     layers, visits = _layers(vlm, tried)
     if layers.outcome == "failed":
-        return Findings(CheckReport((layers,)), {})
-    sites, traits = _sites(vlm, visits)
+        others = (_pending(name, "not tried: the layers are not as found") for name in PROOFS[1:])
+        return Findings(CheckReport((layers, *others)), {})
     seen = _untouched(vlm, tried)
-    readout, traits["readout"] = _readout(vlm, seen)
-    traits["vocab_size"] = seen["logits"].shape[-1]
-    traits["trims"] = _trims(vlm, tried)
+    readout, traits = _readout(vlm, seen)
+    sites, added = _sites(vlm, visits, seen)
+    traits |= {**added, "trims": _trims(vlm, tried)}
     checks = [layers, readout, _identity(vlm, tried, seen), _effect(vlm, tried, seen), *sites, _last(vlm, tried)]
     if pictured is None:
         checks.append(_pending("image", why))
     else:
         checks.append(_image(vlm, pictured))
-        traits["bidirectional_images"] = sees_behind(vlm, pictured)
-        traits["continuous"] = _is_continuous(vlm, pictured)
+        traits |= _measure_images(vlm, pictured)
     return Findings(CheckReport(tuple(checks)), traits)
+
+
+def measure(vlm: VLM, trait: str) -> tuple[dict[str, Any], str]:
+    """The trait, and what comes with it, measured alone; empty where it could not be, with the reason."""
+    tried, pictured, why = _tried_on(vlm, None)
+    if trait in ("continuous", "bidirectional_images"):
+        return ({}, why) if pictured is None else (_measure_images(vlm, pictured), why)
+    if tried is None:
+        return {}, why
+    if trait == "trims":
+        return {"trims": _trims(vlm, tried)}, why
+    seen = _untouched(vlm, tried)
+    if trait == "readout":
+        check, traits = _readout(vlm, seen)
+        return traits, check.detail
+    return _sites(vlm, _layers(vlm, tried)[1], seen)[1], why
+
+
+def _tried_on(vlm: VLM, batch: Batch | None) -> tuple[Batch | None, Batch | None, str]:
+    """What most proofs are tried on, what those about images are, None where there is nothing, and why."""
+    if batch is not None:
+        return (
+            batch,
+            batch if has_pictures(batch) else None,
+            "no image was in the batch: check(batch) with one tries it",
+        )
+    text, on_text = _text_batch(vlm)
+    pictured, on_picture = _small_picture(vlm)
+    return text or pictured, pictured, on_picture if text else f"{on_text}; {on_picture}"
 
 
 # What the proofs are tried on --------------------------------------------------------------------------------------------
 
 
-def _text_batch(vlm: VLM) -> Batch | None:
-    """Two rows of ordinary token ids, padded, so that neither processor nor picture is needed; None where the model
-    does not run on text alone."""
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _text_batch(vlm: VLM) -> tuple[Batch | None, str]:
+    """Two rows of ordinary token ids, padded, so that neither processor nor picture is needed; or None, and why the
+    model does not run on text alone."""
     ids = torch.arange(vlm.structure.vocab_size)
     special = getattr(vlm.tokenizer, "all_special_ids", [])
     ordinary = ids[~torch.isin(ids, torch.tensor([*special, vlm.structure.image_token_id or -1]))]
@@ -126,13 +150,13 @@ def _text_batch(vlm: VLM) -> Batch | None:
     mask[1, :3] = 0
     batch = vlm.prepare(encoding={"input_ids": chosen, "attention_mask": mask})
     if vlm.device.type == "meta":
-        return batch
+        return batch, ""
     try:
         with torch.no_grad():
             vlm.model(**vlm.inputs_of(batch))
-    except (TypeError, ValueError):
-        return None
-    return batch
+    except Exception as error:  # each model that wants an image says so in its own way
+        return None, f"the model does not run on text alone ({_in_one_line(error)})"
+    return batch, ""
 
 
 def _small_picture(vlm: VLM) -> tuple[Batch | None, str]:
@@ -153,8 +177,7 @@ def _small_picture(vlm: VLM) -> tuple[Batch | None, str]:
     except InputError:
         raise
     except Exception as error:  # whatever a processor or a model makes of a prompt that is not its own
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return None, f"a small picture could not be run ({reason}): check(batch) with an image tries it"
+        return None, f"a small picture could not be run ({_in_one_line(error)}): check(batch) with an image tries it"
     return batch, ""
 
 
@@ -192,6 +215,15 @@ def _head_of_norm(value, rows, columns, norm, head):
     return head(norm(take_each(value, rows, columns, None)))
 
 
+def _trims(vlm: VLM, batch: Batch) -> bool:
+    """Whether asking for the last logits alone makes some layer leave out the other positions."""
+    if not vlm.accepts("logits_to_keep"):
+        return False
+    visits = run_watched(vlm, batch.inputs, list(vlm.layers), logits_to_keep=1)
+    gave = [seen[0].gave for seen in visits.values()]
+    return any(state is None or state.shape[1] != batch.inputs["input_ids"].shape[1] for state in gave)
+
+
 def _layers(vlm: VLM, batch: Batch) -> tuple[Check, list[dict[str, Any]]]:
     visits = observe(vlm, batch)
     shape = (*batch.inputs["input_ids"].shape, vlm.structure.d_model)
@@ -209,27 +241,27 @@ def _layers(vlm: VLM, batch: Batch) -> tuple[Check, list[dict[str, Any]]]:
     return _check("layers", wrong is None, 0.0 if wrong is None else 1.0, "== 0", detail), visits
 
 
-def _trims(vlm: VLM, batch: Batch) -> bool:
-    """Whether asking for the last logits alone makes some layer leave out the other positions."""
-    if not vlm.accepts("logits_to_keep"):
-        return False
-    visits = run_watched(vlm, batch.inputs, list(vlm.layers), logits_to_keep=1)
-    gave = [seen[0].gave for seen in visits.values()]
-    return any(state is None or state.shape[1] != batch.inputs["input_ids"].shape[1] for state in gave)
-
-
-def _readout(vlm: VLM, seen: dict[Any, Tensor]) -> tuple[Check, Readout | None]:
-    plain, logits = seen["plain"].float().cpu(), seen["logits"].float().cpu()
-    bound = tolerance(vlm.dtype)
+def _readout(vlm: VLM, seen: dict[Any, Tensor]) -> tuple[Check, dict[str, Any]]:
+    """The proof, and the traits it brings where it holds."""
+    plain, logits = seen["plain"].cpu(), seen["logits"].cpu()
+    bound = tolerance(logits.dtype)
+    if not logits.isfinite().all():
+        return _check(
+            "readout", False, float("inf"), f"<= {bound:.1e}", f"the logits are not finite in {logits.dtype}"
+        ), {}
     wrong = "norm and head on the last state do not give the model's own logits"
     if plain.shape[-1] < logits.shape[-1]:
-        return _check("readout", False, float("inf"), f"<= {bound:.1e}", wrong), None
-    readout = solve_readout(plain, logits, vlm.model.config.get_text_config(decoder=True), vlm.dtype)
-    kept = ~torch.isin(torch.arange(logits.shape[-1]), torch.tensor(readout.suppressed, dtype=torch.long))
-    made, wanted = apply_readout(plain[:, : len(kept)], readout)[:, kept], logits[:, kept]
-    error = _difference(made, wanted) / max(1.0, wanted.abs().max().item())
+        return _check("readout", False, float("inf"), f"<= {bound:.1e}", wrong), {}
+    readout = solve_readout(plain, logits, vlm.model.config.get_text_config(decoder=True))
+    as_it_is = torch.nn.Identity()
+    size = logits.shape[-1]
+    made = read_out(plain.float(), as_it_is, as_it_is, size, readout.scale, readout.cap, readout.suppressed)
+    answers = logits > torch.finfo(logits.dtype).min / 2
+    error = (made - logits.float()).abs()[answers].max().item() / max(1.0, logits[answers].abs().max().item())
     right = f"norm and head on the last state give the model's own logits ({readout.kind})"
-    return _check("readout", error <= bound, error, f"<= {bound:.1e}", right if error <= bound else wrong), readout
+    holds = error <= bound
+    traits = {"readout": readout, "vocab_size": size} if holds else {}
+    return _check("readout", holds, error, f"<= {bound:.1e}", right if holds else wrong), traits
 
 
 def _rewrite(vlm: VLM, batch: Batch, states: dict[int, Tensor]) -> Tensor:
@@ -242,10 +274,14 @@ def _replace(value, new):
 
 
 def _identity(vlm: VLM, batch: Batch, seen: dict) -> Check:
+    """Exactly nothing changes, or no more than when the model is simply run twice (sums in random order on some GPUs)."""
     states = {layer: seen["before", layer] for layer in range(vlm.structure.n_layers)}
     error = _difference(_rewrite(vlm, batch, states), seen["logits"])
-    says = "nothing" if error == 0 else "the logits"
-    return _check("identity", error == 0, error, "== 0", f"writing every state back as it was changes {says}")
+    drift = 0.0 if error == 0 else _difference(_untouched(vlm, batch)["logits"], seen["logits"])
+    says = "nothing" if error == 0 else "as little as running twice" if error <= drift else "the logits"
+    return _check(
+        "identity", error <= drift, error, f"<= {drift:.3g}", f"writing every state back as it was changes {says}"
+    )
 
 
 def _effect(vlm: VLM, batch: Batch, seen: dict) -> Check:
@@ -258,25 +294,23 @@ def _effect(vlm: VLM, batch: Batch, seen: dict) -> Check:
     return _check("effect", smallest > 0, smallest, "> 0", f"writing another state changes the logits, {where}")
 
 
-def _sites(vlm: VLM, visits: list[dict[str, Any]]) -> tuple[list[Check], dict[str, Any]]:
+def _sites(vlm: VLM, visits: list[dict[str, Any]], seen: dict[Any, Tensor]) -> tuple[list[Check], dict[str, Any]]:
     """The sums that hold become the sites this model has; a sum that does not hold costs the site, not the model.
 
     A model without any of them claims nothing, so there is no proof of it in the report.
     """
-    bound = tolerance(vlm.dtype)
     parts = zip(visits, vlm.structure.attn, vlm.structure.mlp, strict=True)
-    sums = [solve_sum(seen, attn, mlp, bound) for seen, attn, mlp in parts]
-    traits = {
-        "attn_out": tuple(found.attn for found in sums),
-        "mlp_out": tuple(found.mlp for found in sums),
-        "mid": all(found.mid for found in sums),
-    }
-    counts = [sum(part is not None for part in parts) for parts in zip(*((s.attn, s.mlp) for s in sums), strict=True)]
+    sums = [
+        solve_sum(of_layer, seen["before", layer].cpu(), attn, mlp) for layer, (of_layer, attn, mlp) in enumerate(parts)
+    ]
+    attn_out, mlp_out = tuple(found.attn for found in sums), tuple(found.mlp for found in sums)
+    traits = {"attn_out": attn_out, "mlp_out": mlp_out, "mid": all(found.mid for found in sums)}
+    counts = [sum(added is not None for added in site) for site in (attn_out, mlp_out)]
     if not any(counts):
         return [], traits
-    proved = max((found.error for found in sums if found.error <= bound), default=0.0)
+    proved = max((found.error for found in sums if found.error <= ROUNDINGS), default=0.0)
     detail = f"add up to the stream: attn_out in {counts[0]} of {len(sums)} layers, mlp_out in {counts[1]}"
-    return [_check("sites", True, proved, f"<= {bound:.1e}", detail)], traits
+    return [_check("sites", True, proved, f"<= {ROUNDINGS:g} roundings", detail)], traits
 
 
 def _last(vlm: VLM, batch: Batch) -> Check:
@@ -284,7 +318,7 @@ def _last(vlm: VLM, batch: Batch) -> Check:
     sides = [batch, vlm.prepare(encoding=_padded_on_the_other_side(batch.inputs))]
     effect = min(float(_moved_by_noise(vlm, side, "last").min()) for side in sides)
     leak = max(float(_moved_by_noise(vlm, side, "padding").max()) for side in sides)
-    bound = tolerance(vlm.dtype)
+    bound = tolerance(run_forward(vlm, batch)["logits"].dtype)
     detail = f"the logits depend on the last real token ({effect:.2g}) and not on padding, on either side"
     if leak > bound:
         detail = "noise in the padding moves the logits: rows of different length cannot share a batch"
@@ -295,9 +329,10 @@ def _moved_by_noise(vlm: VLM, batch: Batch, positions: str) -> Tensor:
     """How far noise in state 0 at these positions moves each row's last logits, relative to the largest of them."""
     mask = batch.positions[positions]
     noise = [Edit("resid_pre", 0, disturb, (mask,))] if mask.any() else []
-    before, after = (run_forward(vlm, batch, edits)["logits"].float() for edits in ([], noise))
-    answers = before > torch.finfo(vlm.dtype).min / 2  # some models overwrite logits with the lowest number
-    return (after - before).abs().where(answers, 0).amax(dim=-1) / before[answers].abs().max().clamp(min=1)
+    before, after = (run_forward(vlm, batch, edits)["logits"] for edits in ([], noise))
+    answers = before > torch.finfo(before.dtype).min / 2  # some models overwrite logits with the lowest number
+    moved = (after.float() - before.float()).abs().where(answers, 0.0)
+    return moved.amax(dim=-1) / before[answers].abs().max().float().clamp(min=1)
 
 
 def _padded_on_the_other_side(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -332,10 +367,14 @@ def _image(vlm: VLM, batch: Batch) -> Check:
     return _check("image", wrong == 0 and bool(expected.any()), float(wrong), "== 0", detail)
 
 
-def _is_continuous(vlm: VLM, batch: Batch) -> bool:
-    """Whether every layer is given what the one before it gave, at the image positions too."""
+def _measure_images(vlm: VLM, batch: Batch) -> dict[str, Any]:
+    """The traits that only a batch with images shows. Continuous: each layer is given what the one before it gave."""
     depth = vlm.structure.n_layers
     reads = [Read(("before", layer), "resid_pre", layer, whole) for layer in range(1, depth)]
     reads += [Read(("after", layer), "resid_post", layer, whole) for layer in range(depth - 1)]
     seen = run_forward(vlm, batch, reads=reads, logits=None)
-    return all(torch.equal(seen["after", layer], seen["before", layer + 1]) for layer in range(depth - 1))
+    pairs = ((seen["after", layer].cpu(), seen["before", layer + 1].cpu()) for layer in range(depth - 1))
+    return {
+        "continuous": all(torch.equal(after, before) for after, before in pairs),
+        "bidirectional_images": sees_behind(vlm, batch),
+    }

@@ -39,7 +39,7 @@ _BEFORE_LAYERS = -1
 
 @dataclass(frozen=True)
 class Edit:
-    """Change `site` of `layer`: its value becomes `function(value, *arguments)`, all tensors, same shape."""
+    """Change `site` of `layer`: its value becomes `function(value, *arguments)`, a new tensor of the same shape."""
 
     site: str
     layer: int
@@ -130,44 +130,53 @@ def put_first(value, new):
     return type(value)((new, *value[1:])) if isinstance(value, tuple | list) else new
 
 
-def follow(steps, saved):
-    """Go through the steps in forward order: (envoy, side, detail, changes, readers).
+def take(envoy, side, detail):
+    """What a module holds at one side, and the value of the site there.
 
-    `side` is "input" or "output" of a module, whose value becomes what the site means by `detail`: a factor, and the
-    number of rows where they come one after the other; or "mask", where `detail` says by which name and place the
-    module gets its mask, and whether it is causal without one.
+    `side` is "input" or "output"; `detail` is a factor that makes the value what the site means, and the number of rows
+    where they come one after the other. Or it is "mask", and `detail` says by which name and place the module gets its
+    mask, and whether it is causal without one.
     """
+    if side == "mask":
+        name, place, causal = detail
+        args, kwargs = envoy.inputs
+        given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        return (args, kwargs, given, hidden), as_allowed(given, hidden, causal)
+    held = envoy.input if side == "input" else envoy.output
+    factor, rows = detail
+    value = first(held) if factor == 1 else first(held) * factor
+    return held, value if rows is None else value.unflatten(0, (rows, -1))
+
+
+def put(envoy, side, detail, held, before, value):
+    """The site's new value in the place of what `take` found there."""
+    if side == "mask":
+        name, place, _ = detail
+        args, kwargs, given, hidden = held
+        new = like(value, before, given, hidden)
+        by_name = name in kwargs or place >= len(args)
+        args, kwargs = (args, {**kwargs, name: new}) if by_name else ((*args[:place], new, *args[place + 1 :]), kwargs)
+        envoy.inputs = (args, kwargs)
+    elif side == "input":
+        envoy.input = value
+    else:
+        factor, rows = detail
+        value = value if rows is None else value.flatten(0, 1)
+        envoy.output = put_first(held, value if factor == 1 else value / factor)
+
+
+def follow(steps, saved):
+    """Go through the steps in forward order: (envoy, side, detail, changes, readers)."""
     for envoy, side, detail, changes, readers in steps:
-        if side == "mask":
-            name, place, causal = detail
-            args, kwargs = envoy.inputs
-            given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
-            hidden = args[0] if args else next(iter(kwargs.values()))
-            value = as_allowed(given, hidden, causal)
-        else:
-            output = envoy.input if side == "input" else envoy.output
-            factor, rows = detail
-            value = first(output) if factor == 1 else first(output) * factor
-            value = value if rows is None else value.unflatten(0, (rows, -1))
-        before = value
+        held, before = take(envoy, side, detail)
+        value = before
         for function, arguments in changes:
             value = function(value, *arguments)
-        after = value
-        if value is before:
-            pass
-        elif side == "mask":
-            new = like(value, before, given, hidden)
-            if name in kwargs or place >= len(args):
-                envoy.inputs = (args, {**kwargs, name: new})
-            else:
-                envoy.inputs = ((*args[:place], new, *args[place + 1 :]), kwargs)
-        elif side == "input":
-            envoy.input = value
-        else:
-            value = value if rows is None else value.flatten(0, 1)
-            envoy.output = put_first(output, value if factor == 1 else value / factor)
+        if changes:
+            put(envoy, side, detail, held, before, value)
         for key, function, arguments in readers:
-            saved[key] = function(after, *arguments)
+            saved[key] = function(value, *arguments)
 
 
 # Around the trace --------------------------------------------------------------------------------------------------------
@@ -181,9 +190,8 @@ def run_forward(
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
     seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
     """
+    model, inputs = vlm.nnsight, vlm.inputs_of(batch)
     steps = _schedule(vlm, len(batch), edits, reads)
-    model = vlm.nnsight
-    inputs = vlm.inputs_of(batch)
     mask = batch.positions["last"] if isinstance(logits, str) and logits == "last" else logits
     rows, columns = mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else (None, None)
     at_end = isinstance(logits, str) and logits == "last" and bool(batch.positions["last"][:, -1].all())
@@ -244,9 +252,10 @@ def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], **options: Any) 
 
     Edits act on the positions of the prompt; later tokens see them through keys and values.
     """
+    model, inputs = vlm.nnsight, vlm.inputs_of(batch)
     steps = _schedule(vlm, len(batch), edits, ())
-    model = vlm.nnsight
-    inputs = vlm.inputs_of(batch)
+    if edits and vlm.structure.trims is not False and vlm.accepts("logits_to_keep"):
+        options = {**options, "logits_to_keep": 0}  # or some layers would show their last position alone
     with explained(), torch.no_grad(), model.generate(**inputs, **options, **vlm.trace_options) as tracer:
         follow(steps, {})
         ids = nnsight.save(tracer.result)

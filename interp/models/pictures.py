@@ -76,10 +76,9 @@ def sees_behind(vlm: VLM, batch: Batch) -> bool | None:
     read = Read("after", "resid_post", vlm.structure.n_layers - 1, whole)
     before = run_forward(vlm, batch, reads=[read], logits=None)["after"]
     after = run_forward(vlm, batch, [Edit("resid_pre", 0, disturb, (last,))], [read], logits=None)["after"]
-    return bool((_moved(before, after) & others).any())
+    return bool((_moved(before, after, tolerance(before.dtype)) & others).any())
 
 
-def _moved(before: Tensor, after: Tensor) -> Tensor:
-    """Positions that differ by more than precision, Bool `[batch, seq]`."""
-    near = tolerance(before.dtype) * before.abs().amax(dim=-1)
-    return ((before - after).abs().amax(dim=-1) > near).cpu()
+def _moved(before: Tensor, after: Tensor, near: float = 0.0) -> Tensor:
+    """Positions that differ by more than `near` times their largest value, Bool `[batch, seq]`."""
+    return ((before - after).abs().amax(dim=-1) > near * before.abs().amax(dim=-1)).cpu()

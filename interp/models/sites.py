@@ -3,7 +3,9 @@
 Between a layer's input and its output stand an attention block and an MLP, but which module's output is *added*
 differs: the block itself, a norm behind it, either of them times a constant. So it is solved for. One run records what
 every part of a layer gives; ``after - before = a * attention + m * mlp`` is a least-squares problem with two unknowns and
-thousands of equations, and only the right pair of modules leaves no residue. The readout is solved for alike.
+thousands of equations, each weighed by how far rounding alone may take it, so that neither a feature a thousand times as
+large as the others nor a low precision hides a wrong answer: the right pair of modules leaves a residue of about one
+rounding, any other leaves hundreds. How logits come out of the head is solved for alike.
 """
 
 from __future__ import annotations
@@ -25,10 +27,16 @@ if TYPE_CHECKING:
     from interp.models.vlm import VLM
 
 
+# Two ways to add up one thing agree to this many roundings, root mean square over the equations.
+ROUNDINGS = 2.0
+# How near a measured factor must be to a number to stand for it.
+_NEAR = 1e-3
+
+
 @dataclass(frozen=True)
 class Sum:
-    """What a layer adds to the stream, the largest error of that sum relative to the states, and whether there is a
-    state between attention and MLP."""
+    """What a layer adds to the stream, the residue of that sum in roundings, and whether there is a state between
+    attention and MLP."""
 
     attn: Added | None
     mlp: Added | None
@@ -37,8 +45,8 @@ class Sum:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The relative error up to which two ways to compute one thing agree in this precision."""
-    return max(1e-5, 8 * torch.finfo(dtype).eps)
+    """The relative error up to which one computation, run twice with other shapes, agrees in this precision."""
+    return max(1e-5, 2 * torch.finfo(dtype).eps)
 
 
 # What a layer adds -------------------------------------------------------------------------------------------------------
@@ -59,28 +67,31 @@ def observe(vlm: VLM, batch: Batch) -> list[dict[str, list[Visit]]]:
     return found
 
 
-def solve_sum(visits: dict[str, list[Visit]], attn: str | None, mlp: str | None, bound: float) -> Sum:
-    """Which parts of a layer are what it adds to the stream, and how exactly."""
-    before, after = visits[""][0].given, visits[""][0].gave
-    if before is None or after is None or before.shape != after.shape:
+def solve_sum(visits: dict[str, list[Visit]], before: Tensor, attn: str | None, mlp: str | None) -> Sum:
+    """Which parts of a layer are what it adds to the stream, and how exactly; `before` is what entered the layer."""
+    after = visits[""][0].gave
+    if after is None or after.shape != before.shape:
         return Sum(None, None, math.inf, False)
     states, flat = _states(visits, before)
-    closest = math.inf
-    for pair in itertools.product(*_candidates(list(visits), states, attn, mlp)):
+    ahead, behind = _candidates(list(visits), states, attn, mlp)
+    fits = []
+    for pair in itertools.product(ahead, behind):
         names = [name for name in pair if name is not None]
-        factors, error = _fit(after - before, [states[name] for name in names], before)
-        closest = min(closest, error)
+        if names:
+            fits.append((pair, names, *_fit(before, after, [states[name] for name in names])))
+    best = min((error for *_, error in fits), default=math.inf)
+    for pair, names, factors, error in fits:
         # Where a norm follows a block and leaves it as it is, both fit: the first is the block itself.
-        if error <= bound:
+        if error <= min(ROUNDINGS, 1.001 * best + 1e-6) and all(abs(factor) > _NEAR for factor in factors):
             found = {name: Added(name, factor, name in flat) for name, factor in zip(names, factors, strict=True)}
-            ahead, behind = (found.get(name) if name is not None else None for name in pair)
-            return Sum(ahead, behind, error, _has_mid(visits, states, before, ahead, bound))
+            first, second = (found.get(name) if name is not None else None for name in pair)
+            return Sum(first, second, error, _has_mid(visits, states, before, first))
     # The MLP's share cannot be told. What attention adds may still be seen: some part is given exactly that sum.
-    for name in _candidates(list(visits), states, attn, mlp)[0]:
+    for name in ahead:
         alone = None if name is None else Added(name, flat=name in flat)
-        if _has_mid(visits, states, before, alone, bound):
-            return Sum(alone, None, closest, False)
-    return Sum(None, None, closest, False)
+        if alone is not None and states[alone.module].any() and _has_mid(visits, states, before, alone):
+            return Sum(alone, None, best, False)
+    return Sum(None, None, best, False)
 
 
 def _states(visits: dict[str, list[Visit]], like: Tensor) -> tuple[dict[str, Tensor], set[str]]:
@@ -105,62 +116,70 @@ def _candidates(
     return ahead or [None], behind or [None]
 
 
-def _has_mid(
-    visits: dict[str, list[Visit]], states: dict[str, Tensor], before: Tensor, added: Added | None, bound: float
-) -> bool:
-    """Whether some part of the layer is given ``before + attention``."""
+def _has_mid(visits: dict[str, list[Visit]], states: dict[str, Tensor], before: Tensor, added: Added | None) -> bool:
+    """Whether some part of the layer is given ``before + attention``. Where attention adds nothing, nothing speaks
+    against it."""
     if added is None:
         return False
-    mid = before + added.scale * states[added.module]
+    term = states[added.module] * added.scale
+    if not term.any():
+        return True
     given = [visit.given for name, seen in visits.items() if name for visit in seen]
-    return any(
-        g.shape == mid.shape and (g - mid).abs().max() <= bound * mid.abs().max() for g in given if g is not None
-    )
+    alike = [g for g in given if g is not None and g.shape == before.shape and not torch.equal(g, before)]
+    return any(_residue((g.double() - before - term) / _rounding(before, term)) <= ROUNDINGS for g in alike)
 
 
-def _fit(target: Tensor, terms: Sequence[Tensor], scale_of: Tensor) -> tuple[list[float], float]:
-    """Factors of the terms that come closest to the target, and the largest error relative to the states."""
-    if not terms:
-        return [], math.inf
-    columns = torch.stack([term.double().flatten() for term in terms], dim=1)
-    wanted = target.double().flatten()
-    factors = torch.linalg.lstsq(columns, wanted).solution
-    factors = torch.where((factors - 1).abs() < 1e-3, torch.ones_like(factors), factors)
-    error = (columns @ factors - wanted).abs().max() / scale_of.abs().max()
-    return factors.tolist(), float(error)
+def _rounding(*terms: Tensor) -> Tensor:
+    """How far rounding may take a sum of these terms, element by element; of a tiny element what it takes the others."""
+    size = torch.stack([term.double().abs() for term in terms]).sum(dim=0)
+    return (torch.finfo(terms[0].dtype).eps * (size + size.median())).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _residue(weighed: Tensor) -> float:
+    return float(weighed.square().mean().sqrt())
+
+
+def _fit(before: Tensor, after: Tensor, terms: Sequence[Tensor]) -> tuple[list[float], float]:
+    """Factors with which the terms make ``after - before``, and the residue in roundings."""
+    noise = _rounding(before, after).flatten()
+    columns = torch.stack([term.double().flatten() for term in terms], dim=1) / noise[:, None]
+    wanted = (after.double() - before.double()).flatten() / noise
+    size = columns.norm(dim=0)
+    ones = torch.ones_like(size)
+    solved, there = ones.clone(), size > 0  # a block that gives zeros everywhere is added once
+    if there.any():
+        solved[there] = torch.linalg.lstsq(columns[:, there] / size[there], wanted).solution / size[there]
+    error = _residue(columns @ solved - wanted)
+    rounded = torch.where((solved - 1).abs() < 10 * _NEAR, ones, solved)
+    # The plainest factors that fit as well: of what hardly shows beside rounding the solved one is loose.
+    plain = next(f for f in (ones, rounded, solved) if _residue(columns @ f - wanted) <= 1.02 * error + 1e-3)
+    return plain.tolist(), error
 
 
 # How logits are made -----------------------------------------------------------------------------------------------------
 
 
-def solve_readout(plain: Tensor, logits: Tensor, config: Any, dtype: torch.dtype) -> Readout:
+def solve_readout(plain: Tensor, logits: Tensor, config: Any) -> Readout:
     """What the model does to ``head(norm(state))`` to get its logits; both Float `[position, vocab]`.
 
     The cap is the config's; whether a scale that the config names is applied is seen, not believed.
     """
-    lowest = torch.finfo(dtype).min / 2
-    plain = plain[:, : logits.shape[-1]]
-    suppressed = tuple((logits <= lowest).all(dim=0).nonzero().flatten().tolist())
-    kept = torch.ones(logits.shape[-1], dtype=torch.bool)
-    kept[list(suppressed)] = False
-    x, y = plain[:, kept].double(), logits[:, kept].double()
+    suppressed = tuple((logits <= torch.finfo(logits.dtype).min / 2).all(dim=0).nonzero().flatten().tolist())
+    kept = ~torch.isin(torch.arange(logits.shape[-1]), torch.tensor(suppressed, dtype=torch.long))
+    x, y = plain[:, : logits.shape[-1]][:, kept].double(), logits[:, kept].double()
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is not None:
         inside = y.abs() < 0.9 * cap
         x, y = x[inside], cap * torch.atanh(y[inside] / cap)
-    scale = float((x * y).sum() / (x * x).sum())
-    return Readout(_named(scale, config, tolerance(dtype)), None if cap is None else float(cap), suppressed)
+    # Where every logit is at its cap no factor can be seen, and 1 is as good as any.
+    scale = float((x * y).sum() / (x * x).sum()) if len(x) else 1.0
+    return Readout(_named(scale, config), None if cap is None else float(cap), suppressed)
 
 
-def _named(scale: float, config: Any, near: float) -> float:
-    """A measured factor as the number it stands for: 1, or a number of the config or its inverse."""
-    numbers = [value for value in vars(config).values() if isinstance(value, int | float) and value > 0]
-    exact = [1.0, *numbers, *(1 / value for value in numbers)]
-    closest = min(exact, key=lambda value: abs(value - scale))
-    return float(closest) if abs(closest - scale) <= near * abs(scale) else scale
-
-
-def apply_readout(plain: Tensor, readout: Readout) -> Tensor:
-    """Logits of ``head(norm(state))``; suppressed tokens stay as they are."""
-    logits = plain * readout.scale
-    return logits if readout.cap is None else readout.cap * torch.tanh(logits / readout.cap)
+def _named(scale: float, config: Any) -> float:
+    """A measured factor as the number it stands for: 1, or a scale that the config names, or its inverse."""
+    words = ("logit", "scal", "multiplier")
+    named = [value for name, value in vars(config).items() if any(word in name for word in words)]
+    numbers = [float(value) for value in named if isinstance(value, int | float) and value > 0]
+    closest = min([1.0, *numbers, *(1 / value for value in numbers)], key=lambda value: abs(value - scale))
+    return closest if abs(closest - scale) <= _NEAR * abs(scale) else scale

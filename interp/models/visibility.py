@@ -41,19 +41,6 @@ def visible(vlm: VLM, batch: Batch, layers: int | str | Iterable[int] = "all") -
     return [seen[layer].cpu() if layer in seen else None for layer in chosen]
 
 
-def sees_ahead(allowed: Tensor, mask: Tensor) -> bool:
-    """Whether some position of `mask` `[batch, seq]` sees a later one of it, in `allowed` `[batch, query, key]`.
-
-    With the image positions: whether images are read in both directions at this layer.
-
-    >>> import torch
-    >>> causal = torch.ones(1, 3, 3).bool().tril()
-    >>> sees_ahead(causal, torch.ones(1, 3).bool())
-    False
-    """
-    return bool((allowed & mask[:, :, None] & mask[:, None, :]).triu(1).any())
-
-
 def any_head(allowed):
     """Plain torch, run inside the trace: `[batch, heads, query, key]` to `[batch, query, key]`."""
     return allowed.any(dim=1)

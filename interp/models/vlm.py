@@ -8,18 +8,19 @@ positions (`prepare`), and forward passes and generation with interventions. Eve
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError, LayoutError
+from interp.errors import InputError, InputTypeError, LayoutError
 from interp.models.batch import Batch, BatchMaker
-from interp.models.checks import CheckReport, run_checks
+from interp.models.checks import CheckReport, measure, run_checks
 from interp.models.forward import Edit, run_forward, run_generate
 from interp.models.pictures import find_images, has_pictures
 from interp.models.structure import Structure, resolve
@@ -79,7 +80,8 @@ class VLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        """The precision of the weights: of the first that are no integers, which quantised models begin with."""
+        return next(weights.dtype for weights in self.model.parameters() if weights.is_floating_point())
 
     @property
     def layers(self) -> Any:
@@ -138,9 +140,7 @@ class VLM:
 
         Some models raise without them; others run all the same and see the image as if it were text.
         """
-        taken = [
-            name for name in inspect.signature(type(self.model).forward).parameters if name.endswith("token_type_ids")
-        ]
+        taken = [name for name in self._arguments if name.endswith("token_type_ids")]
         missing = [name for name in taken if name not in batch.inputs]
         if missing and has_pictures(batch):
             raise InputError(
@@ -156,7 +156,15 @@ class VLM:
 
     def inputs_of(self, batch: Batch) -> dict[str, Any]:
         """The batch's inputs on the model's device, images in its precision."""
+        self._refuse_foreign(batch)
         return self.on_device(batch.inputs)
+
+    def _refuse_foreign(self, batch: Any) -> None:
+        if not isinstance(batch, Batch):
+            raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
+        made, mine = batch._maker, self._maker
+        if made is not None and (made.image_token_id, made.vocab_size) != (mine.image_token_id, mine.vocab_size):
+            raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")
 
     def on_device(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
         """These inputs on the model's device, what is no integer in its precision."""
@@ -174,7 +182,13 @@ class VLM:
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass names this argument."""
-        return argument in inspect.signature(type(self.model).forward).parameters
+        return argument in self._arguments
+
+    @cached_property
+    def _arguments(self) -> Mapping[str, Any]:
+        """The arguments of the forward pass; of what is inside, where a wrapper (PEFT's) hands everything on."""
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return inspect.signature(type(inner).forward).parameters
 
     def layer_indices(self, layers: int | str | Iterable[int]) -> list[int]:
         """Whatever is taken as `layers=` anywhere in this package, as a list of ints from 0.
@@ -182,13 +196,16 @@ class VLM:
         Raises `InputError` for a layer the model does not have.
         """
         depth = self.structure.n_layers
-        if isinstance(layers, str):
-            if layers != "all":
-                raise InputError(f"layers={layers!r}: expected 'all', an int or ints from 0 to {depth - 1}")
+        if isinstance(layers, str) and layers == "all":
             return list(range(depth))
-        chosen = [layers] if isinstance(layers, int) else list(layers)
+        given: list[Any] = (
+            list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | Mapping) else [layers]
+        )
+        if not all(hasattr(layer, "__index__") and not isinstance(layer, bool) for layer in given):
+            raise InputError(f"layers={layers!r}: expected 'all', an int or ints from 0 to {depth - 1}")
+        chosen = [operator.index(layer) for layer in given]
         for layer in chosen:
-            if not isinstance(layer, int) or not -depth <= layer < depth:
+            if not -depth <= layer < depth:
                 raise InputError(f"layer {layer!r}: {self.name!r} has layers 0 to {depth - 1}")
         return [layer % depth for layer in chosen]
 
@@ -196,6 +213,14 @@ class VLM:
 
     def edits_of(self, batch: Batch, interventions: Sequence[Intervention]) -> list[Edit]:
         """All edits of these interventions on this batch, in the order they are given."""
+        self._refuse_foreign(batch)
+        if not isinstance(interventions, Sequence) or isinstance(interventions, str):
+            raise InputTypeError(f"interventions={interventions!r}: expected a list of interventions")
+        for intervention in interventions:
+            if not isinstance(intervention, Intervention):
+                raise InputTypeError(
+                    f"{intervention!r} is no intervention: expected Patch, Ablate, Knockout or the like"
+                )
         return [edit for intervention in interventions for edit in intervention.edits(self, batch)]
 
     def logits(
@@ -211,11 +236,13 @@ class VLM:
 
         Interventions act on the prompt's forward pass.
         """
-        if max_new_tokens < 1:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens!r}: expected 1 or more")
         if self.tokenizer is None:
             raise InputError(f"{self.name!r} was loaded without a tokenizer: pass processor= to read what it generates")
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+        # Greedy whatever the checkpoint's own generation config says: the continuation of the model's own logits.
+        greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        options = {"max_new_tokens": max_new_tokens, **greedy}
         ids = run_generate(self, batch, self.edits_of(batch, interventions), **options)
         new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(row) for row in new]
@@ -238,13 +265,13 @@ class VLM:
     def trait(self, name: str) -> Any:
         """A trait of the structure that only a run can tell, measured now if it was not yet.
 
-        Raises `LayoutError` where the model does not run on text alone and no image was seen.
+        Raises `LayoutError` where it cannot be, with the reason.
         """
+        why = ""
         if getattr(self.structure, name) is None:
-            self.check()
+            traits, why = measure(self, name)
+            self.structure = replace(self.structure, **traits)
         value = getattr(self.structure, name)
         if value is None:
-            raise LayoutError(
-                f"{self.name!r}: {name} is not known before an image was seen, call vlm.check(batch) with one"
-            )
+            raise LayoutError(f"{self.name!r}: {name} is not known ({why}), call vlm.check(batch) with an image")
         return value

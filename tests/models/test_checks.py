@@ -168,3 +168,77 @@ def test_rows_are_turned_around_their_padding():
     for given, wanted in ((left, right), (right, left)):
         turned = _padded_on_the_other_side(given)
         assert all(torch.equal(turned[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["gemma3", "exaone4_5", "cohere2_vision", "hyperclovax_vision_v2", "inkling_mm_model"])
+def test_neither_low_precision_nor_a_massive_feature_hides_what_is_added(name, dtype):
+    """One feature hundreds of times as large as the others, as trained models have it, leaves room for any sum in it."""
+    report(name)
+    model = copy.deepcopy(zoo.build(name)).to(dtype)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 7] = 200
+    found, wanted = interp.load(model=model).structure, load(name).structure
+    for ours, theirs in zip((*found.attn_out, *found.mlp_out), (*wanted.attn_out, *wanted.mlp_out), strict=True):
+        assert ours.module == theirs.module
+        assert ours.scale == pytest.approx(theirs.scale, rel=1e-2)
+    assert found.mid == wanted.mid
+    assert found.readout == wanted.readout
+
+
+def test_a_block_of_zeros_is_what_it_adds():
+    model = copy.deepcopy(zoo.build("llava"))
+    with torch.no_grad():
+        model.model.language_model.layers[1].self_attn.o_proj.weight.zero_()
+    structure = interp.load(model=model).structure
+    assert structure.attn_out == (Added("self_attn"),) * 4
+    assert structure.mid
+
+
+def test_layers_that_add_in_place_are_not_mistaken():
+    """What enters such a layer is its output by the time it has run: a view of it would show that nothing was added."""
+    model = copy.deepcopy(zoo.build("llava"))
+    for layer in model.model.language_model.layers:
+        layer.register_forward_hook(lambda _, given, output: given[0].copy_(output))
+    structure = interp.load(model=model).structure
+    assert structure.attn_out == (Added("self_attn"),) * 4
+    assert structure.mlp_out == (Added("mlp"),) * 4
+
+
+def test_a_readout_that_was_not_proved_is_not_used(tiny):
+    wrong = {"norm": "model.language_model.layers.1.input_layernorm"}
+    vlm = interp.load(model=zoo.build("llava"), structure=wrong, check=False)
+    with pytest.raises(interp.LayoutError, match="readout is not known .*do not give the model's own logits"):
+        vlm.trait("readout")
+
+
+def test_logits_that_are_not_finite_are_said_to_be(tiny):
+    model = copy.deepcopy(tiny)
+    model.lm_head.register_forward_hook(lambda _, given, output: output * torch.inf)
+    with pytest.raises(interp.LayoutError, match="'readout': the logits are not finite in torch.float32"):
+        interp.load(model=model)
+
+
+def test_a_model_that_is_never_twice_the_same_is_taken(tiny):
+    """Sums in random order differ in their last bit: writing back may change as much as running twice does."""
+    model, generator = copy.deepcopy(tiny), torch.Generator().manual_seed(0)
+
+    def tremble(_, given, output):
+        state = output.last_hidden_state
+        output.last_hidden_state = state + 1e-7 * torch.randn(state.shape, generator=generator)
+        return output
+
+    model.model.language_model.register_forward_hook(tremble)
+    identity = interp.load(model=model).check().to_frame().set_index("name").loc["identity"]
+    assert identity["outcome"] == "passed"
+    assert identity["error"] > 0
+
+
+def test_a_trait_is_measured_alone(toy):
+    """A remote model is asked for what is wanted and no more: each trace is a job there."""
+    vlm = interp.load("toy", device="cpu", check=False)
+    assert vlm.trait("readout") == Readout()
+    assert vlm.structure.attn_out is None
+    assert vlm.trait("attn_out") == toy.structure.attn_out
+    assert vlm.trait("trims") is False
+    assert vlm.trait("continuous") is True

@@ -9,6 +9,7 @@ import torch
 import interp
 import zoo
 from interp.interventions import Knockout, Patch
+from interp.models.forward import run_forward, run_generate
 from interp.models.structure import Added
 from zoo.table import batch, load, report
 
@@ -143,6 +144,16 @@ def test_layers_that_compute_the_last_position_alone():
     assert acts["resid"].shape[1] == int(rows.positions["image"].sum())
 
 
+def test_generation_with_an_edit_where_the_last_position_would_be_alone(toy):
+    """transformers asks for the last logits alone when it generates."""
+    vlm = interp.load(model=zoo.build("gemma4"), processor=toy.processor, device="cpu", check=False)
+    vlm.structure = load("gemma4").structure
+    rows = batch("gemma4")
+    edits = Patch(site="resid_pre", layers=3, positions="last", value=torch.ones(vlm.structure.d_model)).edits(vlm, rows)
+    ids = run_generate(vlm, rows, edits, max_new_tokens=1, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(ids[:, -1], run_forward(vlm, rows, edits)["logits"].argmax(dim=-1))
+
+
 def test_a_patch_where_the_last_position_would_be_alone():
     vlm, rows = load("gemma4"), batch("gemma4")
     layer, width, place = 3, vlm.structure.d_model, rows.positions["last"]
@@ -190,6 +201,33 @@ def test_an_encoding_without_its_token_types_is_refused(name):
         load(name).prepare(encoding=partial)
 
 
+def test_a_wrapper_hides_no_argument():
+    """PEFT's models hand everything on: which inputs are needed is asked of the model inside."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, base_model):
+            super().__init__()
+            self.base_model, self.config = base_model, base_model.config
+
+        def forward(self, *args, **kwargs):
+            return self.base_model(*args, **kwargs)
+
+        def get_base_model(self):
+            return self.base_model
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("base_model"), name)
+
+    vlm = interp.load(model=Wrapper(zoo.build("qwen2_5_vl")).eval())
+    assert vlm.accepts("logits_to_keep")
+    partial = {name: value for name, value in zoo.encode("qwen2_5_vl").items() if name != "mm_token_type_ids"}
+    with pytest.raises(interp.InputError, match="'mm_token_type_ids'"):
+        vlm.prepare(encoding=partial)
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "paligemma", "instructblip", "ernie4_5_vl_moe", "kosmos-2"])
 def test_a_batch_is_all_that_the_model_gets(name):
     vlm = load(name)
@@ -208,7 +246,7 @@ def test_rows_of_packed_pixels_are_not_cut_naively(name):
 def test_what_does_not_run_on_text_alone_waits_for_an_image(name):
     vlm = interp.load(model=zoo.build(name))
     assert set(vlm.check().to_frame()["outcome"]) == {"pending"}
-    with pytest.raises(interp.LayoutError, match="not known before an image was seen"):
+    with pytest.raises(interp.LayoutError, match="not known .*does not run on text alone"):
         vlm.trait("readout")
     assert set(vlm.check(vlm.prepare(encoding=zoo.encode(name))).to_frame()["outcome"]) == {"passed"}
 

@@ -1,8 +1,9 @@
 """Every architecture, tiny and random: found, proved, captured, read out, patched and cut, against transformers itself."""
 
+import re
+
 import pytest
 import torch
-import transformers
 
 import interp
 import zoo
@@ -47,8 +48,8 @@ def hidden_states(output):
 def test_the_table_is_what_the_zoo_shows():
     rows = tabulate()
     assert {row.name: row for row in rows} == TABLE
-    if f"transformers {transformers.__version__}:" in PAGE.read_text():  # the page names the version it was made with
-        assert as_page(rows) == PAGE.read_text()
+    versions = r"transformers [\d.]+"  # the page names the one it was made with
+    assert re.sub(versions, "", as_page(rows)) == re.sub(versions, "", PAGE.read_text())
 
 
 def test_enough_architectures_are_supported():
@@ -68,11 +69,12 @@ def test_a_refusal_is_one_line_that_says_why(name):
     try:
         load(name)
     except interp.LayoutError as error:
-        said = str(error)
+        said = re.sub(r"failed the proof '(\w+)'", r"\1", str(error))
     else:
         said = "; ".join(f"{check.name}: {check.detail}" for check in report(name).checks if check.outcome == "failed")
     assert "\n" not in said
-    assert TABLE[name].why.partition(": ")[2] in said
+    assert TABLE[name].why
+    assert TABLE[name].why in said
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
