@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.interventions.states import keep_iterators
+from interp.models.encodings import shown
 from interp.models.forward import Edit
 from interp.models.masks import PATTERNED
+from interp.models.positions import as_ints
 from interp.models.visibility import visible
 
 if TYPE_CHECKING:
@@ -39,9 +42,10 @@ class Knockout:
 
     In generation the prompt's forward pass is cut; the tokens that follow attend to everything again.
 
-    Raises `InputError` for an unknown position, layer, head or mode, for a layer without softmax attention, and where a
-    target would be left without any key: its attention would be undefined. Knockouts that leave it none only together are
-    seen when the model runs, and raise `ValueError` there.
+    Raises `InputError` for an unknown position, layer, head or mode, for a name that selects nothing in the batch (an
+    empty mask cuts nothing), for a layer without softmax attention, and where a target would be left without any key: its
+    attention would be undefined. Knockouts that leave it none only together are seen when the model runs, and raise
+    `ValueError` there.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -59,13 +63,16 @@ class Knockout:
     mode: str = "pre_softmax"
     self_edges: bool = False
 
+    def __post_init__(self) -> None:
+        keep_iterators(self)
+
     def edits(self, vlm: VLM, batch: Batch) -> list[Edit]:
         if self.mode not in MODES:
             raise InputError(f"mode={self.mode!r}: expected {' or '.join(map(repr, MODES))}")
         layers = _patterned(vlm, vlm.layer_indices(self.layers))
         chosen = {layer: _chosen_heads(vlm, self.heads, layer) for layer in layers}
         real = batch.positions["all"]
-        source, target = (batch.positions.select(ends) & real for ends in (self.source, self.target))
+        source, target = (_ends(batch, name, getattr(self, name)) & real for name in ("source", "target"))
         if self.self_edges:  # else every target keeps one key at least, itself
             _refuse_blind(vlm, batch, layers, source, target)
         return [Edit("mask", layer, cut, (source, target, chosen[layer], self.self_edges)) for layer in layers]
@@ -93,6 +100,14 @@ def cut(allowed, source, target, heads, self_edges):
     return allowed & ~torch.nn.functional.pad(edges[:, :, -queries:], (0, keys - edges.shape[-1]))
 
 
+def _ends(batch: Batch, name: str, positions: Any) -> Tensor:
+    """The positions of source or target. A mask may be empty, as a control that cuts nothing; a name means something."""
+    mask = batch.positions.select(positions)
+    if isinstance(positions, str) and not mask.any():
+        raise InputError(f"{name}={positions!r} selects nothing in this batch, expected at least one position")
+    return mask
+
+
 def _patterned(vlm: VLM, layers: list[int]) -> list[int]:
     """The same layers, all of which have softmax attention."""
     kinds = vlm.structure.attention
@@ -111,11 +126,12 @@ def _chosen_heads(vlm: VLM, heads: int | Iterable[int] | None, layer: int) -> Te
     if heads is None:
         return None
     count = vlm.structure.heads[layer]
-    if isinstance(heads, str):
-        raise InputError(f"heads={heads!r}: expected None for all heads, an int or ints from 0 to {count - 1}")
+    indices = as_ints(heads)
+    if indices is None:
+        raise InputError(f"heads={shown(heads)}: expected None for all heads, an int or ints from 0 to {count - 1}")
     chosen = torch.zeros(count, dtype=torch.bool)
-    for head in [heads] if isinstance(heads, int) else heads:
-        if not isinstance(head, int) or not -count <= head < count:
+    for head in indices:
+        if not -count <= head < count:
             raise InputError(f"head {head!r}: layer {layer} of {vlm.name!r} has heads 0 to {count - 1}")
         chosen[head] = True
     return chosen

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
+from interp.models.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of, shown
 from interp.models.grids import Sheet, Window, boxes_of, find_sheets, measure_window
-from interp.models.positions import Positions, find_positions
+from interp.models.positions import Positions, find_positions, row_index
 from interp.models.prompts import PLACEHOLDER, Heard, Images, as_chat, encode, offsets_of
 from interp.models.spans import Wording, find_spans
 
@@ -47,9 +48,7 @@ class Batch:
 
     def row(self, index: int) -> Batch:
         """Row `index` alone, without the padding it had among the others."""
-        if not -len(self) <= index < len(self):
-            raise InputError(f"row {index!r}: this batch has {len(self)} rows, counted from 0")
-        index %= len(self)
+        index = row_index(index, len(self))
         if len(self) == 1:
             return self
         keep = self.positions["all"][index]
@@ -113,15 +112,13 @@ class BatchMaker:
 
     def prepare(self, texts: Any, images: Any, chat: bool, spans: Any = None) -> Batch:
         """A batch from texts and images. Raises `InputError` for whatever does not fit together."""
-        if isinstance(texts, str):
-            raise InputError(f"texts={texts!r} is one string: expected a list of strings, one a row")
-        texts = list(texts or ())
+        texts = [] if texts is None else _as_rows("texts", texts, "strings")
         if not texts:
             raise InputError("the batch is empty: expected at least one text")
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise InputError(f"{wrong!r} among the texts is a {type(wrong).__name__}: expected strings")
-        nested = [[] for _ in texts] if images is None else [_as_list(item) for item in images]
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise InputError(f"{shown(wrong[0])} among the texts is a {type(wrong[0]).__name__}: expected strings")
+        nested = [[]] * len(texts) if images is None else [_as_list(i) for i in _as_rows("images", images, "pictures")]
         if len(nested) != len(texts):
             raise InputError(
                 f"{len(texts)} texts and {len(nested)} images: expected one entry of images a text, None for none"
@@ -152,7 +149,9 @@ class BatchMaker:
 
     def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
         """A batch from a processor's output. Its rows may be padded on either side; its spans are masks or ints."""
-        inputs = {name: value for name, value in encoding.items() if isinstance(value, Tensor)}
+        if not isinstance(encoding, Mapping):
+            raise InputError(f"encoding={shown(encoding)}: expected a dict of tensors, as a processor gives it")
+        inputs = {name: _as_tensor(name, value) for name, value in encoding.items() if value is not None}
         batch = self._finish(inputs)
 
         def wording(row: int) -> Wording:
@@ -297,6 +296,25 @@ def _own_positions(mask: Tensor) -> Tensor:
     return torch.where(on_the_left, counted, torch.arange(mask.shape[1]).expand_as(counted))
 
 
+def _as_rows(name: str, given: Any, expected: str) -> list[Any]:
+    """What is given a row, as a list: one string is none, nor is one picture."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        kind = type(given).__name__
+        raise InputError(f"{name}={shown(given)} is one {kind}: expected a list of {expected}, one entry a row")
+    return list(given)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """One input of an encoding, on the CPU, where batches are put together."""
+    try:
+        return value.cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError):  # rows of different length, or what is no number
+        raise InputError(
+            f"encoding[{name!r}] is a {type(value).__name__} that makes no tensor: expected what a processor gives with "
+            "return_tensors='pt', or leave it out"
+        ) from None
+
+
 def _as_list(item: Any) -> list[Any]:
     if item is None:
         return []
@@ -320,7 +338,7 @@ def open_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if not isinstance(image, str | os.PathLike):
-        raise InputError(f"{image!r} is no image: expected a PIL image or the path of a file")
+        raise InputError(f"{shown(image)} is no image: expected a PIL image or the path of a file")
     if not Path(image).is_file():
         raise InputError(f"{str(image)!r} is no file: expected the path of an image")
     try:

@@ -20,6 +20,14 @@ from interp.errors import InputError
 from interp.models.grids import patch_grids
 
 
+def shown(value: Any) -> str:
+    """A value as a message names it, in one line: an array by its kind and shape, anything else as it is written."""
+    if getattr(value, "shape", ()):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    written = " ".join(repr(value).split())
+    return written if len(written) <= 120 else f"{written[:117]}..."
+
+
 def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_id: int | None) -> None:
     """Refuse ids and masks that no model takes: of a wrong shape or kind, outside the vocabulary, a row of padding."""
     ids = inputs.get("input_ids")

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import interp
-from interp.errors import InputError, LayoutError
+from interp.errors import InputError, InterpError, LayoutError
 from interp.models.structure import Structure, find_structure
 from interp.models.vlm import VLM
 
 TASK = "image-text-to-text"
 TOY_MODELS = ("base", "stage1", "tuned")
+_QUANTISED = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")  # what nnsight takes in the place of a dtype
 _WEIGHTS = Path(interp.__file__).parent / "toy" / "weights"
 
 
@@ -37,15 +38,17 @@ def load(
 ) -> VLM:
     """Load a vision-language model and prove its layout.
 
-    `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``), a local folder, or a
-    repository of the Hugging Face hub. Or pass a transformers `model` in hand, with its `processor` where there is one.
+    `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``), a local folder (with or
+    without its processor), or a repository of the Hugging Face hub. Or pass a transformers `model` in hand, in eval mode,
+    where it is and as it is. `processor` takes the place of the one that lies beside the weights.
     `device="auto"` takes the first GPU where there is one, else the CPU; `dtype="auto"` what the checkpoint declares.
     `remote=True` runs traces on NDIF and loads no weights here; `remote="local"` is nnsight's simulation of that.
     `structure` replaces what discovery finds, or parts of it by name, ``{"norm": "model.norm"}``; `check=False` leaves the
     proofs out. Anything else goes to transformers' `from_pretrained`.
 
-    Raises `InputError` for an unknown toy name, a folder that holds no model, a repository that cannot be read;
-    `LayoutError` where a part cannot be found or a proof fails.
+    Raises `InputError` for an unknown toy name, a folder that holds no model, a repository that cannot be read, a value
+    that is not taken, and beside a `model` in hand for what only loading can do; `LayoutError` where a part cannot be
+    found or a proof fails.
 
     >>> import interp
     >>> interp.load("toy").structure.n_layers
@@ -54,29 +57,42 @@ def load(
     _register_package()
     if (repo is None) == (model is None):
         raise InputError("expected either a name, as in load('toy'), or a model in hand, load(model=...)")
+    if not (isinstance(remote, bool) or remote == "local" or str(remote).startswith("http")):
+        raise InputError(
+            f"remote={remote!r}: expected True for NDIF, 'local' for its simulation, or a server's address"
+        )
+    elsewhere = remote is True or str(remote).startswith("http")
+    if processor is not None and not hasattr(processor, "tokenizer"):
+        raise InputError(
+            f"processor is a {type(processor).__name__}: expected a processor, which has a tokenizer and takes images too"
+        )
     if model is not None:
+        beside = {"revision": revision, "attn_implementation": attn_implementation, **from_pretrained}
+        beside |= {"trust_remote_code": trust_remote_code or None, "dtype": None if dtype == "auto" else dtype}
+        _refuse_in_hand(model, device, elsewhere, [name for name, value in beside.items() if value is not None])
         wrapped, name = _wrap(model, processor), getattr(model, "name_or_path", "") or type(model).__name__
     else:
+        if not isinstance(repo, str | os.PathLike):
+            raise InputError(f"a {type(repo).__name__} is no name: expected one, as in load('toy'), or load(model=...)")
         name = str(repo)
         source = str(_locate(name))
-        elsewhere = remote is True or str(remote).startswith("http")
         if elsewhere and Path(source).exists():
             raise InputError(f"{name!r} lies here, not on NDIF: use remote='local' to try it, or a hub repository")
         options = {"attn_implementation": attn_implementation} if attn_implementation else {}
         wrapped = _open(
             source,
-            revision=revision,
+            processor,
             dispatch=not elsewhere,
             device=_device(device),
-            dtype=dtype,
+            revision=revision,
+            dtype=_dtype(dtype),
             trust_remote_code=trust_remote_code,
             **options,
             **from_pretrained,
         )
-    found = structure if isinstance(structure, Structure) else find_structure(wrapped._module, structure)
-    vlm = VLM(wrapped, found, name, revision, remote)
+    vlm = VLM(wrapped, find_structure(wrapped._module, structure), name, revision, remote)
     if check and vlm.device.type != "meta":
-        _prove(vlm)
+        _prove(vlm, given=structure is not None)
     return vlm
 
 
@@ -111,41 +127,95 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _open(source: str, **options: Any) -> Any:
+def _dtype(dtype: Any) -> Any:
+    """A torch dtype, or what stands in its place: "auto", the name of a quantisation."""
+    if isinstance(dtype, str) and dtype in ("auto", *_QUANTISED):
+        return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(
+            f"dtype={dtype!r} is unknown: expected 'auto', 'float32', 'bfloat16', torch.float16 or the like"
+        )
+    return found
+
+
+def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.device, **options: Any) -> Any:
+    """A folder or a repository as nnsight's; a folder without a processor like a model in hand without one."""
     from nnsight import TransformersModel
     from safetensors import SafetensorError
-    from transformers import AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dispatch, device = options.pop("dispatch"), options.pop("device")
+    placement = {} if "device_map" in options else {"device": device}
     try:
         if not dispatch:
             # Without weights nothing can be placed, and the processor is not found by itself.
             given = {name: options[name] for name in ("revision", "trust_remote_code")}
-            processor = AutoProcessor.from_pretrained(source, **given)
-            return TransformersModel(source, task=TASK, processor=processor, tokenizer=processor.tokenizer, **options)
-        placement = {} if "device_map" in options else {"device": device}
-        return TransformersModel(source, task=TASK, dispatch=True, **placement, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            processor = processor or AutoProcessor.from_pretrained(source, **given)
+            return TransformersModel(source, task=TASK, **_parts(processor), **options)
+        if processor is not None or not _lacks_processor(source):
+            return TransformersModel(source, task=TASK, dispatch=True, **_parts(processor), **placement, **options)
+        return _wrap(AutoModelForImageTextToText.from_pretrained(source, **{"device_map": device, **options}), None)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = (
+            lines[-1] if "original errors" in lines[0] else lines[0]
+        )  # a pipeline's tracebacks come behind its message
         raise InputError(
             f"{source!r} cannot be loaded as a model for {TASK} ({reason}): expected 'toy', a folder or a hub repository"
         ) from error
+
+
+def _lacks_processor(source: str) -> bool:
+    """Whether this is a folder without any file of a processor or a tokenizer; what damaged ones hold is not guessed."""
+    folder = Path(source)
+    return folder.is_dir() and not any(list(folder.glob(f"*{part}*")) for part in ("processor", "tokenizer"))
+
+
+def _parts(processor: Any) -> dict[str, Any]:
+    return {} if processor is None else {"processor": processor, "tokenizer": getattr(processor, "tokenizer", None)}
+
+
+def _refuse_in_hand(model: Any, device: str | torch.device, elsewhere: bool, beside: list[str]) -> None:
+    """Refuse what is no transformers model or cannot be run as it is, and what is passed beside it to no effect."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
+        raise InputError(f"model is a {kind}: expected a transformers model in hand; a name goes first, load('toy')")
+    if beside:
+        raise InputError(f"beside model= {', '.join(beside)} is not taken: load the model so, or pass its name instead")
+    if model.training:
+        raise InputError(f"the {kind} is in training mode, in which dropout is on: call model.eval() first")
+    if not elsewhere and all(weights.is_meta for weights in model.parameters()):
+        raise InputError(
+            f"the {kind} has no weights here, only the meta device: load them, or pass remote=True for NDIF"
+        )
+    here = next(model.parameters()).device
+    wanted = here if device == "auto" else _device(device)
+    if (wanted.type, wanted.index or 0) != (here.type, here.index or 0):
+        raise InputError(
+            f"device={device!r}, but the {kind} is on {str(here)!r}: move it yourself, model.to({device!r})"
+        )
 
 
 def _wrap(model: nn.Module, processor: Any) -> Any:
     """A model in hand as nnsight's, with whatever it has of a processor."""
     from nnsight import NNsight, TransformersModel
 
-    if processor is None:
-        return NNsight(model)
-    tokenizer = getattr(processor, "tokenizer", None)
-    return TransformersModel(model, task=TASK, processor=processor, tokenizer=tokenizer)
+    return NNsight(model) if processor is None else TransformersModel(model, task=TASK, **_parts(processor))
 
 
-def _prove(vlm: VLM) -> None:
-    failed = [check for check in vlm.check().checks if check.outcome == "failed"]
+def _prove(vlm: VLM, given: bool) -> None:
+    try:
+        checks = vlm.check().checks
+    except Exception as error:
+        if not given or isinstance(error, InterpError):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise LayoutError(
+            f"{vlm.name!r} cannot be run with the structure= that was given ({said}): leave out what does not fit"
+        ) from error
+    failed = [check for check in checks if check.outcome == "failed"]
     if failed:
         first = failed[0]
         raise LayoutError(

@@ -10,15 +10,18 @@ row of patches, words that name its tiles. So images are told apart by how many 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.models.encodings import shown
 from interp.models.grids import Grid, Sheet, find_grid
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
@@ -61,8 +64,7 @@ class Positions:
 
     def grid(self, row: int) -> list[Grid | None]:
         """(rows, columns) of the patches of each image in this row, None where they are no rectangle."""
-        self._has(row)
-        return list(self.grids[row])
+        return list(self.grids[row_index(row, len(self.grids))])
 
     def boxes(self, row: int) -> list[Tensor | None]:
         """Where each token of each image of this row lies on the picture: Float `[token, 4]`, None where not known.
@@ -72,12 +74,8 @@ class Positions:
         no box, and a token that sees only padding has a box without area. Known for images that were given to
         `prepare` and whose tokens have a grid.
         """
-        self._has(row)
+        row = row_index(row, len(self.grids))
         return [None] * len(self.grids[row]) if self.find_boxes is None else self.find_boxes(row)
-
-    def _has(self, row: int) -> None:
-        if not 0 <= row < len(self.grids):
-            raise InputError(f"row={row!r}: this batch has {len(self.grids)} rows, counted from 0")
 
     def named(self, spans: Mapping[str, Tensor]) -> Positions:
         """These positions and the spans' under their names."""
@@ -101,24 +99,53 @@ class Positions:
         if isinstance(positions, str):
             return self[positions]
         real = self.masks["all"]
+        if isinstance(positions, np.ndarray) and positions.dtype == bool:
+            positions = torch.tensor(positions)
         if isinstance(positions, Tensor) and positions.dtype == torch.bool:
             if positions.shape != real.shape:
                 raise InputError(
                     f"positions is a mask of shape {tuple(positions.shape)}, expected {tuple(real.shape)} (batch, seq)"
                 )
             return positions.cpu()
-        try:
-            indices = [int(index) for index in ([positions] if isinstance(positions, int) else positions)]
-        except (TypeError, ValueError):
+        indices = as_ints(positions)
+        if indices is None:
             raise InputError(
-                f"positions={positions!r}: expected a name ({', '.join(self.masks)}), a list of ints or a bool mask"
-            ) from None
+                f"positions={shown(positions)}: expected a name ({', '.join(self.masks)}), a list of ints or a bool mask"
+            )
         return torch.stack([count_tokens(real[row], indices, row) for row in range(len(real))])
 
 
 def is_kind(name: str) -> bool:
     """Whether a name is that of a kind of position, and so none for a span."""
     return name in NAMES or re.fullmatch(r"image_\d+", name) is not None
+
+
+def as_int(value: Any) -> int | None:
+    """An int, numpy's and torch's too; None for anything else: no float is rounded, and no bool is a number."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_ints(given: Any) -> list[int] | None:
+    """An int or ints as a list; None for anything else."""
+    try:
+        each = list(given)
+    except TypeError:
+        each = [given]
+    found = [index for index in map(as_int, each) if index is not None]
+    return found if len(found) == len(each) else None
+
+
+def row_index(row: Any, rows: int) -> int:
+    """A row of a batch, counted from 0, or with a negative number from the end. Raises `InputError` if there is none."""
+    index = as_int(row)
+    if index is None or not -rows <= index < rows:
+        raise InputError(f"row={shown(row)}: this batch has {rows} rows, expected an int from 0 to {rows - 1}")
+    return index % rows
 
 
 def count_tokens(real: Tensor, indices: Sequence[int], row: int) -> Tensor:

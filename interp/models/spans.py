@@ -45,6 +45,8 @@ def find_spans(
     real = positions["all"]
     found: dict[str, Tensor] = {}
     for name, each in _by_name(spans, len(real)).items():
+        if not isinstance(name, str):
+            raise InputError(f"span {name!r}: its name is a {type(name).__name__}, expected a string")
         if is_kind(name):
             raise InputError(f"span {name!r} has the name of a kind of position: choose another name")
         if _is_mask(each):

@@ -12,13 +12,14 @@ the traits that only a run can tell. What is found wrongly can be given: ``load(
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import nn
 
 from interp.errors import InputError, LayoutError
+from interp.models.encodings import shown
 
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "conv", "mixer")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "fc2", "mixer")
@@ -33,6 +34,13 @@ _IMAGE_INPUTS = ("pixel_values", "image_patches", "flattened_patches")
 # What can be done with a model that is refused.
 _STILL = "nnsight.NNsight(model) still traces it, interp.geometry and interp.probes take its states as arrays"
 _WIDTHS = ("hidden_size", "embed_dim", "width", "d_model")
+# The fields of `Structure` by what they hold; those that may be None.
+_PATHS = ("layers", "norm", "head", "embed", "vision", "blocks", "projector")
+_NUMBERS = ("image_token_id", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_vision", "vocab_size")
+_EACH_LAYER = ("heads", "attn", "mlp", "attention")
+_MEASURED = ("readout", "attn_out", "mlp_out", "mid", "trims", "continuous", "bidirectional_images")
+_MAY_BE_NONE = ("vision", "blocks", "projector", "image_token_id", "d_vision")
+_ATTENTION = ("softmax", "sliding", "chunked", "linear", "convolution", "none")
 
 
 @dataclass(frozen=True)
@@ -115,62 +123,67 @@ class Structure:
         return {**asdict(self), "readout": readout}
 
 
-def find_structure(model: Any, given: Mapping[str, Any] | None = None) -> Structure:
+def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = None) -> Structure:
     """Find the parts of a transformers model in hand; what is `given` by field name is taken as it is.
+
+    Of a whole `Structure` everything is taken but the measured traits, which are measured again.
 
     Raises `LayoutError` naming the part that is not there, or why the model's images are not in a decoder's stream;
     `InputError` for a given part that the model does not have.
     """
-    given = dict(given or {})
-    _refuse_unknown(model, given)
+    given = _checked(model, given)
     _refuse_other_kinds(model)
-    config = _text_config(model)
-    depth, width = int(config.num_hidden_layers), int(config.hidden_size)
+    config = _text_config(model, given)
+    depth = given["n_layers"] if "n_layers" in given else int(config.num_hidden_layers)
+    width = given["d_model"] if "d_model" in given else int(config.hidden_size)
     name = type(model).__name__
     paths = {id(module): path for path, module in model.named_modules()}
 
-    decoder = model.get_decoder()
-    layers = model.get_submodule(given["layers"]) if "layers" in given else _find_layers(decoder, depth)
+    def part(field: str, find: Callable[[], Any]) -> Any:
+        if field not in given:
+            return find()
+        return None if given[field] is None else model.get_submodule(given[field])
+
+    layers = part("layers", lambda: _find_layers(model.get_decoder(), depth))
     if layers is None:
-        raise LayoutError(f"{name}: its decoder {type(decoder).__name__} has no list of {depth} layers, expected one")
-    norm = model.get_submodule(given["norm"]) if "norm" in given else _find_norm(decoder, layers, width)
+        decoder = type(model.get_decoder()).__name__
+        raise LayoutError(f"{name}: its decoder {decoder} has no list of {depth} layers, expected one")
+    _check_layers(layers, depth, given)
+    norm = part("norm", lambda: _find_norm(model, layers, width))
     if norm is None:
         raise LayoutError(
             f"{name}: no final norm of width {width} stands beside the decoder's layers, expected one; {_STILL}"
         )
-    vision = _find_vision(model, layers)
-    embed = model.get_input_embeddings()
-    head = model.get_submodule(given["head"]) if "head" in given else _find_head(model, vision, embed, width)
-    for part, module in (("output embeddings (the unembedding)", head), ("input embeddings", embed)):
+    vision = part("vision", lambda: _find_vision(model, layers))
+    embed = part("embed", model.get_input_embeddings)
+    head = part("head", lambda: _find_head(model, vision, embed, width))
+    for what, module in (("output embeddings (the unembedding)", head), ("input embeddings", embed)):
         if module is None or id(module) not in paths:
-            raise LayoutError(f"{name} gives no {part}: expected a model for image-text-to-text with a language head")
-    if not takes_images(model):
+            raise LayoutError(f"{name} gives no {what}: expected a model for image-text-to-text with a language head")
+    if given.get("image_token_id") is None and not takes_images(model):
         raise LayoutError(
             f"{name} takes no image: no image tokens are in its stream, expected a vision-language model; {_STILL}"
         )
-    heads = [int(count) for count in _by_layer(config, "num_attention_heads")]
-    attn = tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
-    mlp = tuple(_find_part(layer, _MLP_NAMES, _is_mixer) for layer in layers)
+    heads = given.get("heads") or _counts(config, "num_attention_heads", depth, given.get("n_heads"))
+    attn = given.get("attn") or tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
     found = {
         "layers": paths[id(layers)],
         "norm": paths[id(norm)],
         "head": paths[id(head)],
         "embed": paths[id(embed)],
         "vision": paths.get(id(vision)),
-        "blocks": paths.get(id(_find_blocks(vision))),
-        "projector": paths.get(id(_find_projector(model, layers, vision))),
+        "blocks": paths.get(id(part("blocks", lambda: _find_blocks(vision)))),
+        "projector": paths.get(id(part("projector", lambda: _find_projector(model, layers, vision)))),
         "image_token_id": _first_of(model.config, _IMAGE_TOKEN),
         "n_layers": depth,
         "d_model": width,
         "n_heads": max(heads),
-        "n_kv_heads": max(
-            (int(count) for count in _by_layer(config, "num_key_value_heads") if count), default=max(heads)
-        ),
+        "n_kv_heads": max(_counts(config, "num_key_value_heads", depth)) or max(heads),
         "d_vision": _first_of(getattr(model.config, "vision_config", None), _WIDTHS),
-        "vocab_size": int(getattr(head, "out_features", config.vocab_size)),
-        "heads": tuple(heads),
+        "vocab_size": int(getattr(head, "out_features", None) or getattr(config, "vocab_size", embed.num_embeddings)),
+        "heads": heads,
         "attn": attn,
-        "mlp": mlp,
+        "mlp": tuple(_find_part(layer, _MLP_NAMES, _is_mixer) for layer in layers),
         "attention": _kinds_of_attention(config, layers, attn),
     }
     return Structure(**{**found, **given})
@@ -182,18 +195,67 @@ def takes_images(model: Any) -> bool:
     return any(name.startswith(_IMAGE_INPUTS) for kind in kinds for name in inspect.signature(kind.forward).parameters)
 
 
-# Refusals that rest on what a model is -----------------------------------------------------------------------------------
+# What is given -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_unknown(model: Any, given: Mapping[str, Any]) -> None:
+def _checked(model: Any, given: Any) -> dict[str, Any]:
+    """The given fields, each of the kind that it must be."""
     names = [field.name for field in fields(Structure)]
-    paths = {path for path, _ in model.named_modules()}
+    if isinstance(given, Structure):
+        given = {name: getattr(given, name) for name in names if name not in _MEASURED}
+    if not isinstance(given, Mapping | None):
+        raise InputError(f"structure={shown(given)}: expected its fields by name, as in {{'norm': 'model.norm'}}")
+    given = dict(given or {})
+    paths = {path for path, _ in model.named_modules() if path}
     for name, value in given.items():
         if name not in names:
             raise InputError(f"structure has no {name!r}: give any of {', '.join(names)}")
-        is_path = name in ("layers", "norm", "head", "embed", "vision", "blocks", "projector")
-        if is_path and value is not None and value not in paths:
-            raise InputError(f"structure {name}={value!r} is no module of {type(model).__name__}: give a dotted path")
+        if name in _MEASURED:
+            raise InputError(f"structure {name}={shown(value)}: this is measured on the model, leave it out")
+        if value is None and name in _MAY_BE_NONE:
+            continue
+        if name in _PATHS and not (isinstance(value, str) and value in paths):
+            raise InputError(
+                f"structure {name}={shown(value)} is no module of {type(model).__name__}: give a dotted path"
+            )
+        least = 0 if name == "image_token_id" else 1
+        if name in _NUMBERS and not _is_int(value, least):
+            raise InputError(f"structure {name}={shown(value)}: expected an int from {least} on")
+        if name in _EACH_LAYER:
+            if not isinstance(value, list | tuple):
+                raise InputError(f"structure {name}={shown(value)}: expected a tuple with one entry a layer")
+            given[name] = tuple(value)
+    return given
+
+
+def _check_layers(layers: Any, depth: int, given: Mapping[str, Any]) -> None:
+    """Refuse given layers that are no list of as many, and what is given for each layer and does not fit them."""
+    if not isinstance(layers, nn.ModuleList | nn.Sequential) or len(layers) != depth:
+        raise InputError(
+            f"structure layers={given['layers']!r} is no list of {depth} layers: expected one, or n_layers too"
+        )
+    for name in (name for name in _EACH_LAYER if name in given):
+        if len(given[name]) != depth:
+            raise InputError(
+                f"structure {name} has {len(given[name])} entries: expected one for each of {depth} layers"
+            )
+        for index, (layer, entry) in enumerate(zip(layers, given[name], strict=True)):
+            if name == "heads":
+                fits, expected = _is_int(entry, 0), "an int"
+            elif name == "attention":
+                fits, expected = entry in _ATTENTION, f"one of {', '.join(_ATTENTION)}"
+            else:
+                children = [child for child, _ in layer.named_children()]
+                fits, expected = entry is None or entry in children, f"None or one of {', '.join(children)}"
+            if not fits:
+                raise InputError(f"structure {name} has {entry!r} for layer {index}: expected {expected}")
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+# Refusals that rest on what a model is -----------------------------------------------------------------------------------
 
 
 def _refuse_other_kinds(model: Any) -> None:
@@ -221,13 +283,19 @@ def _cross_attentions(model: Any) -> Iterator[str]:
             yield path
 
 
-def _text_config(model: Any) -> Any:
+def _text_config(model: Any, given: Mapping[str, Any]) -> Any:
+    """The language model's config; what it does not say must be given."""
     config = model.config.get_text_config(decoder=True)
-    missing = [name for name in ("num_hidden_layers", "hidden_size") if not hasattr(config, name)]
-    if missing:
-        raise LayoutError(
-            f"{type(model).__name__}: its {type(config).__name__} does not say {missing[0]}, expected a language model's config"
-        )
+    for field, name in (
+        ("n_layers", "num_hidden_layers"),
+        ("d_model", "hidden_size"),
+        ("n_heads", "num_attention_heads"),
+    ):
+        if field not in given and not any(_by_layer(config, name, depth=1)):
+            raise LayoutError(
+                f"{type(model).__name__}: its {type(config).__name__} does not say {name}, expected a language model's "
+                f"config; pass structure= with {field}"
+            )
     return config
 
 
@@ -247,9 +315,9 @@ def _lists(root: nn.Module) -> Iterator[nn.ModuleList]:
         level = [child for module in level for child in module.children()]
 
 
-def _find_norm(decoder: nn.Module, layers: nn.Module, width: int) -> nn.Module | None:
+def _find_norm(model: nn.Module, layers: nn.Module, width: int) -> nn.Module | None:
     """The last module beside the layers that has one weight vector as wide as the stream."""
-    owner = next(module for module in decoder.modules() if any(child is layers for child in module.children()))
+    owner = next(module for module in model.modules() if any(child is layers for child in module.children()))
     beside = [child for child in owner.children() if child is not layers]
     norms = [child for child in beside if tuple(getattr(getattr(child, "weight", None), "shape", ())) == (width,)]
     return norms[-1] if norms else None
@@ -322,7 +390,7 @@ def _is_mlp(module: nn.Module) -> bool:
 def _kinds_of_attention(config: Any, layers: Any, attn: tuple[str | None, ...]) -> tuple[str, ...]:
     declared = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not declared:
-        declared = ["sliding" if window else "full" for window in _by_layer(config, "sliding_window")]
+        declared = ["sliding" if window else "full" for window in _by_layer(config, "sliding_window", len(layers))]
     kinds = []
     for layer, part, kind in zip(layers, attn, declared, strict=False):
         if part is None:
@@ -335,11 +403,17 @@ def _kinds_of_attention(config: Any, layers: Any, attn: tuple[str | None, ...]) 
     return tuple(kinds)
 
 
-def _by_layer(config: Any, name: str) -> list[Any]:
+def _by_layer(config: Any, name: str, depth: int) -> list[Any]:
     """A field of the config for each layer; a config may keep one for all or, where layers differ, one for each."""
     if getattr(config, "is_heterogeneous", False):
         return [getattr(layer, name, None) for layer in config.per_layer_config]
-    return [getattr(config, name, None)] * int(config.num_hidden_layers)
+    return [getattr(config, name, None)] * depth
+
+
+def _counts(config: Any, name: str, depth: int, given: int | None = None) -> tuple[int, ...]:
+    """A number of heads for each layer, 0 where the config says none."""
+    counts = _by_layer(config, name, depth) if given is None else [given] * depth
+    return tuple(int(count or 0) for count in counts)
 
 
 def _first_of(config: Any, names: tuple[str, ...]) -> int | None:

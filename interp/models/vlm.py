@@ -8,10 +8,9 @@ positions (`prepare`), and forward passes and generation with interventions. Eve
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,6 +22,7 @@ from interp.models.batch import Batch, BatchMaker
 from interp.models.checks import CheckReport, measure, run_checks
 from interp.models.forward import Edit, run_forward, run_generate
 from interp.models.pictures import find_images, has_pictures
+from interp.models.positions import as_ints
 from interp.models.structure import Structure, resolve
 
 
@@ -184,7 +184,7 @@ class VLM:
         """Whether the model's forward pass names this argument."""
         return argument in self._arguments
 
-    @cached_property
+    @property
     def _arguments(self) -> Mapping[str, Any]:
         """The arguments of the forward pass; of what is inside, where a wrapper (PEFT's) hands everything on."""
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -198,12 +198,9 @@ class VLM:
         depth = self.structure.n_layers
         if isinstance(layers, str) and layers == "all":
             return list(range(depth))
-        given: list[Any] = (
-            list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | Mapping) else [layers]
-        )
-        if not all(hasattr(layer, "__index__") and not isinstance(layer, bool) for layer in given):
+        chosen = None if isinstance(layers, str | Mapping) else as_ints(layers)
+        if chosen is None:
             raise InputError(f"layers={layers!r}: expected 'all', an int or ints from 0 to {depth - 1}")
-        chosen = [operator.index(layer) for layer in given]
         for layer in chosen:
             if not -depth <= layer < depth:
                 raise InputError(f"layer {layer!r}: {self.name!r} has layers 0 to {depth - 1}")

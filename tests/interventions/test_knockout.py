@@ -1,5 +1,6 @@
 """Knockout: cut edges carry exactly nothing, the rest of a row shares its attention, and nothing else is touched."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,13 +100,14 @@ def test_an_edge_that_was_never_there_changes_no_bit(how, padded):
     vlm, batch = load("llava", how), batch_of("llava", padded)
     plain = vlm.logits(batch)
     nowhere = torch.zeros_like(batch.positions["all"])
+    padding = batch.positions["padding"]
     for source, target, heads in [
         (nowhere, "all", None),
         ("all", nowhere, None),
         ("last", "image", None),  # behind it
         ("last", "last", None),  # itself
-        ("padding", "all", None),
-        ("all", "padding", None),
+        (padding, "all", None),
+        ("all", padding, None),
         ("image", "last", []),
     ]:
         nothing = Knockout(source=source, target=target, layers="all", heads=heads)
@@ -119,6 +121,19 @@ def test_self_edges_are_cut_only_when_asked():
         seen = weights(vlm, batch, Knockout(source="image", target="image", layers=1, self_edges=self_edges))[1]
         own = seen.diagonal(dim1=2, dim2=3).transpose(1, 2)[image]
         assert ((own == 0) if self_edges else (own > 0)).all()
+
+
+def test_iterators_last_and_numpys_ints_are_ints():
+    vlm, batch = load("llava"), batch_of("llava", padded=True)
+    given = {"source": iter([4, 5]), "target": iter([-1]), "layers": iter([1, 2]), "heads": (head for head in [0, 3])}
+    knockout = Knockout(**given)
+    arrays = Knockout(source=np.array([4, 5]), target=[-1], layers=[1, 2], heads=np.array([0, 3]))
+    first = vlm.logits(batch, [knockout])
+    assert (vlm.logits(batch, [knockout]) == first).all()
+    assert (vlm.logits(batch, [arrays]) == first).all()
+    assert not torch.allclose(first, vlm.logits(batch))
+    one = [Knockout(source="image", target="last", layers=1, heads=head) for head in (2, np.int64(2))]
+    assert (vlm.logits(batch, one[:1]) == vlm.logits(batch, one[1:])).all()
 
 
 def test_knockouts_add_up():
@@ -175,12 +190,22 @@ def test_it_can_be_sent(toy, remote_toy, mixed):
         ({"layers": 8}, "layer 8: 'toy' has layers 0 to 7"),
         ({"heads": [0, 99]}, "head 99: layer 0 of 'toy' has heads 0 to"),
         ({"heads": "all"}, "heads='all': expected None for all heads, an int"),
+        ({"heads": 1.5}, "heads=1.5: expected None for all heads, an int"),
+        ({"heads": [True]}, r"heads=\[True\]: expected None"),
     ],
 )
 def test_wrong_values(toy, mixed, wrong, words):
     knockout = Knockout(**{"source": "image", "target": "last", "layers": 0, **wrong})
     with pytest.raises(interp.InputError, match=words):
         toy.logits(mixed, [knockout])
+
+
+def test_a_name_that_selects_nothing(toy, mixed):
+    for ends in ({"source": "image"}, {"target": "image"}):
+        knockout = Knockout(**{"source": "all", "target": "last", "layers": 0, **ends})
+        toy.logits(mixed, [knockout])  # rows without an image are as they were
+        with pytest.raises(interp.InputError, match=f"{next(iter(ends))}='image' selects nothing in this batch"):
+            toy.logits(mixed.row(1), [knockout])
 
 
 def test_a_layer_without_softmax_attention():

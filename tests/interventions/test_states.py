@@ -29,6 +29,40 @@ def test_a_one_row_batch_gives_its_own_states(toy, mixed):
     assert not torch.allclose(toy.logits(row, [by_batch]), toy.logits(row))
 
 
+def test_iterators_last(toy, mixed):
+    """An intervention is a value: its layers and positions may be given as iterators, and it acts every time."""
+    plain = toy.logits(mixed)
+    for change in (
+        lambda: Patch(site="resid_pre", layers=iter([2, 3]), positions=iter([1]), value=torch.zeros(128)),
+        lambda: Ablate(site="resid_pre", layers=iter([2, 3]), positions=iter([1])),
+        lambda: Ablate(site="resid_pre", layers=(layer for layer in (2, 3)), positions="last", value="mean"),
+    ):
+        made = change()
+        first = toy.logits(mixed, [made])
+        assert not torch.allclose(first, plain)
+        assert (toy.logits(mixed, [made]) == first).all()
+
+
+def test_a_batch_as_value_is_one_row_that_fits_each(toy, mixed):
+    """3 and 5 tokens are as many as twice 4, and yet no state of the value would land on its own position."""
+    texts = ["a red 3 at top .", "a blue 4 at left ."]
+    batch = toy.prepare(texts, spans=[{"x": [0, 1, 2]}, {"x": [0, 1, 2, 3, 4]}])
+    value = toy.prepare(texts[:1], spans={"x": [0, 1, 2, 3]})
+
+    def patch(**changes):
+        return toy.logits(
+            batch, [Patch(**{"site": "resid_pre", "layers": 1, "positions": "x", "value": value, **changes})]
+        )
+
+    with pytest.raises(
+        interp.InputError, match="'x' selects 3 positions in row 0 and 4 in the batch that is its value"
+    ):
+        patch()
+    with pytest.raises(interp.InputError, match=r"value is a batch of 2 rows: expected one row, take row\(i\)"):
+        patch(value=batch)
+    assert not torch.allclose(patch(positions=[0, -1]), toy.logits(batch))
+
+
 def test_ablations(toy, mixed):
     mask = mixed.positions["text"]
     count = int(mask.sum())
@@ -65,8 +99,25 @@ def test_without_the_image_the_answer_is_lost(toy):
         (Patch(site="resid_pre", layers=0, positions="last", value=torch.zeros(7)), r"does not fit \(1, 3, 128\)"),
         (Patch(site="resid_pre", layers=0, positions="last", value=3.0), "value is a float"),
         (Ablate(site="resid_pre", layers=0, positions="last", value="noise"), "value='noise'"),
+        (Ablate(site="resid_pre", layers=0, positions="image_7"), "'image_7' is unknown"),
+        (
+            Ablate(site="resid_pre", layers=0, positions=[], value="mean"),
+            r"positions=\[\] selects nothing in this batch",
+        ),
     ],
 )
 def test_what_cannot_be_written(toy, mixed, intervention, words):
     with pytest.raises(interp.InterpError, match=words):
         toy.logits(mixed, [intervention])
+
+
+@pytest.mark.parametrize("value", ["zero", "mean", torch.zeros(1)])
+def test_no_position_is_no_intervention(toy, mixed, value):
+    text = mixed.row(1)
+    changes = [Ablate(site="resid_pre", layers=0, positions="image", value=value)]
+    if isinstance(value, torch.Tensor):
+        changes.append(Patch(site="resid_pre", layers=0, positions=text.positions["image"], value=value))
+    for change in changes:
+        with pytest.raises(interp.InputError, match="selects nothing in this batch, expected at least one") as caught:
+            toy.logits(text, [change])
+        assert "\n" not in str(caught.value)

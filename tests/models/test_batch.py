@@ -1,5 +1,8 @@
 """Batches: what goes in comes out, row by row, and what does not fit is refused before a model runs."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -37,6 +40,43 @@ def test_an_encoding_gives_the_same_batch(toy, mixed):
     assert again.tokens == mixed.tokens
     assert (again.positions["image"] == mixed.positions["image"]).all()
     assert (toy.logits(again) == toy.logits(mixed)).all()
+
+
+def test_an_encoding_may_be_lists_or_arrays(toy, mixed):
+    ids, mask = (mixed.inputs[name] for name in ("input_ids", "attention_mask"))
+    pixels = mixed.inputs["pixel_values"].numpy()
+    listed = {"input_ids": ids.tolist(), "attention_mask": mask.numpy(), "pixel_values": list(pixels), "labels": None}
+    assert (toy.logits(toy.prepare(encoding=listed)) == toy.logits(mixed)).all()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ([1, 2], r"encoding=\[1, 2\]: expected a dict of tensors"),
+        ({"input_ids": [[1, 2], [3]]}, r"encoding\['input_ids'\] is a list that makes no tensor: expected .*'pt'"),
+        ({"input_ids": [[1, 2]], "text": "where"}, r"encoding\['text'\] is a str that makes no tensor"),
+    ],
+)
+def test_encodings_that_are_none(toy, encoding, words):
+    with pytest.raises(interp.InputError, match=words):
+        toy.prepare(encoding=encoding)
+
+
+def test_an_encoding_from_another_device(toy, mixed):
+    """Batches are put together on the CPU, wherever their inputs were; a tensor that stands for one on a GPU."""
+
+    class Elsewhere(torch.Tensor):
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    given = {name: value.as_subclass(Elsewhere) for name, value in mixed.inputs.items()}
+    assert all(type(value) is torch.Tensor for value in toy.prepare(encoding=given).inputs.values())
+
+
+@pytest.mark.gpu
+def test_an_encoding_on_a_gpu(toy, mixed):
+    given = {name: value.cuda() for name, value in mixed.inputs.items()}
+    assert (toy.logits(toy.prepare(encoding=given)) == toy.logits(mixed)).all()
 
 
 def test_right_padding_is_read_from_the_mask(toy):
@@ -84,10 +124,16 @@ PICTURE = Image.new("RGB", (48, 48))
     ("texts", "images", "words"),
     [
         ([], None, "batch is empty"),
-        ("<image>", [PICTURE], "one string"),
+        ("<image>", [PICTURE], "texts='<image>' is one str: expected a list of strings"),
+        (5, None, "texts=5 is one int"),
         ([3], None, "3 among the texts is a int"),
+        (["a", None], None, "None among the texts is a NoneType: expected strings"),
         (["<image>"], ["nowhere.png"], "'nowhere.png' is no file"),
         (["<image>"], [b"x"], "is no image"),
+        (["<image>"], [np.zeros((48, 48, 3))], r"ndarray of shape \(48, 48, 3\) is no image: expected a PIL image"),
+        (["<image>"], 5, "images=5 is one int: expected a list of pictures, one entry a row"),
+        (["<image>"], PICTURE, "is one Image: expected a list of pictures"),
+        (["<image>"], "scene.png", "images='scene.png' is one str"),
         (["what is this ?"], [PICTURE], "has no <image>, but an image is given"),
         (["<image> <image>"], [PICTURE], "has 2 <image>, but 1 images are given"),
         (["<image>"], None, "has 1 <image>, but 0 images are given"),
@@ -118,8 +164,11 @@ def test_other_refusals(toy, mixed, tiny):
         toy.prepare(["a"], encoding=mixed.inputs)
     with pytest.raises(interp.InputError, match="input_ids of shape"):
         toy.prepare(encoding={"input_ids": torch.zeros(1, 0, dtype=torch.long)})
-    with pytest.raises(interp.InputError, match="row 5"):
-        mixed.row(5)
+    for wrong in (5, -4, "a", 0.0, True, [1]):
+        with pytest.raises(interp.InputError, match=f"row={re.escape(repr(wrong))}: this batch has 3 rows"):
+            mixed.row(wrong)
+    with pytest.raises(interp.InputError, match="span 1: its name is a int, expected a string"):
+        toy.prepare(["where is the 3 ?"], spans={1: "where"})
     with pytest.raises(interp.InputError, match="without a processor"):
         interp.load(model=tiny).prepare(["hello"])
 

@@ -65,7 +65,8 @@ def test_damaged_weights(toy, tmp_path):
 def test_without_weights_the_parts_are_the_same(toy):
     """What runs on NDIF is built here without weights, from the same configuration."""
     source = str(loading._locate("toy"))
-    wrapped = loading._open(source, dispatch=False, device="cpu", dtype="auto", revision=None, trust_remote_code=False)
+    options = {"dtype": "auto", "revision": None, "trust_remote_code": False}
+    wrapped = loading._open(source, dispatch=False, device=torch.device("cpu"), **options)
     vlm = interp.VLM(wrapped, find_structure(wrapped._module), "toy")
     assert vlm.device.type == "meta"
     assert vlm.structure == interp.load("toy", device="cpu", check=False).structure
@@ -89,3 +90,78 @@ def test_a_name_or_a_model(toy):
         interp.load("toy", device="gpux")
     with pytest.raises(interp.InputError, match="device='cuda:99'"):
         interp.load("toy", device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dtype": "bf16"}, "dtype='bf16' is unknown: expected 'auto', 'float32', 'bfloat16'"),
+        ({"dtype": torch.int64}, "dtype=torch.int64 is unknown"),
+        ({"remote": "lokal"}, "remote='lokal': expected True for NDIF, 'local' for its simulation"),
+        ({"processor": "toy"}, "processor is a str: expected a processor"),
+        ({"colour": "red"}, "cannot be loaded as a model .*unexpected keyword argument 'colour'"),
+    ],
+)
+def test_values_that_are_not_taken(given, words):
+    with pytest.raises(interp.InputError, match=words) as caught:
+        interp.load("toy", device="cpu", **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dtype_by_its_name():
+    assert interp.load("toy", device="cpu", dtype="bfloat16", check=False).dtype == torch.bfloat16
+
+
+def test_a_processor_takes_the_place_of_the_one_beside_the_weights(toy, tmp_path):
+    assert interp.load("toy", device="cpu", processor=toy.processor, check=False).processor is toy.processor
+    toy.model.save_pretrained(tmp_path)
+    assert interp.load(tmp_path, device="cpu", processor=toy.processor, check=False).processor is toy.processor
+
+
+def test_a_folder_without_a_processor(toy, mixed, tmp_path):
+    toy.model.save_pretrained(tmp_path)
+    vlm = interp.load(tmp_path, device="cpu")
+    assert vlm.processor is None
+    assert vlm.tokenizer is None
+    assert (vlm.logits(vlm.prepare(encoding=mixed.inputs)) == toy.logits(mixed)).all()
+    with pytest.raises(interp.InputError, match="without a processor"):
+        vlm.prepare(["where is the 3 ?"])
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(interp.InputError, match="cannot be loaded as a model"):
+        interp.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": "toy"}, r"model is a str: expected a transformers model in hand; a name goes first, load\('toy'\)"),
+        ({"model": torch.nn.Linear(2, 2)}, "model is a Linear: expected a transformers model"),
+        ({"dtype": "float32", "revision": "main"}, "beside model= revision, dtype is not taken"),
+        ({"attn_implementation": "eager", "colour": 1}, "beside model= attn_implementation, colour is not taken"),
+        ({"device": "nonsense"}, "device='nonsense' is unknown"),
+        ({"device": "meta"}, r"device='meta', but the Llava.* is on 'cpu': move it yourself, model.to\('meta'\)"),
+    ],
+)
+def test_what_a_model_in_hand_does_not_take(tiny, given, words):
+    with pytest.raises(interp.InputError, match=words) as caught:
+        interp.load(**{"model": tiny, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_in_hand_is_where_it_is(tiny, toy):
+    assert interp.load(model=tiny, device="cpu", check=False).device.type == "cpu"
+    with pytest.raises(interp.InputError, match="LlavaForConditionalGeneration is no name"):
+        interp.load(tiny)
+    with pytest.raises(interp.InputError, match="expected a processor, which has a tokenizer and takes images too"):
+        interp.load(model=toy.model, processor=toy.tokenizer)
+
+
+def test_a_model_in_hand_that_cannot_be_run_as_it_is(tiny):
+    with pytest.raises(interp.InputError, match=r"is in training mode.*call model.eval\(\) first"):
+        interp.load(model=type(tiny)(tiny.config).train())
+    with torch.device("meta"):
+        empty = type(tiny)(tiny.config).eval()
+    for remote in (False, "local"):
+        with pytest.raises(interp.InputError, match="has no weights here, only the meta device"):
+            interp.load(model=empty, remote=remote)
+    assert interp.load(model=empty, remote=True).device.type == "meta"

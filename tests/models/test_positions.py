@@ -1,5 +1,6 @@
 """Positions come from the ids and the mask; every real token is of one kind."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -113,8 +114,11 @@ def test_image_positions_may_be_a_mask_in_hand():
 def test_boxes_without_a_picture():
     found = positions_of([[BOS, IMAGE]], [[Sheet(1, 1)]])
     assert found.boxes(0) == [None]
-    with pytest.raises(interp.InputError, match="row=1"):
-        found.boxes(1)
+    assert found.boxes(-1) == found.boxes(0)
+    assert found.grid(-1) == found.grid(0) == [(1, 1)]
+    for wrong in (1, -2, "a"):
+        with pytest.raises(interp.InputError, match=f"row={wrong!r}: this batch has 1 rows"):
+            found.boxes(wrong)
 
 
 def test_ints_count_real_tokens():
@@ -123,6 +127,30 @@ def test_ints_count_real_tokens():
     assert columns(found.select(1)) == [[1], [3]]
     with pytest.raises(interp.InputError, match="row 1 has 2 real tokens"):
         found.select([2])
+
+
+def test_arrays_are_taken_like_lists_and_masks():
+    found = positions_of([[BOS, 5, 6, 7], [BOS, 9]])
+    for ints in (np.array([0, -1]), torch.tensor([0, -1]), (0, np.int64(-1)), range(0, -2, -1)):
+        assert columns(found.select(ints)) == [[0, 3], [2, 3]]
+    for one in (np.int64(1), np.array(1), torch.tensor(1)):
+        assert columns(found.select(one)) == [[1], [3]]
+    assert (found.select(found["text"].numpy()) == found["text"]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, [True, False], [1.7], 1.0, [np.True_], [torch.tensor(True)], [[0]], ["0"], np.array([0.0])]
+)
+def test_no_float_is_rounded_and_no_bool_is_a_number(wrong):
+    with pytest.raises(interp.InputError, match=r"expected a name .* a list of ints or a bool mask") as caught:
+        positions_of([[BOS, 5, 6, 7]]).select(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_shape():
+    for wrong in (np.array([True, False]), torch.tensor([True, False])):
+        with pytest.raises(interp.InputError, match=r"a mask of shape \(2,\), expected \(1, 4\)"):
+            positions_of([[BOS, 5, 6, 7]]).select(wrong)
 
 
 def test_what_is_no_position():

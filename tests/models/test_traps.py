@@ -149,7 +149,9 @@ def test_generation_with_an_edit_where_the_last_position_would_be_alone(toy):
     vlm = interp.load(model=zoo.build("gemma4"), processor=toy.processor, device="cpu", check=False)
     vlm.structure = load("gemma4").structure
     rows = batch("gemma4")
-    edits = Patch(site="resid_pre", layers=3, positions="last", value=torch.ones(vlm.structure.d_model)).edits(vlm, rows)
+    edits = Patch(site="resid_pre", layers=3, positions="last", value=torch.ones(vlm.structure.d_model)).edits(
+        vlm, rows
+    )
     ids = run_generate(vlm, rows, edits, max_new_tokens=1, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert torch.equal(ids[:, -1], run_forward(vlm, rows, edits)["logits"].argmax(dim=-1))
 
@@ -246,7 +248,7 @@ def test_rows_of_packed_pixels_are_not_cut_naively(name):
 def test_what_does_not_run_on_text_alone_waits_for_an_image(name):
     vlm = interp.load(model=zoo.build(name))
     assert set(vlm.check().to_frame()["outcome"]) == {"pending"}
-    with pytest.raises(interp.LayoutError, match="not known .*does not run on text alone"):
+    with pytest.raises(interp.LayoutError, match=r"not known .*does not run on text alone"):
         vlm.trait("readout")
     assert set(vlm.check(vlm.prepare(encoding=zoo.encode(name))).to_frame()["outcome"]) == {"passed"}
 

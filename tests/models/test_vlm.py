@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import zoo
 
 import interp
+import zoo
 from interp.interventions import Ablate
 
 
@@ -31,7 +31,7 @@ def test_layers_the_model_does_not_have(toy):
 
 @pytest.mark.parametrize("wrong", ["text", None, {"input_ids": torch.ones(1, 2)}])
 def test_what_is_no_batch(toy, wrong):
-    with pytest.raises(interp.InputTypeError, match="is no batch: make one with vlm.prepare"):
+    with pytest.raises(interp.InputTypeError, match=r"is no batch: make one with vlm\.prepare"):
         toy.logits(wrong)
 
 
