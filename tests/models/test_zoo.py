@@ -1,6 +1,7 @@
 """Every architecture, tiny and random: found, proved, captured, read out, patched and cut, against transformers itself."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from interp.models.masks import PATTERNED
 from zoo.table import PAGE, as_page, batch, load, report, tabulate
 
 TABLE = {row.name: row for row in architectures()}
+README = Path(__file__).parents[2] / "README.md"
 SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]
 REFUSED = [name for name, row in TABLE.items() if row.verdict == "refused"]
 
@@ -55,6 +57,8 @@ def test_the_table_is_what_the_zoo_shows():
 def test_enough_architectures_are_supported():
     assert len(SUPPORTED) >= 65
     assert set(zoo.NAMES) == set(TABLE)
+    readme = " ".join(README.read_text().split())
+    assert f"Of the {len(TABLE)} image-text-to-text architectures of transformers {len(SUPPORTED)} pass" in readme
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
