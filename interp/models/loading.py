@@ -12,7 +12,8 @@ from torch import nn
 
 import interp
 from interp.errors import InputError, InterpError, LayoutError
-from interp.models.structure import Structure, find_structure
+from interp.models.discovery import find_structure
+from interp.models.structure import Structure
 from interp.models.vlm import VLM
 
 TASK = "image-text-to-text"
