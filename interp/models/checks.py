@@ -322,6 +322,8 @@ def _last(vlm: VLM, batch: Batch) -> Check:
     leak = max(float(_moved_by_noise(vlm, side, "padding").max()) for side in sides)
     bound = tolerance(run_forward(vlm, batch)["logits"].dtype)
     detail = f"the logits depend on the last real token ({effect:.2g}) and not on padding, on either side"
+    if effect <= leak:
+        detail = "noise in the state of the last real token does not move its logits"
     if leak > bound:
         detail = "noise in the padding moves the logits: rows of different length cannot share a batch"
     return _check("last", leak <= bound and effect > leak, leak, f"<= {bound:.1e}", detail)

@@ -111,6 +111,16 @@ def test_noise_in_the_padding_that_reaches_the_logits_is_refused(tiny):
         interp.load(model=model)
 
 
+def test_logits_that_do_not_depend_on_the_last_token_fail_the_proof(tiny):
+    model = copy.deepcopy(tiny)
+    model.model.language_model.layers[0].register_forward_hook(
+        lambda _, given, output: torch.cat([output[:, :-1], torch.ones_like(output[:, -1:])], dim=1)
+    )
+    last = interp.load(model=model, check=False).check().to_frame().set_index("name").loc["last"]
+    assert last["outcome"] == "failed"
+    assert last["detail"] == "noise in the state of the last real token does not move its logits"
+
+
 def test_pixels_that_reach_a_text_position_fail_the_proof(tiny):
     model = copy.deepcopy(tiny)
 
