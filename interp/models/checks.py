@@ -276,7 +276,7 @@ def _replace(value, new):
 
 
 def _identity(vlm: VLM, batch: Batch, seen: dict) -> Check:
-    """Exactly nothing changes, or no more than when the model is simply run twice (sums in random order on some GPUs)."""
+    """Exactly nothing changes, or no more than when the model is simply run twice, for one that is not deterministic."""
     states = {layer: seen["before", layer] for layer in range(vlm.structure.n_layers)}
     error = _difference(_rewrite(vlm, batch, states), seen["logits"])
     drift = 0.0 if error == 0 else _difference(_untouched(vlm, batch)["logits"], seen["logits"])

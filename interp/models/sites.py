@@ -3,9 +3,10 @@
 Between a layer's input and its output stand an attention block and an MLP, but which module's output is *added*
 differs: the block itself, a norm behind it, either of them times a constant. So it is solved for. One run records what
 every part of a layer gives; ``after - before = a * attention + m * mlp`` is a least-squares problem with two unknowns and
-thousands of equations, each weighed by how far rounding alone may take it, so that neither a feature a thousand times as
-large as the others nor a low precision hides a wrong answer: the right pair of modules leaves a residue of about one
-rounding, any other leaves hundreds. How logits come out of the head is solved for alike.
+thousands of equations, each weighed by how far rounding alone may take it, so that neither one feature much larger than
+the others nor a low precision hides a wrong answer. On the tiny models of the tests, in float32, the right pair of
+modules leaves a residue of 0.15 roundings at most, any other 2,300 at least. How logits come out of the head is solved
+for alike.
 """
 
 from __future__ import annotations

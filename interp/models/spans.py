@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.positions import Positions, count_tokens, is_kind
+from interp.models.positions import Positions, as_int, as_ints, count_tokens, is_kind
 from interp.models.prompts import PLACEHOLDER
 
 
@@ -80,17 +80,13 @@ def _is_mask(span: Any) -> bool:
     return isinstance(span, Tensor | np.ndarray)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_range(span: Any) -> bool:
     """A tuple of two ints is a range of characters; ints in a list count tokens."""
-    return isinstance(span, tuple) and len(span) == 2 and all(map(_is_int, span))
+    return isinstance(span, tuple) and len(span) == 2 and as_ints(span) is not None
 
 
 def _is_counted(span: Any) -> bool:
-    return _is_int(span) or (isinstance(span, list) and bool(span) and all(map(_is_int, span)))
+    return as_int(span) is not None or (isinstance(span, list) and bool(span) and as_ints(span) is not None)
 
 
 def _whole_mask(name: str, given: Any, real: Tensor) -> Tensor:
@@ -121,7 +117,7 @@ def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Calla
         mask = torch.zeros_like(real)
         mask[places] = given[places] if given.shape == real.shape else given
     elif _is_counted(span):
-        mask = count_tokens(real, [span] if isinstance(span, int) else span, row)
+        mask = count_tokens(real, as_ints(span) or [], row)
     elif isinstance(span, str) or _is_range(span):
         words = wording(row)
         start, end = _range_of(name, span, row, words.said)

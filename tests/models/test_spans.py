@@ -1,5 +1,6 @@
 """Spans mean what the user wrote, wherever template, placeholders and padding have put it."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,3 +138,12 @@ def test_text_that_a_template_makes_unclear():
 def test_words_of_an_encoding():
     with pytest.raises(interp.InputError, match="text of row 0 of an encoding is not known"):
         maker("llava").from_encoding(maker("llava").prepare(["the red"], None, False).inputs, {"x": "red"})
+
+
+def test_numpys_ints_count_tokens_too():
+    batches = [
+        maker("llava").prepare(["the red"], None, False, {"x": span}) for span in (2, np.int64(2), [np.int64(2)])
+    ]
+    assert all(torch.equal(batch.positions["x"], batches[0].positions["x"]) for batch in batches)
+    with pytest.raises(interp.InputError, match="expected a string, a"):
+        maker("llava").prepare(["the red"], None, False, {"x": True})
