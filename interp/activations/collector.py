@@ -19,7 +19,8 @@ from interp.activations.data import rows_of
 from interp.errors import InputError
 from interp.models import VLM, Batch, Intervention
 from interp.models.batch import fingerprint
-from interp.models.forward import STATES, Read, reads_of_states, run_forward, take_each, take_mean
+from interp.models.forward import Read, reads_of_states, run_forward, take_each, take_mean
+from interp.models.places import STATES
 from interp.results import Provenance
 
 REDUCTIONS = ("mean", "last", "none", "sample")

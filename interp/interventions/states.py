@@ -15,7 +15,8 @@ from torch import Tensor
 from interp.errors import InputError, InputTypeError
 from interp.models.batch import Batch
 from interp.models.encodings import shown
-from interp.models.forward import STATES, Edit, Read, run_forward, whole, write
+from interp.models.forward import Edit, Read, run_forward, whole, write
+from interp.models.places import STATES
 
 if TYPE_CHECKING:
     from interp.models import VLM

@@ -306,7 +306,7 @@ def _sites(vlm: VLM, visits: list[dict[str, Any]], seen: dict[Any, Tensor]) -> t
         solve_sum(of_layer, seen["before", layer].cpu(), attn, mlp) for layer, (of_layer, attn, mlp) in enumerate(parts)
     ]
     attn_out, mlp_out = tuple(found.attn for found in sums), tuple(found.mlp for found in sums)
-    traits = {"attn_out": attn_out, "mlp_out": mlp_out, "mid": all(found.mid for found in sums)}
+    traits = {"attn_out": attn_out, "mlp_out": mlp_out, "mid": tuple(found.mid for found in sums)}
     counts = [sum(added is not None for added in site) for site in (attn_out, mlp_out)]
     if not any(counts):
         return [], traits

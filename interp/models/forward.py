@@ -9,7 +9,6 @@ given) and return one, so the trace can be shipped to a server on which this pac
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +18,12 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, LayoutError
 from interp.models.encodings import explained
-from interp.models.masks import PATTERNED, as_allowed, like, none_is_causal
-from interp.models.structure import resolve
+from interp.models.places import SITES, first, place, put, take, when
 
 if TYPE_CHECKING:
     from interp.models.batch import Batch
     from interp.models.vlm import VLM
-
-# The sites in the order in which a model computes them. `projector` is the one before the layers; `mask` is what the
-# attention of a layer is told about who may see whom, as Bool [batch, 1 or heads, query, key].
-SITES = ("projector", "resid_pre", "mask", "attn_out", "mlp_out", "resid_post")
-# Those of them that hold states [batch, position, width].
-STATES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-_ORDER = {site: index for index, site in enumerate(SITES)}
-_BEFORE_LAYERS = -1
 
 
 @dataclass(frozen=True)
@@ -116,65 +105,18 @@ def read_out(value, norm, head, size, scale, cap, suppressed):
     return logits
 
 
-def first(value):
-    """The tensor of a module's output, which some modules give alone and some first among others."""
-    if isinstance(value, dict):
-        return next(iter(value.values()))
-    return value[0] if isinstance(value, tuple | list) else value
-
-
-def put_first(value, new):
-    """A module's output with its tensor replaced."""
-    if isinstance(value, dict):
-        return type(value)(**{**value, next(iter(value)): new})
-    return type(value)((new, *value[1:])) if isinstance(value, tuple | list) else new
-
-
-def take(envoy, side, detail):
-    """What a module holds at one side, and the value of the site there.
-
-    `side` is "input" or "output"; `detail` is a factor that makes the value what the site means, and the number of rows
-    where they come one after the other. Or it is "mask", and `detail` says by which name and place the module gets its
-    mask, and whether it is causal without one.
-    """
-    if side == "mask":
-        name, place, causal = detail
-        args, kwargs = envoy.inputs
-        given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
-        hidden = args[0] if args else next(iter(kwargs.values()))
-        return (args, kwargs, given, hidden), as_allowed(given, hidden, causal)
-    held = envoy.input if side == "input" else envoy.output
-    factor, rows = detail
-    value = first(held) if factor == 1 else first(held) * factor
-    return held, value if rows is None else value.unflatten(0, (rows, -1))
-
-
-def put(envoy, side, detail, held, before, value):
-    """The site's new value in the place of what `take` found there."""
-    if side == "mask":
-        name, place, _ = detail
-        args, kwargs, given, hidden = held
-        new = like(value, before, given, hidden)
-        by_name = name in kwargs or place >= len(args)
-        args, kwargs = (args, {**kwargs, name: new}) if by_name else ((*args[:place], new, *args[place + 1 :]), kwargs)
-        envoy.inputs = (args, kwargs)
-    elif side == "input":
-        envoy.input = value
-    else:
-        factor, rows = detail
-        value = value if rows is None else value.flatten(0, 1)
-        envoy.output = put_first(held, value if factor == 1 else value / factor)
-
-
 def follow(steps, saved):
     """Go through the steps in forward order: (envoy, side, detail, changes, readers)."""
+    entered = None
     for envoy, side, detail, changes, readers in steps:
-        held, before = take(envoy, side, detail)
+        held, before = take(envoy, side, detail, entered)
         value = before
         for function, arguments in changes:
             value = function(value, *arguments)
         if changes:
-            put(envoy, side, detail, held, before, value)
+            put(envoy, side, detail, entered, held, before, value)
+        if side == "input":
+            entered = value
         for key, function, arguments in readers:
             saved[key] = function(value, *arguments)
 
@@ -281,48 +223,13 @@ def _schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read])
     changes: dict[tuple[int, int], list[Any]] = defaultdict(list)
     readers: dict[tuple[int, int], list[Any]] = defaultdict(list)
     for edit in edits:
-        changes[_when(vlm, edit.layer, edit.site)].append((edit.function, edit.arguments))
+        changes[when(vlm, edit.layer, edit.site)].append((edit.function, edit.arguments))
     for read in reads:
-        readers[_when(vlm, read.layer, read.site)].append((read.key, read.function, read.arguments))
+        readers[when(vlm, read.layer, read.site)].append((read.key, read.function, read.arguments))
+    visited = {*changes, *readers}
+    # The state between attention and MLP is a sum, of what entered the layer too.
+    visited |= {when(vlm, layer, "resid_pre") for layer, order in visited if SITES[order] == "resid_mid"}
     return [
-        (*_place(vlm, rows, layer, SITES[order]), changes[layer, order], readers[layer, order])
-        for layer, order in sorted({*changes, *readers})
+        (*place(vlm, rows, layer, SITES[order]), changes[layer, order], readers[layer, order])
+        for layer, order in sorted(visited)
     ]
-
-
-def _when(vlm: VLM, layer: int, site: str) -> tuple[int, int]:
-    if site not in SITES:
-        raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
-    return (_BEFORE_LAYERS if site == "projector" else vlm.layer_indices([layer])[0]), _ORDER[site]
-
-
-def _place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
-    """Where a site is: the envoy, the side of it that is taken, and what `follow` must know about that side."""
-    if site == "projector":
-        if vlm.structure.projector is None:
-            raise LayoutError(f"{vlm.name!r} has no projector of its own: its site is not to be had")
-        return resolve(vlm.nnsight, vlm.structure.projector), "output", (1, None)
-    envoy = vlm.layers[layer]
-    if site == "resid_pre":
-        return envoy, "input", (1, None)
-    if site == "resid_post":
-        return envoy, "output", (1, None)
-    if site == "mask":
-        return _place_of_mask(vlm, layer)
-    added = vlm.trait(site)[layer]
-    if added is None:
-        raise LayoutError(f"{vlm.name!r} adds nothing to the stream in layer {layer} that could be proved to be {site}")
-    return resolve(envoy, added.module), "output", (added.scale, rows if added.flat else None)
-
-
-def _place_of_mask(vlm: VLM, layer: int) -> tuple[Any, str, Any]:
-    kind, part = vlm.structure.attention[layer], vlm.structure.attn[layer]
-    if part is None or kind not in PATTERNED:
-        raise LayoutError(f"layer {layer} of {vlm.name!r} has no softmax attention ({kind}): there is no mask to it")
-    module = resolve(vlm.model, f"{vlm.structure.layers}.{layer}.{part}")
-    parameters = list(inspect.signature(type(module).forward).parameters)[1:]
-    name = next((name for name in parameters if name.endswith("mask")), None)
-    if name is None:
-        raise LayoutError(f"layer {layer} of {vlm.name!r}: {type(module).__name__} takes no mask")
-    detail = (name, parameters.index(name), none_is_causal(module))
-    return resolve(vlm.layers[layer], part), "mask", detail

@@ -91,7 +91,7 @@ def solve_sum(visits: dict[str, list[Visit]], before: Tensor, attn: str | None, 
     for name in ahead:
         alone = None if name is None else Added(name, flat=name in flat)
         if alone is not None and states[alone.module].any() and _has_mid(visits, states, before, alone):
-            return Sum(alone, None, best, False)
+            return Sum(alone, None, best, True)
     return Sum(None, None, best, False)
 
 

@@ -67,7 +67,7 @@ class Structure:
 
     The traits at the end are measured by `interp.models.checks`, None until then. `readout` takes ``head(norm(state))`` to
     logits. `attn_out` and `mlp_out` say for each layer what it adds to the stream, None where that could not be proved;
-    `mid` whether the state between the two exists. `trims` is True where layers leave positions out of which no logits
+    `mid` for each whether the state between the two exists. `trims` is True where layers leave positions out of which no logits
     are asked for. `continuous` is False where something is added to the stream between layers (DeepStack);
     `bidirectional_images` is True where an image token sees image tokens behind it.
     """
@@ -93,7 +93,7 @@ class Structure:
     readout: Readout | None = None
     attn_out: tuple[Added | None, ...] | None = None
     mlp_out: tuple[Added | None, ...] | None = None
-    mid: bool | None = None
+    mid: tuple[bool, ...] | None = None
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None

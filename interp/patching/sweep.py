@@ -23,7 +23,8 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models import VLM, Batch
 from interp.models.batch import fingerprint
-from interp.models.forward import STATES, Edit, Read, run_forward, whole, write
+from interp.models.forward import Edit, Read, run_forward, whole, write
+from interp.models.places import STATES
 from interp.patching.metrics import Measure, Metric, bind, name_of
 from interp.results import Provenance, Result
 

@@ -140,7 +140,7 @@ def test_traits_are_measured(toy):
     assert s.readout == Readout()
     assert s.attn_out == (Added("self_attn"),) * 8
     assert s.mlp_out == (Added("mlp"),) * 8
-    assert (s.mid, s.trims, s.continuous, s.bidirectional_images) == (True, False, True, False)
+    assert (s.mid, s.trims, s.continuous, s.bidirectional_images) == ((True,) * 8, False, True, False)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_traits_are_measured(toy):
         ("gemma4", "readout", Readout(cap=30.0)),
         ("aya_vision", "readout", Readout()),  # its config names a scale that is not applied
         ("gemma4", "trims", True),
-        ("cohere2_vision", "mid", False),
+        ("cohere2_vision", "mid", (False,) * 4),
         ("qwen3_vl", "continuous", False),
         ("gemma3", "bidirectional_images", True),
         ("paligemma", "bidirectional_images", True),
@@ -202,7 +202,7 @@ def test_a_block_of_zeros_is_what_it_adds():
         model.model.language_model.layers[1].self_attn.o_proj.weight.zero_()
     structure = interp.load(model=model).structure
     assert structure.attn_out == (Added("self_attn"),) * 4
-    assert structure.mid
+    assert all(structure.mid)
 
 
 def test_layers_that_add_in_place_are_not_mistaken():
