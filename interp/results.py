@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("interp-vlm", "torch", "transformers", "nnsight", "numpy", "scikit-learn")
 _FORMAT = "interp-result-1"
+# Read once: that takes longer than a forward pass of the toy. A dict is shipped with a trace as it is, a cache is not.
+_INSTALLED: dict[str, str] = {}
 
 
 def package_versions() -> dict[str, str]:
     """The versions of what the numbers depend on: Python and the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    if not _INSTALLED:
+        for package in _PACKAGES:
+            with suppress(PackageNotFoundError):
+                _INSTALLED[package] = version(package)
+    return {"python": platform.python_version(), **_INSTALLED}
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,15 @@ def test_a_cache_keeps_visits_in_order(wrapped):
     assert isinstance(cache[wrapped.second.path].output, tuple)
 
 
+def test_a_cache_is_read_inside_its_own_trace(wrapped):
+    with torch.no_grad(), wrapped.trace(X) as tracer:
+        cache = tracer.cache(modules=[wrapped.first], include_inputs=True)
+        wrapped.second.input
+        shapes = nnsight.save([(path, len(cache[path]), tuple(cache[path].output.shape)) for path in cache.keys()])  # noqa: SIM118
+        tracer.stop()
+    assert shapes == [(wrapped.first.path, 1, (2, 3))]
+
+
 def test_a_transformers_model_generates(toy):
     batch = toy.prepare(["where is the 3 ?"])
     with torch.no_grad(), toy.nnsight.generate(**toy.inputs_of(batch), max_new_tokens=2, do_sample=False) as tracer:

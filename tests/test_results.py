@@ -1,5 +1,6 @@
 """Results: what is kept comes back, and what is no result is refused."""
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,12 @@ def test_what_is_kept_comes_back(value, tmp_path):
     assert same(again.value.value, value.value) if isinstance(value, Another) else same(again.value, value)
     assert again.provenance == provenance
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_versions_are_read_once_and_given_to_each_alone():
+    first = interp.results.package_versions()
+    first["torch"] = "changed"
+    assert interp.results.package_versions() == {**first, "torch": importlib.metadata.version("torch")}
 
 
 def test_what_is_no_result(tmp_path):

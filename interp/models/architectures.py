@@ -8,11 +8,14 @@ what to expect and decides nothing: a model is taken or refused by its own proof
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 TABLE = Path(__file__).with_name("architectures.json")
+# The sites that a supported architecture may lack in some layers.
+SITES = ("attn_out", "resid_mid", "mlp_out", "q", "k", "v", "z", "pattern")
 Verdict = Literal["supported", "refused", "untested"]
 
 
@@ -22,7 +25,8 @@ class Architecture:
 
     For a supported one: whether it runs `text_alone`, and the traits of its `Structure` as they were measured. `images`
     says how image positions are known, by a "token" of their own or by the "effect" of the pixels. `sites` are the
-    sites beside the stream's states whose sums were proved, in at least one layer.
+    sites beside the stream's states and in how many of its `layers` layers each was proved; in none where it is missing.
+    `patches` are those of the sites "vision" and "projector" that it has, "by row" where several rows must be run alone.
     """
 
     name: str
@@ -34,9 +38,21 @@ class Architecture:
     images: str | None = None
     readout: str | None = None
     attention: tuple[str, ...] = ()
-    sites: tuple[str, ...] = ()
+    layers: int | None = None
+    sites: Mapping[str, int] = field(default_factory=dict)
+    patches: tuple[str, ...] = ()
     continuous: bool | None = None
     bidirectional_images: bool | None = None
+
+    @property
+    def lacks(self) -> list[str]:
+        """The sites that it does not have in all layers, with the number of layers where it has them in some."""
+        counts = {site: self.sites.get(site, 0) for site in SITES}
+        some = [
+            f"{site} {count}/{self.layers}" if count else site for site, count in counts.items() if count != self.layers
+        ]
+        had = [site.split()[0] for site in self.patches]
+        return [*some, *(site for site in ("vision", "projector") if site not in had)]
 
 
 def architectures() -> list[Architecture]:

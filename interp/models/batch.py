@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from interp.errors import InputError
@@ -48,25 +48,29 @@ class Batch:
 
     def row(self, index: int) -> Batch:
         """Row `index` alone, without the padding it had among the others."""
-        index = row_index(index, len(self))
-        if len(self) == 1:
+        return self.part([row_index(index, len(self))])
+
+    def part(self, rows: Sequence[int]) -> Batch:
+        """These rows, without the padding that the others made them have."""
+        if list(rows) == list(range(len(self))):
             return self
-        keep = self.positions["all"][index]
-        spans = {name: mask[index : index + 1, keep] for name, mask in self.positions.spans.items()}
+        chosen = torch.tensor([row_index(row, len(self)) for row in rows])
+        keep = self.positions["all"][chosen].any(dim=0)
+        spans = {name: mask[chosen][:, keep] for name, mask in self.positions.spans.items()}
         if self.texts:
-            alone = self._maker.from_texts([self.texts[index]], [self.images[index]])
-            return replace(alone, positions=alone.positions.named(spans))
+            few = self._maker.from_texts([self.texts[row] for row in chosen], [self.images[row] for row in chosen])
+            return replace(few, positions=few.positions.named(spans))
         uneven = [name for name in self.inputs if self._row_axis(name) is None]
         if uneven:
             raise InputError(
-                f"row {index!r}: {', '.join(uneven)} have no row axis, prepare this batch from texts and images"
+                f"row {rows[0]!r}: {', '.join(uneven)} have no row axis, prepare this batch from texts and images"
             )
         inputs = {}
         for name, tensor in self.inputs.items():
-            mine = tensor.narrow(self._row_axis(name) or 0, index, 1)
+            mine = tensor.index_select(self._row_axis(name) or 0, chosen)
             inputs[name] = mine[..., keep] if tensor.shape[-2:] == self.positions["all"].shape else mine
-        alone = self._maker.from_encoding(inputs)
-        return replace(alone, positions=alone.positions.named(spans))
+        few = self._maker.from_encoding(inputs)
+        return replace(few, positions=few.positions.named(spans))
 
     def repeat(self, times: int) -> Batch:
         """A one-row batch as `times` equal rows: patching runs many versions of one prompt in one forward pass."""
@@ -109,6 +113,7 @@ class BatchMaker:
         sizes = (getattr(part, "patch_size", None) for part in (processor, getattr(processor, "image_processor", None)))
         self.patch_size = next((size for size in sizes if isinstance(size, int)), patch_size)
         self._windows: dict[tuple[int, int], Window | None] = {}
+        self._lengths: dict[tuple[int, int], int] = {}
 
     def prepare(self, texts: Any, images: Any, chat: bool, spans: Any = None) -> Batch:
         """A batch from texts and images. Raises `InputError` for whatever does not fit together."""
@@ -158,6 +163,15 @@ class BatchMaker:
             raise InputError(f"the text of row {row} of an encoding is not known: give its spans as masks or ints")
 
         return replace(batch, positions=batch.positions.named(find_spans(spans or {}, batch.positions, wording)))
+
+    def length_of(self, text: str, images: Sequence[Image.Image]) -> int:
+        """About how many tokens a row of these will have, from its words and from what pictures of these sizes make."""
+        words = len(self.tokenizer(text)["input_ids"]) if self.tokenizer is not None else len(text)
+        for image in images:
+            if image.size not in self._lengths:
+                self._lengths[image.size] = sum(self._counts_alone([image]) or [0])
+            words += self._lengths[image.size]
+        return words
 
     def _finish(self, inputs: dict[str, Tensor], images: Images | None = None, texts: tuple[str, ...] = ()) -> Batch:
         """The batch of an encoding, checked, without its spans; `images` where it is known what it was made from."""
@@ -334,7 +348,10 @@ def _match_placeholders(row: int, text: str, images: int) -> None:
 
 
 def open_image(image: Any) -> Image.Image:
-    """A picture in hand, or the file at a path, as RGB. Raises `InputError` where there is none."""
+    """A picture in hand, or the file at a path, upright as its camera held it, as RGB.
+
+    Raises `InputError` where there is none.
+    """
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if not isinstance(image, str | os.PathLike):
@@ -343,7 +360,7 @@ def open_image(image: Any) -> Image.Image:
         raise InputError(f"{str(image)!r} is no file: expected the path of an image")
     try:
         with Image.open(image) as opened:
-            return opened.convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(
             f"{str(image)!r} is no image that Pillow can read: expected a PNG, JPEG or the like"

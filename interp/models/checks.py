@@ -7,6 +7,8 @@ the toolkit calls attn_out and mlp_out adds up to the stream. *last*: the logits
 padding, wherever that stands. On the first batch with an image: *image*: another picture changes what enters layer 0
 at the image positions and nowhere else.
 
+Sites with heads are proved when one is first used, see `interp.models.heads` and `interp.models.patterns`.
+
 A proof that could not be tried is "pending", never "passed". A model that fails one is refused when it is loaded. What
 is measured on the way (see `interp.models.sites`) becomes the traits of the model's `structure`.
 """
@@ -21,7 +23,10 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.models.forward import Edit, Read, disturb, read_out, run_forward, run_watched, take_each, whole
+from interp.models.heads import prove_heads
+from interp.models.patterns import prove_pattern
 from interp.models.pictures import has_pictures, moved_by_pictures, moved_by_projector, sees_behind
+from interp.models.places import HEADED
 from interp.models.sites import ROUNDINGS, observe, solve_readout, solve_sum, tolerance
 from interp.results import Result
 
@@ -106,12 +111,17 @@ def run_checks(vlm: VLM, batch: Batch | None = None) -> Findings:
 def measure(vlm: VLM, trait: str) -> tuple[dict[str, Any], str]:
     """The trait, and what comes with it, measured alone; empty where it could not be, with the reason."""
     tried, pictured, why = _tried_on(vlm, None)
+    tried = tried or vlm.checked_on
     if trait in ("continuous", "bidirectional_images"):
         return ({}, why) if pictured is None else (_measure_images(vlm, pictured), why)
     if tried is None:
         return {}, why
     if trait == "trims":
         return {"trims": _trims(vlm, tried)}, why
+    if trait in HEADED:
+        return dict(prove_heads(vlm, tried)), why
+    if trait == "pattern":
+        return {"pattern": prove_pattern(vlm, tried)}, why
     seen = _untouched(vlm, tried)
     if trait == "readout":
         check, traits = _readout(vlm, seen)

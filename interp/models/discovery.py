@@ -22,7 +22,16 @@ from interp.models.structure import Structure, check_given, check_layers
 
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "conv", "mixer")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "fc2", "mixer")
-_PROJECTOR_WORDS = ("projector", "connector", "aligner", "merger", "projection", "embed_vision", "vision_embed")
+_PROJECTOR_WORDS = (
+    "projector",
+    "projection",
+    "connector",
+    "aligner",
+    "merger",
+    "resampler",
+    "embed_vision",
+    "vision_embed",
+)
 # What the class of a layer's mixer, or the entry of the config's list of layer kinds, says about how positions see
 # each other; the first word that occurs decides.
 _MIXERS = {"conv": "convolution", "delta": "linear", "mamba": "linear", "linear": "linear"}
@@ -76,6 +85,7 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
         raise LayoutError(
             f"{name} takes no image: no image tokens are in its stream, expected a vision-language model; {_STILL}"
         )
+    blocks = part("blocks", lambda: _find_blocks(vision))
     heads = given.get("heads") or _counts(config, "num_attention_heads", depth, given.get("n_heads"))
     attn = given.get("attn") or tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
     found = {
@@ -84,8 +94,8 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
         "head": paths[id(head)],
         "embed": paths[id(embed)],
         "vision": paths.get(id(vision)),
-        "blocks": paths.get(id(part("blocks", lambda: _find_blocks(vision)))),
-        "projector": paths.get(id(part("projector", lambda: _find_projector(model, layers, vision)))),
+        "blocks": paths.get(id(blocks)),
+        "projector": paths.get(id(part("projector", lambda: _find_projector(model, (layers, blocks), vision)))),
         "image_token_id": _first_of(model.config, _IMAGE_TOKEN),
         "n_layers": depth,
         "d_model": width,
@@ -206,9 +216,12 @@ def _find_blocks(vision: nn.Module | None) -> nn.Module | None:
     return max(lists, key=len, default=None)
 
 
-def _find_projector(model: nn.Module, layers: nn.Module, vision: nn.Module | None) -> nn.Module | None:
-    """The outermost module that is called what projectors are called, outside the tower if there is one."""
-    within = {id(module) for module in layers.modules()}
+def _find_projector(
+    model: nn.Module, lists: tuple[nn.Module | None, ...], vision: nn.Module | None
+) -> nn.Module | None:
+    """The outermost module that is called what projectors are called, outside the tower if there is one, and never in a
+    layer of the decoder or a block of the tower."""
+    within = {id(module) for found in lists if found is not None for module in found.modules()}
     tower = {id(module) for module in vision.modules()} if vision is not None else set()
     candidates: list[tuple[bool, int, int, nn.Module]] = []
     for path, module in model.named_modules():

@@ -9,8 +9,10 @@ given) and return one, so the trace can be shipped to a server on which this pac
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,10 @@ import nnsight
 import torch
 from torch import Tensor
 
+from interp.errors import InputError
+from interp.models.attention import eager
 from interp.models.encodings import explained
-from interp.models.places import SITES, first, place, put, take, when
+from interp.models.places import blocks_of, first, listed, place, put, take, when
 
 if TYPE_CHECKING:
     from interp.models.batch import Batch
@@ -48,11 +52,23 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """The shape of what a module was given first and those of all that it gave, on one visit; `listed` where that was a
+    list of features."""
+
+    given: tuple[int, ...] | None
+    gave: list[tuple[int, ...]]
+    listed: bool
+
+
+@dataclass(frozen=True)
 class Visit:
-    """What a module was given first and gave first when it ran, None where that is no tensor of numbers."""
+    """What a module was given first and gave first when it ran, None where that is no tensor of numbers, and the `others`
+    that it gave behind the first."""
 
     given: Tensor | None
     gave: Tensor | None
+    others: tuple[Tensor | None, ...] = ()
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
@@ -87,8 +103,8 @@ def take_mean(value, mask, dtype):
     """The mean over each row's selected positions, accumulated in float32 at least."""
     weights = mask.to(value.device)
     wide = torch.promote_types(value.dtype, torch.float32)
-    total = torch.einsum("bs,bsd->bd", weights.to(wide), value.to(wide))
-    mean = total / weights.sum(dim=1, keepdim=True).to(wide)
+    total = torch.einsum("bs,bs...->b...", weights.to(wide), value.to(wide))
+    mean = total / weights.sum(dim=1).to(wide).reshape(-1, *[1] * (total.ndim - 1))
     return mean.to(value.dtype if dtype is None else dtype)
 
 
@@ -103,6 +119,23 @@ def read_out(value, norm, head, size, scale, cap, suppressed):
         logits = logits.clone()
         logits[..., list(suppressed)] = torch.finfo(logits.dtype).min
     return logits
+
+
+def shapes_of(cache):
+    """For each module in a cache, each of its visits: the shape of what it was given first, and those of what it gave."""
+    shapes = {}
+    for path in cache.keys():  # noqa: SIM118  a cache's iteration is over what is below it, by number
+        once = len(cache[path]) == 1
+        given, gave = ([seen] if once else seen for seen in (cache[path].input, cache[path].output))
+        shapes[path] = [(shapes_in(a), shapes_in(b), listed(b)) for a, b in zip(given, gave, strict=True)]
+    return shapes
+
+
+def shapes_in(value):
+    """The shapes of the tensors among what a module was given or gave; of named ones only that of the first."""
+    value = first(value) if isinstance(value, dict) and len(value) else value
+    values = value if isinstance(value, tuple | list) else [value]
+    return [tuple(each.shape) for each in values if isinstance(each, torch.Tensor)]
 
 
 def follow(steps, saved):
@@ -124,6 +157,24 @@ def follow(steps, saved):
 # Around the trace --------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def let_go() -> Iterator[None]:
+    """Around a trace: what it held is free when it is done.
+
+    A trace that is stopped leaves its frames in a cycle with the exception that stopped it, and in them the states and
+    the keys and values of the pass. They would stay in memory until Python next looks at its oldest objects; as they
+    are kept among the youngest, they are found at once.
+    """
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+        gc.collect(1)
+
+
 def run_forward(
     vlm: VLM, batch: Batch, edits: Sequence[Edit] = (), reads: Sequence[Read] = (), logits: str | Tensor | None = "last"
 ) -> dict[Any, Tensor]:
@@ -131,7 +182,18 @@ def run_forward(
 
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
     seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
+
+    A read of "pattern" makes the decoder's attention eager for this run; see `interp.models.attention`.
     """
+    if any(read.site == "pattern" for read in reads):
+        with eager(vlm):
+            return _run_forward(vlm, batch, edits, reads, logits)
+    return _run_forward(vlm, batch, edits, reads, logits)
+
+
+def _run_forward(
+    vlm: VLM, batch: Batch, edits: Sequence[Edit], reads: Sequence[Read], logits: str | Tensor | None
+) -> dict[Any, Tensor]:
     model, inputs = vlm.nnsight, vlm.inputs_of(batch)
     steps = _schedule(vlm, len(batch), edits, reads)
     mask = batch.positions["last"] if isinstance(logits, str) and logits == "last" else logits
@@ -141,7 +203,7 @@ def run_forward(
     whole_states = vlm.structure.trims is False or not (edits or reads)
     if at_end and whole_states and vlm.accepts("logits_to_keep"):
         inputs = {**inputs, "logits_to_keep": 1}
-    with explained(), torch.no_grad(), model.trace(**inputs, **vlm.trace_options) as tracer:
+    with let_go(), explained(), torch.no_grad(), model.trace(**inputs, **vlm.trace_options) as tracer:
         saved = nnsight.save({})
         follow(steps, saved)
         if logits is None:
@@ -157,13 +219,35 @@ def run_forward(
 
 def run_until_layers(vlm: VLM, inputs: Mapping[str, Tensor], edits: Sequence[Edit] = ()) -> Tensor:
     """What enters layer 0, `[batch, seq, width]`, for inputs of which no positions are known; the rest is not computed."""
-    rows = len(inputs["input_ids"])
-    steps = _schedule(vlm, rows, edits, [Read("state", "resid_pre", 0, whole)])
-    with explained(), torch.no_grad(), vlm.nnsight.trace(**vlm.on_device(inputs), **vlm.trace_options) as tracer:
+    return run_until_reads(vlm, inputs, [Read("state", "resid_pre", 0, whole)], edits)["state"]
+
+
+def run_until_reads(
+    vlm: VLM, inputs: Mapping[str, Tensor], reads: Sequence[Read], edits: Sequence[Edit] = ()
+) -> dict[Any, Tensor]:
+    """The value of each read under its key, for inputs of which no positions are known; the rest is not computed."""
+    steps = _schedule(vlm, len(inputs["input_ids"]), edits, reads)
+    options = {**vlm.on_device(inputs), **vlm.trace_options}
+    with let_go(), explained(), torch.no_grad(), vlm.nnsight.trace(**options) as tracer:
         saved = nnsight.save({})
         follow(steps, saved)
         tracer.stop()
-    return saved["state"]
+    return dict(saved)
+
+
+def run_for_shapes(vlm: VLM, inputs: Mapping[str, Tensor], envoys: Sequence[Any]) -> dict[str, list[Shapes]]:
+    """The shapes at each visit to these modules before layer 0, by their nnsight paths; nothing else leaves the trace."""
+    options = {**vlm.on_device(inputs), **vlm.trace_options}
+    steps = [(vlm.layers[0], "input", (1, None), (), ())]  # or the trace would be sent with all of this package's VLM
+    with let_go(), explained(), torch.no_grad(), vlm.nnsight.trace(**options) as tracer:
+        cache = tracer.cache(modules=list(envoys), include_inputs=True)
+        follow(steps, {})
+        seen = nnsight.save(shapes_of(cache))
+        tracer.stop()
+    return {
+        path: [Shapes(given[0] if given else None, gave, listed) for given, gave, listed in visits]
+        for path, visits in seen.items()
+    }
 
 
 def run_watched(
@@ -180,13 +264,17 @@ def run_watched(
     for path in cache.keys():  # noqa: SIM118  a cache's iteration is over what is below it, by number
         once = len(cache[path]) == 1
         given, gave = ([seen] if once else seen for seen in (cache[path].input, cache[path].output))
-        watched[path] = [Visit(_tensor(a), _tensor(b)) for a, b in zip(given, gave, strict=True)]
+        watched[path] = [Visit(_tensor(a), _tensor(b), _others(b)) for a, b in zip(given, gave, strict=True)]
     return watched
 
 
 def _tensor(value: Any) -> Tensor | None:
     value = first(value) if isinstance(value, tuple | list | dict) and len(value) else value
     return value if isinstance(value, Tensor) and value.is_floating_point() else None
+
+
+def _others(value: Any) -> tuple[Tensor | None, ...]:
+    return tuple(_tensor(other) for other in value[1:]) if isinstance(value, tuple | list) else ()
 
 
 def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], **options: Any) -> Tensor:
@@ -218,18 +306,38 @@ def reads_of_states(
     return [Read(state, *place, function, arguments) for state, place in enumerate(places)]
 
 
+def reads_of_vision(
+    vlm: VLM,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    states: Sequence[int] | None = None,
+    edits: Sequence[Edit] = (),
+) -> list[Read]:
+    """The reads of these states of the image tower (of all) under their numbers, numbered as those of `resid` are.
+
+    Raises `LayoutError` for a model without blocks, `InputError` for a state that there is not.
+    """
+    depth = len(blocks_of(vlm))
+    chosen = range(depth + 1) if states is None else states
+    for state in chosen:
+        if not 0 <= state <= depth:
+            raise InputError(f"state {state!r}: the image tower of {vlm.name!r} has states 0 to {depth}")
+    entering = {0, *(edit.layer for edit in edits if edit.site == "vision_pre")}
+    places = [("vision_pre", state) if state in entering else ("vision_post", state - 1) for state in chosen]
+    return [Read(state, *place, function, arguments) for state, place in zip(chosen, places, strict=True)]
+
+
 def _schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tuple[Any, ...]]:
     """Edits and reads as the steps of `follow`: one visit to each site of each layer, in forward order."""
-    changes: dict[tuple[int, int], list[Any]] = defaultdict(list)
-    readers: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    changes: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    readers: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     for edit in edits:
+        if edit.site == "pattern":
+            raise InputError("site='pattern' is read only: edit 'mask', 'q' or 'k', or use Knockout")
         changes[when(vlm, edit.layer, edit.site)].append((edit.function, edit.arguments))
     for read in reads:
         readers[when(vlm, read.layer, read.site)].append((read.key, read.function, read.arguments))
     visited = {*changes, *readers}
     # The state between attention and MLP is a sum, of what entered the layer too.
-    visited |= {when(vlm, layer, "resid_pre") for layer, order in visited if SITES[order] == "resid_mid"}
-    return [
-        (*place(vlm, rows, layer, SITES[order]), changes[layer, order], readers[layer, order])
-        for layer, order in sorted(visited)
-    ]
+    visited |= {when(vlm, layer, "resid_pre") for layer, *_, site in visited if site == "resid_mid"}
+    return [(*place(vlm, rows, moment[0], moment[-1]), changes[moment], readers[moment]) for moment in sorted(visited)]

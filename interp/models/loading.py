@@ -42,7 +42,8 @@ def load(
     `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``), a local folder (with or
     without its processor), or a repository of the Hugging Face hub. Or pass a transformers `model` in hand, in eval mode,
     where it is and as it is. `processor` takes the place of the one that lies beside the weights.
-    `device="auto"` takes the first GPU where there is one, else the CPU; `dtype="auto"` what the checkpoint declares.
+    `device="auto"` takes the first GPU where there is one (under torchrun each process its own), else the CPU;
+    `dtype="auto"` what the checkpoint declares.
     `remote=True` runs traces on NDIF and loads no weights here; `remote="local"` is nnsight's simulation of that.
     `structure` replaces what discovery finds, or parts of it by name, ``{"norm": "model.norm"}``; `check=False` leaves the
     proofs out. Anything else goes to transformers' `from_pretrained`.
@@ -91,10 +92,15 @@ def load(
             **options,
             **from_pretrained,
         )
-    vlm = VLM(wrapped, find_structure(wrapped._module, structure), name, revision, remote)
+    vlm = VLM(wrapped, find_structure(wrapped._module, structure), _said_name(name), revision, remote)
     if check and vlm.device.type != "meta":
         _prove(vlm, given=structure is not None)
     return vlm
+
+
+def _said_name(name: str) -> str:
+    """A model's name in everything that is written down: of a folder the last part, which says nothing of its owner."""
+    return Path(name).resolve().name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
 def _locate(name: str) -> str | Path:
@@ -118,7 +124,10 @@ def _locate(name: str) -> str | Path:
 
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # Started together with others (torchrun), each process takes a GPU of its own.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from interp.errors import InputError, LayoutError
 from interp.models.masks import PATTERNED, as_allowed, like, none_is_causal
 from interp.models.structure import resolve
@@ -17,12 +19,23 @@ from interp.models.structure import resolve
 if TYPE_CHECKING:
     from interp.models.vlm import VLM
 
-# The sites in the order in which a model computes them. `projector` is the one before the layers; `mask` is what the
-# attention of a layer is told about who may see whom, as Bool [batch, 1 or heads, query, key].
-SITES = ("projector", "resid_pre", "mask", "attn_out", "resid_mid", "mlp_out", "resid_post")
+# The sites in the order in which a model computes them. `vision_pre` and `vision_post` are what enters and leaves a block
+# of the image tower, `projector` is what it gives; all three come before the layers, as [tokens, width] whatever shape
+# the module holds (`interp.models.tower` says which tokens are patches of which row). `mask` is what the attention of a
+# layer is told about who may see whom, as Bool [batch, 1 or heads, query, key].
+SITES = (
+    *("vision_pre", "vision_post", "projector"),
+    *("resid_pre", "mask", "q", "k", "v", "z", "pattern", "attn_out", "resid_mid", "mlp_out", "resid_post"),
+)
 # Those of them that hold states [batch, position, width].
 STATES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+# Those that hold one vector a head, [batch, position, head, d_head].
+HEADED = ("q", "k", "v", "z")
+# Those that come out of projections, which an architecture runs in an order of its own.
+_PROJECTED = ("q", "k", "v")
 _BEFORE_LAYERS = -1
+# The sides of a module whose value is seen as [tokens, width].
+_TOKENS = ("tokens in", "tokens out")
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
@@ -42,12 +55,42 @@ def put_first(value, new):
     return type(value)((new, *value[1:])) if isinstance(value, tuple | list) else new
 
 
+def listed(held):
+    """Whether a module holds features in a list, all of one width: of several images or tiles."""
+    if not isinstance(held, list) or not held:
+        return False
+    return all(isinstance(each, torch.Tensor) and each.shape[-1] == held[0].shape[-1] for each in held)
+
+
+def tokens_of(held):
+    """What a module holds as `[tokens, width]`; one that gives a list of features gives them one behind the other."""
+    if listed(held):
+        return torch.cat([each.flatten(0, -2) for each in held])
+    return first(held).flatten(0, -2)
+
+
+def put_tokens(held, new):
+    """What a module holds with its tokens replaced."""
+    if listed(held):
+        parts = new.split([each.shape[:-1].numel() for each in held])
+        return [part.reshape(each.shape) for part, each in zip(parts, held, strict=True)]
+    return put_first(held, new.reshape(first(held).shape))
+
+
+def as_heads(value, groups, offset, width, d_head, rows):
+    """The heads that lie in the last axis of a value in groups, `[batch, position, head, d_head]`."""
+    parts = value.reshape(rows, -1, groups, value.shape[-1] // groups)[..., offset : offset + width]
+    return parts.flatten(2).unflatten(2, (-1, d_head))
+
+
 def take(envoy, side, detail, entered):
     """What a module holds at one side, and the value of the site there.
 
     `side` is "input" or "output"; `detail` is a factor that makes the value what the site means, and the number of rows
     where they come one after the other. Or it is "sum", the output added to the state that `entered` the layer. Or it is
-    "mask", and `detail` says by which name and place the module gets its mask, and whether it is causal without one.
+    "mask", and `detail` says by which name and place the module gets its mask, and whether it is causal without one. Or
+    it is "heads", and `detail` says on which side of the module they are, how they lie in its last axis, and the number
+    of rows. Or it is "pattern", and `detail` says which of the things that the attention gives are its weights.
     """
     if side == "mask":
         name, place, causal = detail
@@ -55,7 +98,16 @@ def take(envoy, side, detail, entered):
         given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
         hidden = args[0] if args else next(iter(kwargs.values()))
         return (args, kwargs, given, hidden), as_allowed(given, hidden, causal)
-    held = envoy.input if side == "input" else envoy.output
+    if side == "heads":
+        where, groups, offset, width, d_head, rows = detail
+        held = envoy.input if where == "input" else envoy.output
+        return held, as_heads(first(held), groups, offset, width, d_head, rows)
+    if side == "pattern":
+        held = envoy.output
+        return held, held[detail].transpose(1, 2)
+    held = envoy.input if side in ("input", "tokens in") else envoy.output
+    if side in _TOKENS:
+        return held, tokens_of(held)
     factor, rows = detail
     value = first(held) if factor == 1 else first(held) * factor
     value = value if rows is None else value.unflatten(0, (rows, -1))
@@ -71,8 +123,22 @@ def put(envoy, side, detail, entered, held, before, value):
         by_name = name in kwargs or place >= len(args)
         args, kwargs = (args, {**kwargs, name: new}) if by_name else ((*args[:place], new, *args[place + 1 :]), kwargs)
         envoy.inputs = (args, kwargs)
+    elif side == "heads":
+        where, groups, offset, width, _, rows = detail
+        whole = first(held)
+        new = whole.clone().reshape(rows, -1, groups, whole.shape[-1] // groups)
+        new[..., offset : offset + width] = value.reshape(rows, -1, groups, width)
+        new = new.reshape(whole.shape)
+        if where == "input":
+            envoy.input = new
+        else:
+            envoy.output = put_first(held, new)
     elif side == "input":
         envoy.input = value
+    elif side == "tokens in":
+        envoy.input = put_tokens(held, value)
+    elif side == "tokens out":
+        envoy.output = put_tokens(held, value)
     else:
         factor, rows = detail
         value = value - entered if side == "sum" else value
@@ -83,19 +149,41 @@ def put(envoy, side, detail, entered, held, before, value):
 # Around the trace --------------------------------------------------------------------------------------------------------
 
 
-def when(vlm: VLM, layer: int, site: str) -> tuple[int, int]:
-    """The place of a site in forward order. Raises `InputError` for a site or a layer that there is not."""
+def when(vlm: VLM, layer: int, site: str) -> tuple[int, int, int, str]:
+    """The place of a site in forward order, and its name. Raises `InputError` for a site or a layer that there is not."""
     if site not in SITES:
         raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
-    return (_BEFORE_LAYERS if site == "projector" else vlm.layer_indices([layer])[0]), SITES.index(site)
+    if site in ("vision_pre", "vision_post"):
+        depth = len(blocks_of(vlm))
+        if not 0 <= layer < depth:
+            raise InputError(f"block {layer!r}: the image tower of {vlm.name!r} has blocks 0 to {depth - 1}")
+        return _BEFORE_LAYERS - depth + layer, SITES.index(site), 0, site
+    if site == "projector":
+        return _BEFORE_LAYERS, SITES.index(site), 0, site
+    layer = vlm.layer_indices([layer])[0]
+    if site in _PROJECTED:
+        return layer, SITES.index(_PROJECTED[0]), _proved(vlm, layer, site).turn, site
+    return layer, SITES.index(site), 0, site
+
+
+def blocks_of(vlm: VLM) -> Any:
+    """The blocks of the image tower as nnsight envoys. Raises `LayoutError` for a model without."""
+    if vlm.structure.blocks is None:
+        raise LayoutError(f"{vlm.name!r} has no image tower made of blocks: its site vision is not to be had")
+    return resolve(vlm.nnsight, vlm.structure.blocks)
 
 
 def place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
-    """Where a site is: the envoy, the side of it that is taken, and what `follow` must know about that side."""
+    """Where a site is: the envoy, the side of it that is taken, and what `follow` must know about that side.
+
+    `layer` is as `when` gives it, so that blocks of the tower are counted from its end.
+    """
     if site == "projector":
         if vlm.structure.projector is None:
             raise LayoutError(f"{vlm.name!r} has no projector of its own: its site is not to be had")
-        return resolve(vlm.nnsight, vlm.structure.projector), "output", (1, None)
+        return resolve(vlm.nnsight, vlm.structure.projector), "tokens out", None
+    if site in ("vision_pre", "vision_post"):
+        return blocks_of(vlm)[layer - _BEFORE_LAYERS], "tokens in" if site == "vision_pre" else "tokens out", None
     envoy = vlm.layers[layer]
     if site == "resid_pre":
         return envoy, "input", (1, None)
@@ -103,16 +191,28 @@ def place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
         return envoy, "output", (1, None)
     if site == "mask":
         return _place_of_mask(vlm, layer)
-    if site == "resid_mid" and not vlm.trait("mid")[layer]:
-        raise LayoutError(
-            f"{vlm.name!r} has no state between attention and MLP in layer {layer}: there is no resid_mid"
-        )
-    adds = "attn_out" if site == "resid_mid" else site
-    added = vlm.trait(adds)[layer]
-    if added is None:
-        raise LayoutError(f"{vlm.name!r} adds nothing to the stream in layer {layer} that could be proved to be {adds}")
+    if site in HEADED:
+        heads = _proved(vlm, layer, site)
+        detail = (heads.side, heads.groups, heads.offset, heads.width, heads.d_head, rows)
+        return resolve(envoy, heads.module), "heads", detail
+    if site == "pattern":
+        which = _proved(vlm, layer, site)
+        return resolve(envoy, vlm.structure.attn[layer] or ""), "pattern", which
+    if site == "resid_mid":
+        _proved(vlm, layer, site)
+    added = _proved(vlm, layer, "attn_out" if site == "resid_mid" else site)
     side = "sum" if site == "resid_mid" else "output"
     return resolve(envoy, added.module), side, (added.scale, rows if added.flat else None)
+
+
+def _proved(vlm: VLM, layer: int, site: str) -> Any:
+    """Where a layer keeps a site. Raises `LayoutError` where that could not be proved, with the layers in which it was."""
+    found = vlm.trait("mid" if site == "resid_mid" else site)
+    if not found[layer]:
+        others = ", ".join(str(index) for index, place in enumerate(found) if place)
+        there = f"layers with one are {others}" if others else "no layer has one"
+        raise LayoutError(f"{vlm.name!r} has no {site} that could be proved in layer {layer}: {there}")
+    return found[layer]
 
 
 def _place_of_mask(vlm: VLM, layer: int) -> tuple[Any, str, Any]:

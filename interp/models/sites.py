@@ -127,22 +127,23 @@ def _has_mid(visits: dict[str, list[Visit]], states: dict[str, Tensor], before: 
         return True
     given = [visit.given for name, seen in visits.items() if name for visit in seen]
     alike = [g for g in given if g is not None and g.shape == before.shape]
-    return any(_residue((g.double() - before - term) / _rounding(before, term)) <= ROUNDINGS for g in alike)
+    return any(residue((g.double() - before - term) / rounding(before, term)) <= ROUNDINGS for g in alike)
 
 
-def _rounding(*terms: Tensor) -> Tensor:
+def rounding(*terms: Tensor) -> Tensor:
     """How far rounding may take a sum of these terms, element by element; of a tiny element what it takes the others."""
     size = torch.stack([term.double().abs() for term in terms]).sum(dim=0)
     return (torch.finfo(terms[0].dtype).eps * (size + size.median())).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _residue(weighed: Tensor) -> float:
+def residue(weighed: Tensor) -> float:
+    """The root mean square of differences, each weighed by its rounding."""
     return float(weighed.square().mean().sqrt())
 
 
 def _fit(before: Tensor, after: Tensor, terms: Sequence[Tensor]) -> tuple[list[float], float]:
     """Factors with which the terms make ``after - before``, and the residue in roundings."""
-    noise = _rounding(before, after).flatten()
+    noise = rounding(before, after).flatten()
     columns = torch.stack([term.double().flatten() for term in terms], dim=1) / noise[:, None]
     wanted = (after.double() - before.double()).flatten() / noise
     size = columns.norm(dim=0)
@@ -150,10 +151,10 @@ def _fit(before: Tensor, after: Tensor, terms: Sequence[Tensor]) -> tuple[list[f
     solved, there = ones.clone(), size > 0  # a block that gives zeros everywhere is added once
     if there.any():
         solved[there] = torch.linalg.lstsq(columns[:, there] / size[there], wanted).solution / size[there]
-    error = _residue(columns @ solved - wanted)
+    error = residue(columns @ solved - wanted)
     rounded = torch.where((solved - 1).abs() < 10 * _NEAR, ones, solved)
     # The plainest factors that fit as well: of what hardly shows beside rounding the solved one is loose.
-    plain = next(f for f in (ones, rounded, solved) if _residue(columns @ f - wanted) <= 1.02 * error + 1e-3)
+    plain = next(f for f in (ones, rounded, solved) if residue(columns @ f - wanted) <= 1.02 * error + 1e-3)
     return plain.tolist(), error
 
 

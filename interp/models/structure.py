@@ -19,7 +19,8 @@ from interp.models.encodings import shown
 _PATHS = ("layers", "norm", "head", "embed", "vision", "blocks", "projector")
 _NUMBERS = ("image_token_id", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_vision", "vocab_size")
 _EACH_LAYER = ("heads", "attn", "mlp", "attention")
-_MEASURED = ("readout", "attn_out", "mlp_out", "mid", "trims", "continuous", "bidirectional_images")
+_HEADED = ("q", "k", "v", "z", "pattern")
+_MEASURED = ("readout", "attn_out", "mlp_out", "mid", *_HEADED, "trims", "continuous", "bidirectional_images")
 _MAY_BE_NONE = ("vision", "blocks", "projector", "image_token_id", "d_vision")
 _ATTENTION = ("softmax", "sliding", "chunked", "linear", "convolution", "none")
 
@@ -55,6 +56,31 @@ class Added:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Where a layer keeps one vector a head: in what its part `module` (dotted path in the layer) is given or gives.
+
+    `side` is "input" or "output". The last axis of what stands there is cut into `groups` equal parts, of each of which
+    the features from `offset` on, `width` of them, belong to the site; put side by side they are its heads, `d_head`
+    features each. So one form says where the queries are in a projection of their own (one group), in one of q, k and v
+    behind each other (one group, three offsets), and in one where each head has its q, k and v (a group a head).
+    `turn` counts the parts of the layer's attention in the order in which they run.
+    """
+
+    module: str
+    side: str
+    groups: int
+    offset: int
+    width: int
+    d_head: int
+    turn: int
+
+    @property
+    def number(self) -> int:
+        """How many heads there are."""
+        return self.groups * self.width // self.d_head
+
+
+@dataclass(frozen=True)
 class Structure:
     """Where the parts of a model are (dotted paths from its root), how large it is, and how its layers behave.
 
@@ -67,9 +93,11 @@ class Structure:
 
     The traits at the end are measured by `interp.models.checks`, None until then. `readout` takes ``head(norm(state))`` to
     logits. `attn_out` and `mlp_out` say for each layer what it adds to the stream, None where that could not be proved;
-    `mid` for each whether the state between the two exists. `trims` is True where layers leave positions out of which no logits
-    are asked for. `continuous` is False where something is added to the stream between layers (DeepStack);
-    `bidirectional_images` is True where an image token sees image tokens behind it.
+    `mid` for each whether the state between the two exists. `q`, `k`, `v` and `z` say where each layer keeps its queries,
+    keys, values and what its heads give, `pattern` which of the things that its attention gives are the weights; None
+    for a layer where that could not be proved. These five are measured when one is first used. `trims` is True where
+    layers leave positions out of which no logits are asked for. `continuous` is False where something is added to the
+    stream between layers (DeepStack); `bidirectional_images` is True where an image token sees image tokens behind it.
     """
 
     layers: str
@@ -94,6 +122,11 @@ class Structure:
     attn_out: tuple[Added | None, ...] | None = None
     mlp_out: tuple[Added | None, ...] | None = None
     mid: tuple[bool, ...] | None = None
+    q: tuple[Heads | None, ...] | None = None
+    k: tuple[Heads | None, ...] | None = None
+    v: tuple[Heads | None, ...] | None = None
+    z: tuple[Heads | None, ...] | None = None
+    pattern: tuple[int | None, ...] | None = None
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None

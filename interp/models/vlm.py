@@ -49,6 +49,7 @@ class VLM:
         self.nnsight = wrapped
         self.structure = structure
         self.name, self.revision, self.remote = name, revision, remote
+        self.checked_on: Batch | None = None
         self.processor: Any = getattr(wrapped, "processor", None)
         self.tokenizer: Any = getattr(wrapped, "tokenizer", None) or getattr(self.processor, "tokenizer", None)
         table = resolve(wrapped._module, structure.embed)
@@ -134,6 +135,10 @@ class VLM:
                 raise InputError("encoding= was given together with texts= or images=: expected one or the other")
             return self._with_types(self._maker.from_encoding(encoding, spans))
         return self._with_types(self._maker.prepare(texts, images, chat, spans))
+
+    def length_of(self, text: str, images: Sequence[Any] = ()) -> int:
+        """About how many tokens a row of this text and these pictures has: rows of like length make a good batch."""
+        return self._maker.length_of(text, images)
 
     def _with_types(self, batch: Batch) -> Batch:
         """The same batch, refused where it has images and not the token types that this model's forward pass takes.
@@ -253,8 +258,10 @@ class VLM:
     def check(self, batch: Batch | None = None) -> CheckReport:
         """Prove this model's layout by effect on `batch` (or a short prompt made here); see `interp.models.checks`.
 
-        What is measured on the way stands in `structure` afterwards.
+        What is measured on the way stands in `structure` afterwards; what is measured later, at its first use, is measured
+        on this batch too where the model does not run on text alone.
         """
+        self.checked_on = batch if batch is not None else self.checked_on
         findings = run_checks(self, batch)
         self.structure = replace(self.structure, **findings.traits)
         return findings.report

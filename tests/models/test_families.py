@@ -10,6 +10,8 @@ from transformers import CONFIG_MAPPING
 import interp
 import processors
 import zoo
+from feeding import feeding
+from interp.models.tower import _tiles_of_rows, patches_of
 from zoo.shrink import merge, shrink
 
 # The tiny config is changed to fit the processor: its vocabulary, the ids of its tokens, and the size of its pictures.
@@ -78,6 +80,34 @@ def test_rows_with_one_two_and_no_image_are_one_batch(name):
     logits = vlm.logits(batch)
     for row in range(3):
         torch.testing.assert_close(vlm.logits(batch.row(row))[0], logits[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma"])
+def test_patches_of_such_rows_are_theirs(name):
+    """Whatever the tower sees of them: pictures of one size, tiles, packed patches."""
+    vlm = family(name)
+    pictures = [picture(seed=1), picture(28, 40, seed=2), picture(64, 20, seed=3)]
+    texts = ["<image> what is this ?", "no picture at all", "<image> and <image> differ", "<image>"]
+    made = vlm.prepare(texts, [pictures[0], None, pictures[:2], pictures[2]])
+    for batch in (made, vlm.prepare(encoding=made.inputs)):  # of an encoding it is not known what it was made from
+        for site in ("vision", "projector"):
+            patches, fed = patches_of(vlm, batch, site), feeding(vlm, batch, site)
+            assert patches.rows.unique().tolist() == [0, 2, 3]
+            assert torch.equal(fed[:, patches.index].long().argmax(dim=0), patches.rows)
+            assert (fed[:, patches.index].sum(dim=0) == 1).all()
+            alone = patches_of(vlm, batch.row(3), site) if batch.texts else None
+            assert alone is None or len(alone) == (patches.rows == 3).sum()
+
+
+def test_tiles_are_those_of_rows_where_pixels_have_an_entry_a_row():
+    """Three images in three rows, not one each."""
+    small = picture(16, 16)
+    texts = ["no picture at all", "<image>", "<image> and <image>"]
+    batch = family("idefics3").prepare(texts, [None, small, [small, small]])
+    assert len(batch.inputs["pixel_values"]) == 3
+    counted = _tiles_of_rows(batch, int(batch.inputs["pixel_values"].flatten(2).any(dim=2).sum()))
+    assert counted == [0, counted[1], 2 * counted[1]]
+    assert counted[1] > 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)

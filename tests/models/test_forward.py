@@ -1,10 +1,23 @@
 """The one trace: what is read is what transformers computes, and an edit changes what it should and nothing else."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 import interp
-from interp.models.forward import Edit, Read, run_forward, take_each, take_mean, whole, write
+from interp.models.forward import (
+    Edit,
+    Read,
+    run_for_shapes,
+    run_forward,
+    run_until_reads,
+    take_each,
+    take_mean,
+    whole,
+    write,
+)
 
 
 def read_all(vlm, batch):
@@ -109,3 +122,44 @@ def test_on_a_gpu(mixed, toy):
     vlm = interp.load("toy")
     assert vlm.device.type == "cuda"
     torch.testing.assert_close(vlm.logits(mixed).cpu(), toy.logits(mixed), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_trace_keeps_nothing_when_it_is_done(toy, mixed, busy):
+    """However it ends, what enters the layers is free at once: whether Python looks at its youngest objects all the time,
+    by which they get old and are looked at no more, or never."""
+    entered = []
+    layer = toy.model.get_submodule(toy.structure.layers)[0]
+    handle = layer.register_forward_pre_hook(lambda _, args: entered.append(weakref.ref(args[0])))
+    read = [Read("mean", "resid_post", 1, take_mean, (mixed.positions["all"], None))]
+    runs = {
+        "to the end": lambda: run_forward(toy, mixed, reads=read),
+        "stopped": lambda: run_forward(toy, mixed, reads=read, logits=None),
+        "until reads": lambda: run_until_reads(toy, mixed.inputs, read),
+        "for shapes": lambda: run_for_shapes(toy, mixed.inputs, [toy.layers[0]]),
+    }
+    before = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(20 if busy else 10**6, 1, 10**6)
+    try:
+        for name, run in runs.items():
+            run()
+            assert all(ref() is None for ref in entered), name
+    finally:
+        gc.set_threshold(*before)
+        handle.remove()
+    assert len(entered) == len(runs)
+
+
+def test_garbage_is_collected_after_a_trace_as_it_was_before(toy, mixed):
+    gc.disable()
+    run_forward(toy, mixed)
+    assert not gc.isenabled()
+    gc.enable()
+    with pytest.raises(ZeroDivisionError):
+        run_forward(toy, mixed, [Edit("resid_pre", 0, divide)])
+    assert gc.isenabled()
+
+
+def divide(value):
+    return 1 // 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,12 +13,18 @@ import transformers
 
 import interp
 import zoo
+from interp.activations.taking import PATCHED
+from interp.errors import LayoutError
 from interp.models import VLM, Batch, CheckReport
 from interp.models.architectures import TABLE, Architecture
+from interp.models.places import HEADED
+from interp.models.tower import RowsNotApart, patches_of
 from zoo.odd import NEEDS_TIMM
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
-_MEASURED = ("attn_out", "mlp_out")
+# The sites that a model may lack, and the trait that says in which layers each is.
+_SITES = {"attn_out": "attn_out", "resid_mid": "mid", "mlp_out": "mlp_out"}
+_SITES |= {site: site for site in (*HEADED, "pattern")}
 
 
 @functools.cache
@@ -63,10 +70,33 @@ def measure(name: str) -> Architecture:
         images="effect" if structure.image_token_id is None else "token",
         readout=structure.readout.kind + (", suppressed" if structure.readout.suppressed else ""),
         attention=tuple(sorted(set(structure.attention))),
-        sites=tuple(site for site in _MEASURED if any(getattr(structure, site))),
+        layers=structure.n_layers,
+        sites=_sites(vlm),
+        patches=tuple(_patches(vlm, name)),
         continuous=structure.continuous,
         bidirectional_images=structure.bidirectional_images,
     )
+
+
+def _sites(vlm: VLM) -> dict[str, int]:
+    """In how many layers each site is, for those that are in any."""
+    places = {site: vlm.trait(trait) for site, trait in _SITES.items()}
+    counts = {site: sum(place is not None and place is not False for place in of) for site, of in places.items()}
+    return {site: count for site, count in counts.items() if count}
+
+
+def _patches(vlm: VLM, name: str) -> Iterator[str]:
+    """The sites whose examples are patches, for two rows at once or for one alone."""
+    for site in PATCHED:
+        for rows, said in ((zoo.encode(name), site), (zoo.encode(name, rows=((3, 6),)), f"{site} by row")):
+            try:
+                patches_of(vlm, vlm.prepare(encoding=rows), site)
+            except RowsNotApart:
+                continue
+            except LayoutError:
+                break
+            yield said
+            break
 
 
 def _reason(message: str, kind: str) -> str:
@@ -88,6 +118,9 @@ def as_page(rows: list[Architecture]) -> str:
         "",
         f"The {len(rows)} image-text-to-text architectures of transformers {transformers.__version__}: {counts}. Each row was",
         "measured on a tiny random model built from the architecture's own config class; `docs/models.md` says what is proved.",
+        "All have `resid`, `resid_pre` and `resid_post`. A site that is not in all layers has their number behind it; linear",
+        "attention and convolutions have none with heads. `vision` and `projector` have patches as examples; by row: several",
+        "rows must be run one by one, which needs texts and images, or an encoding each.",
         "Made by `python -m zoo.table` in `tests/`; `interp doctor --architectures` prints it.",
         "",
         "| architecture | verdict | text alone | images by | readout | attention | sites | traits or reason |",
@@ -104,7 +137,14 @@ def _line(row: Architecture) -> str:
     ]
     text = {True: "yes", False: "no", None: ""}[row.text_alone]
     cells = [f"`{row.name}`", row.verdict, text, row.images or "", row.readout or "", ", ".join(row.attention)]
-    return "| " + " | ".join([*cells, ", ".join(row.sites), row.why or ", ".join(traits)]) + " |"
+    return "| " + " | ".join([*cells, _named(row), row.why or ", ".join(traits)]) + " |"
+
+
+def _named(row: Architecture) -> str:
+    """The sites in all layers, then those in some, with how many these are, then those of the tower."""
+    whole = [site for site, count in row.sites.items() if count == row.layers]
+    some = [f"{site} {count}/{row.layers}" for site, count in row.sites.items() if count != row.layers]
+    return ", ".join([*whole, *some, *row.patches])
 
 
 def as_json(rows: list[Architecture]) -> str:
