@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _SUBMODULES = (
     "activations",
     "geometry",
+    "interop",
     "interventions",
     "lens",
     "models",
@@ -35,14 +36,27 @@ _EXPORTS = {
     "CheckReport": "interp.models",
     "capture": "interp.activations",
     "Activations": "interp.activations",
+    "open_activations": "interp.activations",
     "Result": "interp.results",
     "Provenance": "interp.results",
 }
 __all__ = ["InputError", "InputTypeError", "InterpError", "LayoutError", "__version__", *_EXPORTS, *_SUBMODULES]
 
 if TYPE_CHECKING:
-    from interp import activations, geometry, interventions, lens, models, patching, plots, probes, reports, toy
-    from interp.activations import Activations, capture
+    from interp import (
+        activations,
+        geometry,
+        interop,
+        interventions,
+        lens,
+        models,
+        patching,
+        plots,
+        probes,
+        reports,
+        toy,
+    )
+    from interp.activations import Activations, capture, open_activations
     from interp.models import VLM, Batch, CheckReport, Positions, Structure, load
     from interp.results import Provenance, Result
 

@@ -21,6 +21,7 @@ ALLOWED = {
     "models": set(),
     "interventions": {"models"},
     **{room: {"interventions", "models"} for room in METHODS},
+    "interop": {"activations", "interventions", "models"},
     "plots": {*METHODS, "interventions", "models", "geometry", "probes"},
     "reports": {*METHODS, "plots", "interventions", "models", "geometry", "probes"},
     "cli": {*METHODS, "reports", "plots", "interventions", "models", "geometry", "probes"},

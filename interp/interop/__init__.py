@@ -1,0 +1,5 @@
+"""Interop: taking what was captured here to other libraries."""
+
+from interp.interop.transformer_lens import to_transformer_lens
+
+__all__ = ["to_transformer_lens"]
