@@ -1,4 +1,4 @@
-"""The command line: ``interp demo`` and ``interp doctor``.
+"""The command line: ``interp demo``, ``interp doctor`` and ``interp capture``.
 
 Exit codes: 0 on success, 2 where the input or the usage is wrong, 1 on anything else; what went wrong is one line on
 standard error, with ``--debug`` the traceback. Importing this module imports neither torch nor plotly, so that
@@ -33,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# What typer gives back of a command that Ctrl-C ended.
+_INTERRUPTED = 130
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
@@ -47,17 +49,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=given, prog_name="interp", standalone_mode=False)
+        if code == _INTERRUPTED:
+            return _complain("interrupted", 1)
         return code if isinstance(code, int) else 0
     except Exception as error:
         if "--debug" in given:
             raise
         if isinstance(error, InterpError):
-            return _complain(str(error), 2)
+            # A plain one is no matter of what was given: a full disk, another process that stopped.
+            return _complain(str(error), 1 if type(error) is InterpError else 2)
         if hasattr(error, "format_message"):  # what typer raises on wrong usage
             said = error.format_message().strip().rstrip(".")
             # without any argument the help was printed, and says all there is to say
             return _complain(f"{said}; see 'interp --help'", 2) if said else 2
-        if isinstance(error, KeyboardInterrupt | typer.Abort):
+        if isinstance(error, typer.Abort):
             return _complain("interrupted", 1)
         return _complain(f"{type(error).__name__}: {error}", 1)
 
@@ -181,6 +186,98 @@ def doctor(
         )
 
 
+@app.command()
+def capture(
+    model: Annotated[str, typer.Argument(help="A toy's name, a folder or a hub repository.")],
+    data: Annotated[
+        str, typer.Argument(help="A folder of pictures, a saved data set; or scenes:200, captions:200 of the toy.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, or to go on with.")],
+    site: Annotated[list[str], typer.Option(help="What is captured; may be given several times.")] = ["resid"],  # noqa: B006
+    layers: Annotated[str, typer.Option(help="all, or numbers: 0,4,8.")] = "all",
+    positions: Annotated[str, typer.Option(help="A name, or numbers that count a row's tokens: 0,-1.")] = "image",
+    reduce: Annotated[str, typer.Option(help="What becomes of them: mean, last, sample, none.")] = "mean",
+    dtype: Annotated[str | None, typer.Option(help="float16 and the like; the model's own if left out.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that are run together.")] = 8,
+    rows_per_shard: Annotated[int | None, typer.Option(min=1, help="Rows of one file.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which positions a sample is.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="Every row's text: '<image> {question}'.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each text into the model's chat template.")] = False,
+    column: Annotated[
+        list[str], typer.Option(help="ROLE=NAME, of the roles image, text, id, label, group; several times.")
+    ] = [],  # noqa: B006
+    on_error: Annotated[str, typer.Option(help="raise, or skip rows that cannot be read.")] = "raise",
+    resume: Annotated[bool, typer.Option(help="Go on with a folder that was begun.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Of a hub repository.")] = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Capture activations of a data set into a folder; stopped at any moment, the same command goes on."""
+    columns = dict(_column(each) for each in column)
+    chosen = _numbers("--layers", layers)
+    where = _numbers("--positions", positions)
+    rows = _rows(data)
+    import interp
+
+    vlm = interp.load(model, device=device, revision=revision)
+    acts = interp.capture(
+        vlm,
+        rows,
+        sites=site,
+        positions=where,
+        reduce=reduce,
+        batch_size=batch_size,
+        dtype=dtype,
+        seed=seed,
+        out=out,
+        resume=resume,
+        layers=chosen,
+        columns=columns,
+        prompt=prompt,
+        chat=chat,
+        on_error=on_error,
+        rows_per_shard=rows_per_shard,
+    )
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        return
+    table = [(name, str(list(acts[name].shape)), str(acts[name].dtype).removeprefix("torch.")) for name in acts]
+    skipped = acts.manifest["skipped"]
+    _print_table(f"{len(acts.ids)} rows, {len(skipped)} skipped", ["site", "shape", "dtype"], table)
+    for each in skipped[:10]:
+        print(f"skipped: {' '.join(each['error'].split())}", file=sys.stderr)
+    print(f"activations: {out}")
+
+
+def _column(given: str) -> tuple[str, str]:
+    role, _, name = given.partition("=")
+    if not role or not name:
+        raise InputError(f"--column {given!r}: expected a role and a column's name, as in label=category")
+    return role, name
+
+
+def _numbers(option: str, given: str) -> Any:
+    """A name as it is, numbers with commas as a list of ints."""
+    if not any(each.isdigit() for each in given) or any(each.isalpha() for each in given):
+        return given
+    try:
+        return [int(each) for each in given.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {given!r}: expected a name, or numbers with commas between them, 0,4,8") from None
+
+
+def _rows(data: str) -> Any:
+    """The data that an argument names: the toy's scenes or their captions, so many of them, or a path."""
+    kind, _, count = data.partition(":")
+    if kind not in ("scenes", "captions") or Path(data).exists():
+        return data
+    if not count.isdecimal() or not int(count):
+        raise InputError(f"{data!r}: expected how many, as in {kind}:200, or a folder")
+    import interp
+
+    scenes = interp.toy.scenes(int(count), seed=0)
+    return scenes if kind == "scenes" else scenes.captions()
+
+
 def _shown(value: Any) -> str:
     """A found part for the terminal: of a list with one entry a layer, each different one and how often it stands."""
     if isinstance(value, dict):
@@ -208,11 +305,11 @@ def _show_architectures(as_json: bool) -> None:
         return
     table = []
     for row in rows:
-        traits = [row.readout, ", ".join(row.attention)] if row.verdict == "supported" else ["", ""]
+        traits = [row.readout, ", ".join(row.attention), ", ".join(row.lacks)] if row.layers else [""] * 3
         table.append([row.name, row.verdict, *map(str, traits), row.why])
     counts = Counter(row.verdict for row in rows)
     title = "architectures: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    _print_table(title, ["architecture", "verdict", "readout", "attention", "why"], table)
+    _print_table(title, ["architecture", "verdict", "readout", "attention", "sites it lacks", "why"], table)
 
 
 def _diagnosis(vlm: VLM, report: CheckReport) -> dict[str, Any]:

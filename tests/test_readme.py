@@ -1,20 +1,50 @@
-"""The README's example runs as it stands, and says what comes out."""
+"""The examples of the README and of the pages about capturing run as they stand, and say what comes out."""
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
+
+from interp import cli
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_example_runs_and_answers_as_it_says():
-    text = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+def examples(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in: examples write to where they are run."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_readme_runs_and_answers_as_it_says(here, capfd):
+    first, second = examples("README.md", "python")
     names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
-    (said,) = re.findall(r"vlm\.generate\(clean\) +# \['(.*?)'\]", example)
+    exec(compile(first, "README.md", "exec"), names)
+    (said,) = re.findall(r"vlm\.generate\(clean\) +# \['(.*?)'\]", first)
     assert names["vlm"].generate(names["clean"]) == [said] == [names["pair"].answer]
     assert names["clean"].positions.grid(0) == [(6, 6)]
     assert names["sweep"].effect.shape == (8, len(names["clean"].tokens[0]))
+    (command,) = [block for block in examples("README.md", "bash") if block.startswith("interp capture")]
+    arguments = shlex.split(command.replace("scenes:2000", "scenes:110"))[1:]
+    assert cli.run(arguments) == 0, capfd.readouterr().err
+    exec(compile(second, "README.md", "exec"), names)
+    assert names["acts"]["resid"].shape == (9, 110, 128)
+
+
+def test_the_pages_about_capturing_run(here):
+    names: dict = {}
+    for example in [*examples("docs/capture.md", "python"), *examples("docs/store.md", "python")]:
+        exec(compile(example, "docs", "exec"), names)
+    acts = names["acts"]
+    assert acts["resid"].shape == (9, 40, 128)
+    assert (names["resid"] == acts["resid"][...]).all()
+    assert len(names["both"].ids) == len(names["first"].ids) + 2
+    assert names["cache"]["pattern", 3].shape == (2, 4, 37, 37)
 
 
 def test_both_commands_of_the_readme_are_what_ci_runs():
