@@ -1,0 +1,104 @@
+"""Hybrids of two checkpoints: everything of the donor is the donor, nothing of it the recipient."""
+
+import copy
+
+import pytest
+import torch
+
+import interp
+import zoo
+from interp.patching import transplant
+from zoo.table import batch
+
+EVERYTHING = ("layers", "norm", "head", "embed", "projector")
+
+
+@pytest.fixture(scope="module")
+def rows(toy, few):
+    return toy.prepare(texts=[scene.questions[0].prompt for scene in few], images=[scene.image for scene in few])
+
+
+def test_all_of_it_is_the_donor_and_none_the_recipient(toy, stage1, rows):
+    tuned, before = toy.logits(rows), stage1.logits(rows)
+    assert not torch.equal(tuned, before)
+    assert torch.equal(transplant(stage1, toy, "all", EVERYTHING).logits(rows), tuned)
+    assert torch.equal(transplant(toy, stage1, "all", EVERYTHING).logits(rows), before)
+    assert torch.equal(transplant(stage1, toy, []).logits(rows), before)
+    # neither of them has changed
+    assert torch.equal(toy.logits(rows), tuned)
+    assert torch.equal(stage1.logits(rows), before)
+
+
+def test_chosen_layers_are_the_donors_and_no_others(toy, stage1, rows):
+    """Against weights that are written over by hand, in a copy."""
+    by_hand = copy.deepcopy(stage1.model)
+    theirs = toy.model.get_submodule(toy.structure.layers)
+    for layer in (2, 5):
+        by_hand.get_submodule(toy.structure.layers)[layer].load_state_dict(theirs[layer].state_dict())
+    hybrid = transplant(stage1, toy, [2, -3])
+    with torch.no_grad():
+        wanted = by_hand(**stage1.inputs_of(rows)).logits[:, -1]
+    torch.testing.assert_close(hybrid.logits(rows), wanted, atol=1e-5, rtol=0)
+    assert hybrid.name == "toy:stage1 with layers [2, 5] of toy"
+    assert hybrid.generate(rows, max_new_tokens=2)
+    assert interp.capture(hybrid, [rows], progress=False).manifest["model"] == hybrid.name
+
+
+def test_weights_are_shared_and_not_copied(toy, stage1):
+    hybrid = transplant(stage1, toy, [3], parts=("layers", "norm"))
+    ours, theirs, both = (vlm.model.state_dict() for vlm in (stage1, toy, hybrid))
+    for name, weights in both.items():
+        from_donor = name.startswith((f"{toy.structure.layers}.3.", toy.structure.norm))
+        assert weights.data_ptr() == (theirs if from_donor else ours)[name].data_ptr()
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl", "llama4", "lfm2_vl", "idefics3"])
+def test_any_architecture(name):
+    recipient = interp.load(model=zoo.build(name), check=False)
+    other = zoo.make(zoo.build(name).config)
+    with torch.no_grad():
+        for weights in other.parameters():
+            weights.mul_(1.1)
+    donor, rows = interp.load(model=other, check=False), batch(name)
+    parts = [part for part in ("layers", "norm", "head", "embed") if getattr(recipient.structure, part)]
+    tower = {key for key in recipient.model.state_dict() if "vis" in key or "projector" in key or "connector" in key}
+    hybrid = transplant(recipient, donor, "all", parts)
+    texts = hybrid.prepare(encoding=zoo.pad([[5, 6, 7, 8], [9, 10, 11]]))
+    torch.testing.assert_close(hybrid.logits(texts), donor.logits(texts), atol=1e-5, rtol=1e-5)
+    assert torch.equal(transplant(recipient, donor, []).logits(rows), recipient.logits(rows))
+    for key, weights in hybrid.model.state_dict().items():
+        if key in tower:
+            assert torch.equal(weights, recipient.model.state_dict()[key])
+
+
+def test_tied_weights_are_one_part(tiny):
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(2)
+    recipient, donor = (interp.load(model=model, check=False) for model in (tiny, other))
+    hybrid = transplant(recipient, donor, parts=("head",))
+    assert torch.equal(hybrid.model.get_input_embeddings().weight, other.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"parts": ("layer",)}, "parts=.*expected one or more of layers, norm"),
+        ({"parts": ()}, r"parts=\(\)"),
+        ({"layers": 8}, "layer 8: 'toy' has layers 0 to 7"),
+    ],
+)
+def test_what_is_refused(toy, stage1, arguments, words):
+    with pytest.raises(interp.InterpError, match=words):
+        transplant(**{"recipient": toy, "donor": stage1, "layers": [1], **arguments})
+
+
+def test_models_that_do_not_fit(toy, tiny):
+    with pytest.raises(interp.InputError, match=r"is .* in the recipient and .* in the donor: expected the same"):
+        transplant(toy, interp.load(model=tiny, check=False), [1])
+    other = interp.load(model=zoo.build("gemma3"), check=False)
+    with pytest.raises(interp.InputError, match=r"recipient is a LlavaFor.*, donor a Gemma3For"):
+        transplant(toy, other, [1])
+    half = interp.load("toy:stage1", device="cpu", dtype="float16")
+    with pytest.raises(interp.InputError, match=r"float32 .* in the recipient and float16"):
+        transplant(toy, half, [1])
