@@ -131,6 +131,34 @@ def test_a_transformers_model_generates(toy):
     assert isinstance(toy.nnsight, nnsight.TransformersModel)
 
 
+def test_each_step_of_a_generation_is_edited_and_another_block_reads_what_comes_out(toy):
+    batch = toy.prepare(["where is the 3 ?"])
+    lengths = []
+    with torch.no_grad(), toy.nnsight.generate(max_new_tokens=3, min_new_tokens=3, do_sample=False) as tracer:
+        with tracer.invoke(**toy.inputs_of(batch)):
+            for step in tracer.iter[:3]:
+                lengths.append((step, toy.layers[0].input.shape[1]))
+                toy.layers[0].output = toy.layers[0].output * 0
+        with tracer.invoke():
+            ids = nnsight.save(tracer.result)
+    length = batch.inputs["input_ids"].shape[1]
+    assert lengths == [(0, length), (1, 1), (2, 1)]
+    assert ids.shape[1] == length + 3
+
+
+def test_a_loop_that_ends_early_says_so_in_these_words(toy, recwarn):
+    batch = toy.prepare(["where is the 3 ?"])
+    with torch.no_grad(), toy.nnsight.generate(max_new_tokens=1, do_sample=False) as tracer:
+        with tracer.invoke(**toy.inputs_of(batch)):
+            for _ in tracer.iter[:3]:
+                toy.layers[0].input
+        with tracer.invoke():
+            ids = nnsight.save(tracer.result)
+    said = [str(warning.message) for warning in recwarn]
+    assert any("was never reached: the loop asked for a step the run did not make" in each for each in said)
+    assert ids.shape[1] == batch.inputs["input_ids"].shape[1] + 1
+
+
 def test_a_package_is_registered_and_traced_as_if_remote(remote_toy):
     nnsight.ndif.register(interp)
     batch = remote_toy.prepare(["where is the 3 ?"])

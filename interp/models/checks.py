@@ -24,7 +24,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models.forward import Edit, Read, disturb, read_out, run_forward, run_watched, take_each, whole
 from interp.models.heads import prove_heads
-from interp.models.patterns import prove_pattern
+from interp.models.patterns import prove_pattern, prove_weighed
 from interp.models.pictures import has_pictures, moved_by_pictures, moved_by_projector, sees_behind
 from interp.models.places import HEADED
 from interp.models.sites import ROUNDINGS, observe, solve_readout, solve_sum, tolerance
@@ -122,6 +122,8 @@ def measure(vlm: VLM, trait: str) -> tuple[dict[str, Any], str]:
         return dict(prove_heads(vlm, tried)), why
     if trait == "pattern":
         return {"pattern": prove_pattern(vlm, tried)}, why
+    if trait == "weighed":
+        return {"weighed": prove_weighed(vlm, tried)}, why
     seen = _untouched(vlm, tried)
     if trait == "readout":
         check, traits = _readout(vlm, seen)

@@ -10,9 +10,10 @@ given) and return one, so the trace can be shipped to a server on which this pac
 from __future__ import annotations
 
 import gc
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models.attention import eager
 from interp.models.encodings import explained
-from interp.models.places import blocks_of, first, listed, place, put, take, when
+from interp.models.places import blocks_of, first, listed, place, put, take, when, when_rebuilt
 
 if TYPE_CHECKING:
     from interp.models.batch import Batch
@@ -32,12 +33,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Edit:
-    """Change `site` of `layer`: its value becomes `function(value, *arguments)`, a new tensor of the same shape."""
+    """Change `site` of `layer`: its value becomes `function(value, *given, *arguments)`, a new tensor of the same shape.
+
+    `given` names sites of the same layer that are computed before; the function gets their values, after every edit there.
+    It may also name "past", the number of positions before the first that the value holds: 0 but in generation, where each
+    new token comes alone.
+
+    An edit of "pattern" changes what the heads give: where a query's weights change, z becomes the mean of v with the
+    new ones, at the output of the attention. It needs what a read of "pattern" needs, and a layer in which that mean
+    was proved to be z.
+    """
 
     site: str
     layer: int
     function: Callable[..., Tensor]
     arguments: tuple[Any, ...] = ()
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,18 +149,26 @@ def shapes_in(value):
     return [tuple(each.shape) for each in values if isinstance(each, torch.Tensor)]
 
 
-def follow(steps, saved):
-    """Go through the steps in forward order: (envoy, side, detail, changes, readers)."""
-    entered = None
-    for envoy, side, detail, changes, readers in steps:
-        held, before = take(envoy, side, detail, entered)
+def follow(steps, saved, past=0, values=None):
+    """Go through the steps in forward order: (envoy, side, detail, name, changes, readers). What has a name is kept under it
+    for later steps of the layer.
+
+    `past` is the number of positions that a cache holds, and `values` the v of these, by step; new ones are put behind.
+    """
+    kept = {"past": past}
+    values = {} if values is None else values
+    for number, (envoy, side, detail, name, changes, readers) in enumerate(steps):
+        held, before = take(envoy, side, detail, kept)
         value = before
-        for function, arguments in changes:
-            value = function(value, *arguments)
+        for function, given, arguments in changes:
+            value = function(value, *[kept[site] for site in given], *arguments)
         if changes:
-            put(envoy, side, detail, entered, held, before, value)
-        if side == "input":
-            entered = value
+            put(envoy, side, detail, kept, held, before, value)
+        if name == "v":
+            values[number] = torch.cat([values[number], value], dim=1) if past else value
+            kept[name] = values[number]
+        elif name is not None:
+            kept[name] = value
         for key, function, arguments in readers:
             saved[key] = function(value, *arguments)
 
@@ -183,12 +202,16 @@ def run_forward(
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
     seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
 
-    A read of "pattern" makes the decoder's attention eager for this run; see `interp.models.attention`.
+    A read or an edit of "pattern" makes the decoder's attention eager for this run; see `interp.models.attention`.
     """
-    if any(read.site == "pattern" for read in reads):
-        with eager(vlm):
-            return _run_forward(vlm, batch, edits, reads, logits)
-    return _run_forward(vlm, batch, edits, reads, logits)
+    with _as_needed(vlm, edits, reads):
+        return _run_forward(vlm, batch, edits, reads, logits)
+
+
+def _as_needed(vlm: VLM, edits: Sequence[Edit], reads: Sequence[Read]) -> AbstractContextManager[None]:
+    """Eager attention where weights are asked for."""
+    sites = {*(edit.site for edit in edits), *(read.site for read in reads)}
+    return eager(vlm) if "pattern" in sites else nullcontext()
 
 
 def _run_forward(
@@ -238,7 +261,7 @@ def run_until_reads(
 def run_for_shapes(vlm: VLM, inputs: Mapping[str, Tensor], envoys: Sequence[Any]) -> dict[str, list[Shapes]]:
     """The shapes at each visit to these modules before layer 0, by their nnsight paths; nothing else leaves the trace."""
     options = {**vlm.on_device(inputs), **vlm.trace_options}
-    steps = [(vlm.layers[0], "input", (1, None), (), ())]  # or the trace would be sent with all of this package's VLM
+    steps = [(vlm.layers[0], "input", (1, None), None, (), ())]  # or the trace would be sent with all of this package's VLM
     with let_go(), explained(), torch.no_grad(), vlm.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True)
         follow(steps, {})
@@ -277,19 +300,37 @@ def _others(value: Any) -> tuple[Tensor | None, ...]:
     return tuple(_tensor(other) for other in value[1:]) if isinstance(value, tuple | list) else ()
 
 
-def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], **options: Any) -> Tensor:
-    """Greedy generation, the prompt's forward pass edited: the ids of prompt and continuation `[batch, seq]`.
+def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], max_new_tokens: int, **options: Any) -> Tensor:
+    """Greedy generation with these edits in every forward pass: the ids of prompt and continuation `[batch, seq]`.
 
-    Edits act on the positions of the prompt; later tokens see them through keys and values.
+    The first pass is of the prompt, each later one of one new token, whose keys and values the cache keeps as they were
+    made, edits and all. So it is what passes of the growing text would give, in which every position is edited as it was
+    when it came.
     """
     model, inputs = vlm.nnsight, vlm.inputs_of(batch)
+    length = batch.inputs["input_ids"].shape[1]
     steps = _schedule(vlm, len(batch), edits, ())
     if edits and vlm.structure.trims is not False and vlm.accepts("logits_to_keep"):
         options = {**options, "logits_to_keep": 0}  # or some layers would show their last position alone
-    with explained(), torch.no_grad(), model.generate(**inputs, **options, **vlm.trace_options) as tracer:
-        follow(steps, {})
-        ids = nnsight.save(tracer.result)
+    options = {**options, **vlm.trace_options, "max_new_tokens": max_new_tokens}
+    values: dict[int, Tensor] = {}
+    rounds = max_new_tokens if steps else 0
+    # Rows that all end early end the loop, and all that stands behind it in its block: the ids are read in another.
+    with _generating(vlm, edits), model.generate(**options) as tracer:
+        with tracer.invoke(**inputs):
+            for step in tracer.iter[:rounds]:
+                follow(steps, {}, length + step - 1 if step else 0, values)
+        with tracer.invoke():
+            ids = nnsight.save(tracer.result)
     return ids
+
+
+@contextmanager
+def _generating(vlm: VLM, edits: Sequence[Edit]) -> Iterator[None]:
+    """Around a generation, in which it is no news that every row ended before the last step."""
+    with _as_needed(vlm, edits, ()), warnings.catch_warnings(), explained(), torch.no_grad():
+        warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
+        yield
 
 
 def reads_of_states(
@@ -329,15 +370,24 @@ def reads_of_vision(
 
 def _schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tuple[Any, ...]]:
     """Edits and reads as the steps of `follow`: one visit to each site of each layer, in forward order."""
+    weighed_anew = {when_rebuilt(vlm, edit.layer)[0] for edit in edits if edit.site == "pattern"}
+
+    def moment(each: Edit | Read) -> tuple[int, int, int, str]:
+        found = when(vlm, each.layer, each.site)
+        return when_rebuilt(vlm, each.layer) if each.site == "z" and found[0] in weighed_anew else found
+
     changes: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     readers: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     for edit in edits:
-        if edit.site == "pattern":
-            raise InputError("site='pattern' is read only: edit 'mask', 'q' or 'k', or use Knockout")
-        changes[when(vlm, edit.layer, edit.site)].append((edit.function, edit.arguments))
+        changes[moment(edit)].append((edit.function, edit.given, edit.arguments))
     for read in reads:
-        readers[when(vlm, read.layer, read.site)].append((read.key, read.function, read.arguments))
-    visited = {*changes, *readers}
-    # The state between attention and MLP is a sum, of what entered the layer too.
-    visited |= {when(vlm, layer, "resid_pre") for layer, *_, site in visited if site == "resid_mid"}
-    return [(*place(vlm, rows, moment[0], moment[-1]), changes[moment], readers[moment]) for moment in sorted(visited)]
+        readers[moment(read)].append((read.key, read.function, read.arguments))
+    # What is needed later in the layer: the state between attention and MLP is a sum, of what entered the layer too.
+    needed = {when(vlm, layer, "resid_pre") for layer, *_, site in {*changes, *readers} if site == "resid_mid"}
+    needed |= {when(vlm, edit.layer, site) for edit in edits for site in edit.given if site != "past"}
+    needed |= {when(vlm, layer, site) for layer in weighed_anew for site in ("v", "z")}
+    steps = []
+    for at in sorted({*changes, *readers, *needed}):
+        layer, site = at[0], at[-1]
+        steps.append((*place(vlm, rows, layer, site), site if at in needed else None, changes[at], readers[at]))
+    return steps

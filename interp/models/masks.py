@@ -38,16 +38,16 @@ _NEVER = -5e3
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
-def as_allowed(mask, hidden, causal):
+def as_allowed(mask, hidden, causal, past=0):
     """Who may attend to whom: Bool `[batch, 1 or heads, query, key]` of a layer's own `mask`.
 
     `hidden` are the states `[batch, query, width]` that enter the attention, `causal` is what None stands for. None
-    comes with as many keys as queries: edits act on a prompt's forward pass, which has no past.
+    comes with as many keys as there are queries and `past` positions in the cache.
     """
     batch, length = hidden.shape[:2]
     if mask is None:
-        allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=hidden.device)
-        allowed = allowed.tril() if causal else allowed
+        allowed = torch.ones(1, 1, length, past + length, dtype=torch.bool, device=hidden.device)
+        allowed = allowed.tril(past) if causal else allowed
     elif not isinstance(mask, torch.Tensor) or mask.ndim != 4:
         seen = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(f"attention mask {seen!r}: expected (batch, heads, query, key), as sdpa and eager have it")

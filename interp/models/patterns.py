@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from interp.models.vlm import VLM
 
 
+_READ = ("v", "z", "pattern")
+
+
 def prove_pattern(vlm: VLM, batch: Batch) -> tuple[int | None, ...]:
     """For each layer, which of the things its attention gives are the weights; None where that cannot be proved.
 
@@ -58,6 +61,21 @@ def prove_pattern(vlm: VLM, batch: Batch) -> tuple[int | None, ...]:
                 proved[layer] = claimed[layer]
         proved |= _behind_a_gate(vlm, batch, {layer: claimed[layer] for layer in claimed if layer not in proved})
     return tuple(proved.get(layer) for layer in range(vlm.structure.n_layers))
+
+
+def prove_weighed(vlm: VLM, batch: Batch) -> tuple[bool, ...]:
+    """For each layer, whether its z is the mean of its v with the weights of its pattern, nothing in between, so that
+    other weights give another z that is known."""
+    places = [vlm.trait(site) for site in _READ]
+    layers = [layer for layer in range(vlm.structure.n_layers) if None not in [place[layer] for place in places]]
+    reads = [Read((site, layer), site, layer, whole) for layer in layers for site in _READ]
+    seen = run_forward(vlm, batch, reads=reads, logits=None) if layers else {}
+    proved = set()
+    for layer in layers:
+        v, z, pattern = (seen[site, layer].cpu() for site in _READ)
+        if _explains(pattern.transpose(1, 2), [v.flatten(2)], [z], batch.positions["all"]):
+            proved.add(layer)
+    return tuple(layer in proved for layer in range(vlm.structure.n_layers))
 
 
 def _weights(visits: Mapping[str, Visit], n_heads: int) -> tuple[int, Tensor | None]:
@@ -131,9 +149,6 @@ def _equal(a: Tensor, b: Tensor, near: float) -> bool:
 
 
 # Behind a gate -----------------------------------------------------------------------------------------------------------
-
-
-_READ = ("v", "z", "pattern")
 
 
 def move_values(value):

@@ -34,6 +34,8 @@ HEADED = ("q", "k", "v", "z")
 # Those that come out of projections, which an architecture runs in an order of its own.
 _PROJECTED = ("q", "k", "v")
 _BEFORE_LAYERS = -1
+# The site z of a layer whose weights are edited.
+REBUILT = "z of edited weights"
 # The sides of a module whose value is seen as [tokens, width].
 _TOKENS = ("tokens in", "tokens out")
 
@@ -83,38 +85,59 @@ def as_heads(value, groups, offset, width, d_head, rows):
     return parts.flatten(2).unflatten(2, (-1, d_head))
 
 
-def take(envoy, side, detail, entered):
+def mean_of_values(pattern, v):
+    """What the heads give with these weights, `[batch, query, head, d_head]`: heads of a group share a value. A window
+    shows the last keys alone."""
+    v = v[:, -pattern.shape[-1] :]
+    each = v.repeat_interleave(pattern.shape[2] // v.shape[2], dim=2)
+    return torch.einsum("bqhk,bkhd->bqhd", pattern.to(v.dtype), each)
+
+
+def give_anew(envoy, projection, before, z):
+    """The attention's output, made of another `z` at the positions at which that is not as `before`."""
+    held = envoy.output
+    gave = first(held)
+    moved = (z != before).flatten(2).any(dim=2, keepdim=True)
+    new = projection(z.flatten(2))
+    envoy.output = put_first(held, torch.where(moved, new, gave.reshape(new.shape)).reshape(gave.shape))
+
+
+def take(envoy, side, detail, kept):
     """What a module holds at one side, and the value of the site there.
 
     `side` is "input" or "output"; `detail` is a factor that makes the value what the site means, and the number of rows
-    where they come one after the other. Or it is "sum", the output added to the state that `entered` the layer. Or it is
+    where they come one after the other. Or it is "sum", the output added to the state that entered the layer. Or it is
     "mask", and `detail` says by which name and place the module gets its mask, and whether it is causal without one. Or
     it is "heads", and `detail` says on which side of the module they are, how they lie in its last axis, and the number
-    of rows. Or it is "pattern", and `detail` says which of the things that the attention gives are its weights.
+    of rows. Or it is "pattern", and `detail` says which of the things that the attention gives are its weights, and has
+    the projection behind its heads. Or it is "rebuilt": what its heads give with edited weights, with that projection.
+    `kept` are the values of sites of this layer that came before.
     """
     if side == "mask":
         name, place, causal = detail
         args, kwargs = envoy.inputs
         given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
         hidden = args[0] if args else next(iter(kwargs.values()))
-        return (args, kwargs, given, hidden), as_allowed(given, hidden, causal)
+        return (args, kwargs, given, hidden), as_allowed(given, hidden, causal, kept["past"])
     if side == "heads":
         where, groups, offset, width, d_head, rows = detail
         held = envoy.input if where == "input" else envoy.output
         return held, as_heads(first(held), groups, offset, width, d_head, rows)
     if side == "pattern":
         held = envoy.output
-        return held, held[detail].transpose(1, 2)
+        return held, held[detail[0]].transpose(1, 2)
+    if side == "rebuilt":
+        return None, kept["z"]
     held = envoy.input if side in ("input", "tokens in") else envoy.output
     if side in _TOKENS:
         return held, tokens_of(held)
     factor, rows = detail
     value = first(held) if factor == 1 else first(held) * factor
     value = value if rows is None else value.unflatten(0, (rows, -1))
-    return held, entered + value if side == "sum" else value
+    return held, kept["resid_pre"] + value if side == "sum" else value
 
 
-def put(envoy, side, detail, entered, held, before, value):
+def put(envoy, side, detail, kept, held, before, value):
     """The site's new value in the place of what `take` found there."""
     if side == "mask":
         name, place, _ = detail
@@ -133,6 +156,15 @@ def put(envoy, side, detail, entered, held, before, value):
             envoy.input = new
         else:
             envoy.output = put_first(held, new)
+    elif side == "pattern":
+        which, projection = detail
+        moved = (value != before).any(dim=-1, keepdim=True)
+        z = torch.where(moved, mean_of_values(value, kept["v"]), kept["z"])
+        envoy.output = type(held)((*held[:which], value.transpose(1, 2), *held[which + 1 :]))
+        give_anew(envoy, projection, kept["z"], z)
+        kept["z"] = z
+    elif side == "rebuilt":
+        give_anew(envoy, detail, before, value)
     elif side == "input":
         envoy.input = value
     elif side == "tokens in":
@@ -141,9 +173,11 @@ def put(envoy, side, detail, entered, held, before, value):
         envoy.output = put_tokens(held, value)
     else:
         factor, rows = detail
-        value = value - entered if side == "sum" else value
-        value = value if rows is None else value.flatten(0, 1)
-        envoy.output = put_first(held, value if factor == 1 else value / factor)
+        new = value - kept["resid_pre"] if side == "sum" else value
+        new = new if factor == 1 else new / factor
+        own = first(held) if rows is None else first(held).unflatten(0, (rows, -1))
+        new = torch.where(value == before, own, new)  # what rounds on the way to the site and back stays to the bit
+        envoy.output = put_first(held, new if rows is None else new.flatten(0, 1))
 
 
 # Around the trace --------------------------------------------------------------------------------------------------------
@@ -162,8 +196,26 @@ def when(vlm: VLM, layer: int, site: str) -> tuple[int, int, int, str]:
         return _BEFORE_LAYERS, SITES.index(site), 0, site
     layer = vlm.layer_indices([layer])[0]
     if site in _PROJECTED:
-        return layer, SITES.index(_PROJECTED[0]), _proved(vlm, layer, site).turn, site
+        return layer, SITES.index(_PROJECTED[0]), proved(vlm, layer, site).turn, site
     return layer, SITES.index(site), 0, site
+
+
+def when_rebuilt(vlm: VLM, layer: int) -> tuple[int, int, int, str]:
+    """The place of z in a layer whose weights are edited: behind them, when the attention has given its output.
+
+    Raises `LayoutError` where z was not proved to be the mean of v with these weights.
+    """
+    layer, order, _, _ = when(vlm, layer, "pattern")
+    for site in ("pattern", "v", "z"):
+        proved(vlm, layer, site)
+    weighed = vlm.trait("weighed")
+    if not weighed[layer]:
+        others = ", ".join(str(index) for index, holds in enumerate(weighed) if holds)
+        raise LayoutError(
+            f"the pattern of layer {layer} of {vlm.name!r} cannot be edited, as its z is not pattern @ v alone: layers where "
+            f"it is are {others or 'none'}"
+        )
+    return layer, order, 1, REBUILT
 
 
 def blocks_of(vlm: VLM) -> Any:
@@ -192,20 +244,22 @@ def place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
     if site == "mask":
         return _place_of_mask(vlm, layer)
     if site in HEADED:
-        heads = _proved(vlm, layer, site)
+        heads = proved(vlm, layer, site)
         detail = (heads.side, heads.groups, heads.offset, heads.width, heads.d_head, rows)
         return resolve(envoy, heads.module), "heads", detail
     if site == "pattern":
-        which = _proved(vlm, layer, site)
-        return resolve(envoy, vlm.structure.attn[layer] or ""), "pattern", which
+        which = proved(vlm, layer, site)
+        return resolve(envoy, vlm.structure.attn[layer] or ""), "pattern", (which, _projection(vlm, layer))
+    if site == REBUILT:
+        return resolve(envoy, vlm.structure.attn[layer] or ""), "rebuilt", _projection(vlm, layer)
     if site == "resid_mid":
-        _proved(vlm, layer, site)
-    added = _proved(vlm, layer, "attn_out" if site == "resid_mid" else site)
+        proved(vlm, layer, site)
+    added = proved(vlm, layer, "attn_out" if site == "resid_mid" else site)
     side = "sum" if site == "resid_mid" else "output"
     return resolve(envoy, added.module), side, (added.scale, rows if added.flat else None)
 
 
-def _proved(vlm: VLM, layer: int, site: str) -> Any:
+def proved(vlm: VLM, layer: int, site: str) -> Any:
     """Where a layer keeps a site. Raises `LayoutError` where that could not be proved, with the layers in which it was."""
     found = vlm.trait("mid" if site == "resid_mid" else site)
     if not found[layer]:
@@ -213,6 +267,13 @@ def _proved(vlm: VLM, layer: int, site: str) -> Any:
         there = f"layers with one are {others}" if others else "no layer has one"
         raise LayoutError(f"{vlm.name!r} has no {site} that could be proved in layer {layer}: {there}")
     return found[layer]
+
+
+def _projection(vlm: VLM, layer: int) -> Any:
+    """What the heads of a layer are given to, as an nnsight envoy; None where they are not known."""
+    z = vlm.structure.z
+    found = None if z is None else z[layer]
+    return None if found is None else resolve(vlm.layers[layer], found.module)
 
 
 def _place_of_mask(vlm: VLM, layer: int) -> tuple[Any, str, Any]:

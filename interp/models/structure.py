@@ -20,7 +20,10 @@ _PATHS = ("layers", "norm", "head", "embed", "vision", "blocks", "projector")
 _NUMBERS = ("image_token_id", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_vision", "vocab_size")
 _EACH_LAYER = ("heads", "attn", "mlp", "attention")
 _HEADED = ("q", "k", "v", "z", "pattern")
-_MEASURED = ("readout", "attn_out", "mlp_out", "mid", *_HEADED, "trims", "continuous", "bidirectional_images")
+_MEASURED = (
+    *("readout", "attn_out", "mlp_out", "mid", *_HEADED, "weighed"),
+    *("trims", "continuous", "bidirectional_images"),
+)
 _MAY_BE_NONE = ("vision", "blocks", "projector", "image_token_id", "d_vision")
 _ATTENTION = ("softmax", "sliding", "chunked", "linear", "convolution", "none")
 
@@ -95,7 +98,8 @@ class Structure:
     logits. `attn_out` and `mlp_out` say for each layer what it adds to the stream, None where that could not be proved;
     `mid` for each whether the state between the two exists. `q`, `k`, `v` and `z` say where each layer keeps its queries,
     keys, values and what its heads give, `pattern` which of the things that its attention gives are the weights; None
-    for a layer where that could not be proved. These five are measured when one is first used. `trims` is True where
+    for a layer where that could not be proved. `weighed` says for each whether its z is the mean of its v with the weights
+    of its pattern, and no more. These six are measured when one is first used. `trims` is True where
     layers leave positions out of which no logits are asked for. `continuous` is False where something is added to the
     stream between layers (DeepStack); `bidirectional_images` is True where an image token sees image tokens behind it.
     """
@@ -127,6 +131,7 @@ class Structure:
     v: tuple[Heads | None, ...] | None = None
     z: tuple[Heads | None, ...] | None = None
     pattern: tuple[int | None, ...] | None = None
+    weighed: tuple[bool, ...] | None = None
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None

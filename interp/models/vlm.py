@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.errors import InputError, InputTypeError, LayoutError
 from interp.models.batch import Batch, BatchMaker
 from interp.models.checks import CheckReport, measure, run_checks
+from interp.models.encodings import shown
 from interp.models.forward import Edit, run_forward, run_generate
 from interp.models.pictures import find_images, has_pictures
 from interp.models.positions import as_ints
@@ -28,9 +29,13 @@ from interp.models.structure import Structure, resolve
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A value that says what to change, where, in which layers; it turns itself into edits of the forward pass."""
+    """A value that says what to change, where, in which layers; it turns itself into edits of the forward pass.
 
-    def edits(self, vlm: VLM, batch: Batch) -> list[Edit]: ...
+    `new` is how many tokens of a generation follow the prompt: its edits hold for the positions of these too, where what
+    the intervention names goes on in them.
+    """
+
+    def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]: ...
 
 
 class VLM:
@@ -213,17 +218,17 @@ class VLM:
 
     # Running
 
-    def edits_of(self, batch: Batch, interventions: Sequence[Intervention]) -> list[Edit]:
-        """All edits of these interventions on this batch, in the order they are given."""
+    def edits_of(self, batch: Batch, interventions: Sequence[Intervention], new: int = 0) -> list[Edit]:
+        """All edits of these interventions on this batch and `new` tokens behind it, in the order they are given."""
         self._refuse_foreign(batch)
         if not isinstance(interventions, Sequence) or isinstance(interventions, str):
             raise InputTypeError(f"interventions={interventions!r}: expected a list of interventions")
         for intervention in interventions:
             if not isinstance(intervention, Intervention):
                 raise InputTypeError(
-                    f"{intervention!r} is no intervention: expected Patch, Ablate, Knockout or the like"
+                    f"{shown(intervention)} is no intervention: expected Patch, Ablate, Knockout or the like"
                 )
-        return [edit for intervention in interventions for edit in intervention.edits(self, batch)]
+        return [edit for intervention in interventions for edit in intervention.edits(self, batch, new)]
 
     def logits(
         self, batch: Batch, interventions: Sequence[Intervention] = (), positions: str = "last"
@@ -236,7 +241,8 @@ class VLM:
     def generate(self, batch: Batch, max_new_tokens: int = 20, interventions: Sequence[Intervention] = ()) -> list[str]:
         """Continue each row greedily: the new text only, up to the end-of-sequence token, without special tokens.
 
-        Interventions act on the prompt's forward pass.
+        Interventions act on the prompt and on every new token: each is "text", "all", "last" and "after_image" for them.
+        Those that say something for single positions (`Patch`, ints, a mask) act on the prompt alone.
         """
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens!r}: expected 1 or more")
@@ -244,8 +250,9 @@ class VLM:
             raise InputError(f"{self.name!r} was loaded without a tokenizer: pass processor= to read what it generates")
         # Greedy whatever the checkpoint's own generation config says: the continuation of the model's own logits.
         greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-        options = {"max_new_tokens": max_new_tokens, **greedy}
-        ids = run_generate(self, batch, self.edits_of(batch, interventions), **options)
+        # The last new token is not fed to the model.
+        edits = self.edits_of(batch, interventions, max_new_tokens - 1)
+        ids = run_generate(self, batch, edits, max_new_tokens, **greedy)
         new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(row) for row in new]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import interp
-from interp.interventions import Knockout
+from interp.interventions import Knockout, Truncate
 from interp.interventions.knockout import cut
 from patterned import BOTH, KINDS, attention_modules, batch_of, load, weights_of
 
@@ -101,16 +101,15 @@ def test_an_edge_that_was_never_there_changes_no_bit(how, padded):
     plain = vlm.logits(batch)
     nowhere = torch.zeros_like(batch.positions["all"])
     padding = batch.positions["padding"]
-    for source, target, heads in [
-        (nowhere, "all", None),
-        ("all", nowhere, None),
-        ("last", "image", None),  # behind it
-        ("last", "last", None),  # itself
-        (padding, "all", None),
-        ("all", padding, None),
-        ("image", "last", []),
+    for source, target in [
+        (nowhere, "all"),
+        ("all", nowhere),
+        ("last", "image"),  # behind it
+        ("last", "last"),  # itself
+        (padding, "all"),
+        ("all", padding),
     ]:
-        nothing = Knockout(source=source, target=target, layers="all", heads=heads)
+        nothing = Knockout(source=source, target=target, layers="all")
         assert (vlm.logits(batch, [nothing]) == plain).all(), (source, target)
 
 
@@ -143,13 +142,78 @@ def test_knockouts_add_up():
     assert (vlm.logits(batch, halves) == vlm.logits(batch, [both])).all()
 
 
-def test_a_layer_may_compute_its_last_queries_alone_and_hold_room_for_more_keys():
-    """As gemma4 does when only the last logits are asked for, and a static cache."""
+def test_a_step_of_a_generation_has_its_own_queries_and_the_keys_of_its_cache():
+    """A static cache holds room for more keys than there are, that of a window the last ones alone."""
     source, target = torch.tensor([[0, 1, 0, 0]]).bool(), torch.tensor([[0, 0, 0, 1]]).bool()
-    left = cut(torch.ones(1, 1, 2, 6).bool(), source, target, None, False)
+    left = cut(torch.ones(1, 1, 2, 6).bool(), 2, source, target, None, False)
     assert left[0, 0].int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1]]
+    left = cut(torch.ones(1, 1, 1, 3).bool(), 3, source, target, None, False)
+    assert left[0, 0].int().tolist() == [[0, 1, 1]]
     with pytest.raises(ValueError, match="the mask has 1 keys for a prompt of 4 positions"):
-        cut(torch.ones(1, 1, 1, 1).bool(), source, target, None, False)
+        cut(torch.ones(1, 1, 4, 1).bool(), 0, source, target, None, False)
+
+
+# Truncate ----------------------------------------------------------------------------------------------------------------
+
+
+@PADDED
+@pytest.mark.parametrize("name", ["llava", "gemma3", "paligemma", "llama4"])
+def test_truncated_positions_are_masked_from_their_layer_on(name, padded):
+    """As if these keys were padding there; what they themselves see is of no account."""
+    vlm, batch = load(name), batch_of(name, padded)
+    image = batch.positions["image"]
+
+    def by_hand(module, args, kwargs):
+        gone = image[:, None, None, :] & ~torch.eye(image.shape[1], dtype=torch.bool)
+        return args, {**kwargs, "attention_mask": kwargs["attention_mask"].masked_fill(gone, LOWEST)}
+
+    for first in (2, 0):
+        modules = attention_modules(vlm)
+        handles = [
+            modules[layer].register_forward_pre_hook(by_hand, with_kwargs=True) for layer in modules if layer >= first
+        ]
+        try:
+            with torch.no_grad():
+                expected = vlm.model(**batch.inputs).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = vlm.logits(batch, [Truncate(positions="image", from_layer=first)], positions="all")
+        others = batch.positions["all"] & ~image
+        torch.testing.assert_close(found[others], expected[others], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(found[others], vlm.logits(batch, positions="all")[others], atol=1e-4)
+    last = [Truncate(positions="image", from_layer=layer) for layer in (3, -1)]
+    assert (vlm.logits(batch, last[:1]) == vlm.logits(batch, last[1:])).all()
+
+
+def test_truncated_at_once_an_image_might_as_well_be_another(toy, few):
+    text = "<image> what colour is the 3 ?"
+    one, other = (toy.prepare([text], [scene.image]) for scene in few[:2])
+    gone = [Truncate(positions="image", from_layer=0)]
+    assert (toy.logits(one, gone) == toy.logits(other, gone)).all()
+    assert not torch.allclose(toy.logits(one), toy.logits(other))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"from_layer": 8}, "layer 8: 'toy' has layers 0 to 7"),
+        ({"from_layer": "all"}, "from_layer='all': expected an int, the first layer without them"),
+        ({"from_layer": [1, 2]}, r"from_layer=\[1, 2\]: expected an int"),
+        ({"positions": "all"}, "positions='all' are all positions: expected some to be left"),
+        ({"positions": []}, r"positions=\[\] selects nothing in this batch"),
+    ],
+)
+def test_what_cannot_be_truncated(toy, mixed, wrong, words):
+    with pytest.raises(interp.InputError, match=words):
+        toy.logits(mixed, [Truncate(**{"positions": "image", "from_layer": 1, **wrong})])
+
+
+def test_layers_without_softmax_attention_are_not_truncated():
+    vlm, batch = load("qwen3_5"), batch_of("qwen3_5", padded=True)
+    with pytest.raises(interp.InputError, match=r"layer 2 of .* has 'linear'"):
+        vlm.logits(batch, [Truncate(positions="image", from_layer=2)])
+    assert vlm.logits(batch, [Truncate(positions="image", from_layer=3)]).isfinite().all()
 
 
 # On the toy --------------------------------------------------------------------------------------------------------------
@@ -184,7 +248,11 @@ def test_it_can_be_sent(toy, remote_toy, mixed):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"mode": "post_softmax"}, "mode='post_softmax': expected 'pre_softmax'"),
+        ({"mode": "softmax"}, "mode='softmax': expected 'pre_softmax' or 'post_softmax'"),
+        ({"layers": []}, r"layers=\[\] names no layer: expected 'all', an int or ints from 0 to 7"),
+        ({"layers": [1, -7]}, r"layers=\[1, -7\] names layer 1 more than once"),
+        ({"heads": []}, r"heads=\[\] names no head: expected None"),
+        ({"heads": [1, -3]}, r"heads=\[1, -3\] names a head of layer 0 more than once"),
         ({"source": "picture"}, "positions='picture' is unknown: use one of image"),
         ({"target": [400]}, "position 400: row 0 has"),
         ({"layers": 8}, "layer 8: 'toy' has layers 0 to 7"),

@@ -48,7 +48,9 @@ def test_interventions_are_seen(toy, mixed):
     cut = logit_lens(toy, mixed, positions="last", interventions=[Ablate(site="resid_pre", layers=4, positions="last")])
     assert (plain.top_probs[:4] == cut.top_probs[:4]).all()
     assert not torch.allclose(plain.top_probs[5], cut.top_probs[5])
-    assert cut.provenance.interventions == ("Ablate(site='resid_pre', layers=4, positions='last', value='zero')",)
+    assert cut.provenance.interventions == (
+        "Ablate(site='resid_pre', layers=4, positions='last', value='zero', heads=None, seed=0)",
+    )
 
 
 def test_chunks_change_nothing(toy, mixed, monkeypatch):

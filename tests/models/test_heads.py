@@ -88,7 +88,8 @@ def in_layer(vlm, layer, module):
 
 def test_how_many_architectures_have_each_site():
     """In every layer with softmax attention. Not: a latent key that the heads share a part of, a layer that takes keys
-    and values of another, a norm over all heads before the output projection."""
+    and values of another, a norm over all heads before the output projection; and no mean of values alone: a gate, a norm
+    or a convolution on values."""
     whole_models = Counter()
     for name in SUPPORTED:
         vlm = loaded(name)
@@ -100,7 +101,8 @@ def test_how_many_architectures_have_each_site():
                 if kind not in PATTERNED
             )
             whole_models[site] += all(places[layer] is not None for layer in softmax_layers(vlm))
-    assert dict(whole_models) == {"q": 75, "k": 71, "v": 74, "z": 75, "pattern": 76}
+        whole_models["weighed"] += all(vlm.trait("weighed")[layer] for layer in softmax_layers(vlm))
+    assert dict(whole_models) == {"q": 75, "k": 71, "v": 74, "z": 75, "pattern": 76, "weighed": 62}
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -433,11 +435,6 @@ def test_a_model_that_cannot_be_switched_is_refused(monkeypatch):
     )
     with pytest.raises(interp.LayoutError, match="keeps 'sdpa' attention when told otherwise"), eager(vlm):
         pass
-
-
-def test_a_pattern_is_read_only(toy, mixed):
-    with pytest.raises(interp.InputError, match="'pattern' is read only"):
-        run_forward(toy, mixed, [Edit("pattern", 0, whole)])
 
 
 def test_a_cut_edge_has_no_weight(toy, mixed):
