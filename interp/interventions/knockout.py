@@ -53,7 +53,7 @@ class Knockout:
 
     `source` and `target` are taken like `positions=` anywhere (a name, ints, a mask), `heads` are query heads as an int
     or ints, None for all. A position that is in both keeps seeing itself unless `self_edges` is True. With `mode`
-    "pre_softmax" what is left of a row of attention sums to 1, with "post_softmax" to what it was before the cut.
+    "pre_softmax" what is left of a row of attention sums to 1, with "post_softmax" it stays as it was and sums to less.
 
     In generation the cut holds for new tokens too: each is "text", "all", "last" and "after_image", so that a knockout
     from "image" to "last" keeps every new token from the image. A target stays cut when it is no longer the last.

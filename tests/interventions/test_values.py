@@ -2,6 +2,7 @@
 refused."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import interp
 from interp.interventions import Ablate, Patch
 from interp.interventions.states import derangement
 from interp.models.forward import Read, run_forward, whole
-from interp.models.places import HEADED, STATES
+from interp.models.places import HEADED, STATES, put, take
 from patterned import attention_modules, batch_of, load
 
 # Grouped keys; queries with a norm; a prefix; chunks; a gate beside each query, one layer of four with heads.
@@ -53,6 +54,21 @@ def test_a_run_patched_with_its_own_states_is_the_same_to_the_bit(toy, mixed, si
     assert (toy.logits(row, [same]) == toy.logits(row)).all()
     other = Patch(site=site, layers=[1, 6], positions="image", value=torch.zeros(1))
     assert not torch.allclose(toy.logits(row, [other]), toy.logits(row))
+
+
+@pytest.mark.parametrize(("side", "factor"), [("sum", 1), ("output", 0.263), ("sum", 0.263)])
+def test_what_rounds_on_the_way_to_a_site_and_back_stays_to_the_bit(side, factor):
+    """The state between attention and MLP is a sum, and some layers add a part of what their modules give."""
+    entered, gave = (torch.randn(1, 50, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    module = SimpleNamespace(output=gave)
+    kept = {"resid_pre": entered}
+    held, value = take(module, side, (factor, None), kept)
+    after = value.clone()
+    after[0, 7] = 0
+    put(module, side, (factor, None), kept, held, value, after)
+    others = torch.arange(50) != 7
+    assert torch.equal(module.output[:, others], gave[:, others])
+    torch.testing.assert_close(take(module, side, (factor, None), kept)[1], after)
 
 
 @pytest.mark.parametrize("site", HEADED)

@@ -4,6 +4,7 @@ The oracle puts the new weights into transformers' own eager attention, between 
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import interp
 import zoo
 from interp.interventions import Ablate, Knockout, Patch, Reweight
 from interp.interventions.reweight import KINDS
-from interp.models.attention import implementation
+from interp.models.attention import eager, implementation
 from interp.models.forward import Edit, Read, run_forward, whole
+from interp.models.places import give_anew
 from patterned import attention_modules, batch_of, load
 
 PADDED = pytest.mark.parametrize("padded", [False, True])
@@ -82,6 +84,23 @@ def test_cut_after_the_softmax_in_the_models_own_attention(name, heads, padded):
     assert not torch.allclose(found, before, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["fuyu", "kimi_k25", "chameleon", "qwen2_vl", "granite_docling", "cohere2_vision", "exaone4_5", "mistral_large4"],
+)
+def test_other_ways_to_build_a_layer(name):
+    """One projection for q, k and v; latent values; attention that gives more than two things; factors and norms behind."""
+    vlm = interp.load(model=zoo.build(name), check=False)
+    batch = vlm.prepare(encoding=zoo.encode(name))
+    layers = [layer for layer, holds in enumerate(vlm.trait("weighed")) if holds]
+    edges = edges_of(batch, "image", "last")[:, None]
+    found = vlm.logits(batch, [Knockout(source="image", target="last", layers=layers, mode="post_softmax")])
+    with eager(vlm):
+        by_hand = expected(vlm, batch, layers, lambda layer, weights: weights.masked_fill(edges, 0))
+    torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, vlm.logits(batch), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", WEIGHED)
 def test_a_rows_mass_shrinks_by_what_was_cut(name):
     vlm, batch = load(name), batch_of(name, padded=True)
@@ -113,6 +132,17 @@ def test_what_is_not_cut_stays_to_the_bit(toy, mixed):
     nothing = Knockout(source="last", target="image", layers="all", mode="post_softmax")
     same = run_forward(toy, mixed, [Edit("pattern", layer, whole) for layer in range(8)])["logits"]
     assert torch.equal(toy.logits(mixed, [nothing]), same)
+
+
+def test_where_no_head_gives_anything_else_the_output_is_not_made_anew():
+    """Not even with a projection that rounds otherwise when it runs again."""
+    before = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+    z = before.clone()
+    z[1, 2, 3] += 1
+    attention = SimpleNamespace(output=(torch.zeros(2, 5, 7), "weights"))
+    give_anew(attention, lambda z: torch.ones(*z.shape[:2], 7), before, z)
+    assert attention.output[1] == "weights"
+    assert attention.output[0].any(dim=-1).nonzero().tolist() == [[1, 2]]
 
 
 def test_cuts_of_one_layer_add_up_and_z_is_edited_behind_them(toy, mixed):

@@ -32,8 +32,10 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         reads.append(forward.Read("patches", "vision_post", 1, tower.take_patches, (torch.tensor([0, 4]), None)))
         reads.append(forward.Read("z", "z", 3, forward.whole))
         steps = forward._schedule(vlm, 1, edits, reads)
+        from interp.interventions import knockout, reweight, skip, values
+        edits = [knockout.cut, knockout.drop, skip.go_around, values.put_states, values.add_states, reweight.reweigh]
         from nnsight.intervention.serialization import dumps
-        functions = [(forward.follow, [step[1:] for step in steps], forward.shapes_of)]
+        functions = [(forward.follow, [step[1:] for step in steps], forward.shapes_of, edits, reweight.KINDS)]
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """
@@ -45,7 +47,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         sys.meta_path.insert(0, Absent())
         import torch
         from nnsight.intervention.serialization import loads
-        (follow, steps, shapes_of), = loads(open(sys.argv[1], "rb").read())
+        (follow, steps, shapes_of, edits, kinds), = loads(open(sys.argv[1], "rb").read())
         class Layer:
             input = output = torch.ones(1, 6, 128)
             def __len__(self):
@@ -56,6 +58,17 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         assert saved["patches"].shape == (2, 128), saved
         assert shapes_of({"layer": Layer()}) == {"layer": [([(1, 6, 128)], [(1, 6, 128)], False)]}
         assert saved["z"].shape == (1, 6, 4, 32), saved["z"].shape
+        cut, drop, go_around, put_states, add_states, reweigh = edits
+        allowed, weights = torch.ones(1, 1, 3, 3).bool().tril(), torch.ones(1, 3, 2, 3).tril()
+        first, last = torch.tensor([[1, 0, 0]]).bool(), torch.tensor([[0, 0, 1]]).bool()
+        assert not cut(allowed, 0, first, last, None, False)[0, 0, 2, 0]
+        assert (drop(weights, 0, first, last, None, False)[0, 2, :, 0] == 0).all()
+        for kind in kinds.values():
+            assert reweigh(weights, allowed, 0, kind, 1).shape == weights.shape
+        states, places = torch.ones(1, 3, 5), (torch.tensor([0]), torch.tensor([2]), None, torch.full((1, 5), 2.0))
+        assert (go_around(states, states * 0, 0, last)[0, 2] == 0).all()
+        assert (put_states(states, 0, *places)[0, 2] == 2).all()
+        assert (add_states(states, 0, *places)[0, 2] == 3).all()
         assert "interp" not in sys.modules
     """
     blob = str(tmp_path / "sent")
