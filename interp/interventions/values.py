@@ -110,42 +110,46 @@ def where(vlm: VLM, batch: Batch, site: str, layers: Any, positions: Any, heads:
 # Values ------------------------------------------------------------------------------------------------------------------
 
 
-def spread(value: Tensor, where: Where) -> list[Tensor]:
+def spread(value: Tensor, places: Where) -> list[Tensor]:
     """A tensor that broadcasts to `[layers, selected positions, width]`, or with heads `[layers, selected positions, heads,
     d_head]`, for each layer. Raises `InputError` where it does not fit."""
-    count = int(where.mask.sum())
-    return [_fitted(_of_layer(value, where, index), where, index, count, value) for index in range(len(where.layers))]
+    count = int(places.mask.sum())
+    return [
+        _fitted(_of_layer(value, places, index), places, index, count, value) for index in range(len(places.layers))
+    ]
 
 
-def _of_layer(value: Tensor, where: Where, index: int) -> Tensor:
+def _of_layer(value: Tensor, places: Where, index: int) -> Tensor:
     """A layer's own part of a value that has an axis of layers."""
-    if value.ndim != len(where.shapes[index]) + 2:
+    if value.ndim != len(places.shapes[index]) + 2:
         return value
-    return value[index if len(value) > 1 else 0] if len(value) in (1, len(where.layers)) else value
+    return value[index if len(value) > 1 else 0] if len(value) in (1, len(places.layers)) else value
 
 
-def _fitted(part: Tensor, where: Where, index: int, count: int, given: Tensor) -> Tensor:
+def _fitted(part: Tensor, places: Where, index: int, count: int, given: Tensor) -> Tensor:
     try:
-        return part.expand(count, *where.shapes[index])
+        return part.expand(count, *places.shapes[index])
     except RuntimeError:
-        axes = "width" if where.site in STATES else "heads, d_head"
-        expected = (len(where.layers), count, *where.shapes[index])
+        axes = "width" if places.site in STATES else "heads, d_head"
+        expected = (len(places.layers), count, *places.shapes[index])
         raise InputError(
             f"value of shape {tuple(given.shape)} does not fit {expected} (layers, selected positions, {axes})"
         ) from None
 
 
-def is_one_for_all(value: Tensor, where: Where) -> bool:
+def is_one_for_all(value: Tensor, places: Where) -> bool:
     """Whether a value is the same at every position, so that it can be written to new tokens too."""
-    behind = len(where.shapes[0])
+    behind = len(places.shapes[0])
     return value.ndim <= behind or value.shape[-behind - 1] == 1
 
 
-def states_of(vlm: VLM, batch: Batch, where: Where) -> list[Tensor]:
+def states_of(vlm: VLM, batch: Batch, places: Where) -> list[Tensor]:
     """What stands there in a batch's own unchanged run, for each layer."""
-    seen = run_forward(vlm, batch, reads=[Read(layer, where.site, layer, whole) for layer in where.layers], logits=None)
-    found = [seen[layer][where.mask.to(seen[layer].device)] for layer in where.layers]
-    return [_of_heads(states, heads) for states, heads in zip(found, where.heads, strict=True)]
+    seen = run_forward(
+        vlm, batch, reads=[Read(layer, places.site, layer, whole) for layer in places.layers], logits=None
+    )
+    found = [seen[layer][places.mask.to(seen[layer].device)] for layer in places.layers]
+    return [_of_heads(states, heads) for states, heads in zip(found, places.heads, strict=True)]
 
 
 def is_activations(value: Any) -> bool:
@@ -153,32 +157,32 @@ def is_activations(value: Any) -> bool:
     return isinstance(value, Mapping) and hasattr(value, "layers") and hasattr(value, "places")
 
 
-def examples_of(acts: Any, where: Where) -> list[Tensor]:
+def examples_of(acts: Any, places: Where) -> list[Tensor]:
     """The examples `[example, ...]` of captured activations for each layer, of the chosen heads alone.
 
     Raises `InputError` for a site or a layer that was not captured.
     """
-    captured = list(acts.layers.get(where.site, ()))
-    missing = [layer for layer in where.layers if layer not in captured]
+    captured = list(acts.layers.get(places.site, ()))
+    missing = [layer for layer in places.layers if layer not in captured]
     if missing:
         there = ", ".join(f"{site} of layers {', '.join(map(str, acts.layers[site]))}" for site in acts)
-        raise InputError(f"value has no {where.site} of layer {missing[0]}: captured was {there}")
-    found = [torch.as_tensor(acts[where.site][captured.index(layer)]) for layer in where.layers]
-    return [_of_heads(states, heads) for states, heads in zip(found, where.heads, strict=True)]
+        raise InputError(f"value has no {places.site} of layer {missing[0]}: captured was {there}")
+    found = [torch.as_tensor(acts[places.site][captured.index(layer)]) for layer in places.layers]
+    return [_of_heads(states, heads) for states, heads in zip(found, places.heads, strict=True)]
 
 
 def _of_heads(states: Tensor, heads: list[int] | None) -> Tensor:
     return states if heads is None else states[:, heads]
 
 
-def landed(acts: Any, where: Where) -> list[Tensor]:
+def landed(acts: Any, places: Where) -> list[Tensor]:
     """Captured examples on the selected positions, for each layer.
 
     As many examples of each row as the row selects land one by one; one example a row lands on all of the row's
     positions, and a single one on all. Raises `InputError` where they are neither.
     """
-    examples, selected = examples_of(acts, where), where.per_row()
-    rows = acts.places(where.site).rows
+    examples, selected = examples_of(acts, places), places.per_row()
+    rows = acts.places(places.site).rows
     captured = torch.bincount(rows, minlength=len(selected)).tolist()
     if captured == selected:
         index = torch.arange(len(rows))
@@ -193,4 +197,4 @@ def landed(acts: Any, where: Where) -> list[Tensor]:
         )
     count = sum(selected)
     of_layers = [states[index.to(states.device)] for states in examples]
-    return [_fitted(states, where, number, count, states) for number, states in enumerate(of_layers)]
+    return [_fitted(states, places, number, count, states) for number, states in enumerate(of_layers)]

@@ -10,7 +10,7 @@ import torch
 import interp
 from interp.interventions import Ablate, Knockout, Patch, Reweight, Skip, Steer, Truncate
 from interp.models.forward import run_generate
-from patterned import batch_of
+from patterned import attention_modules, batch_of
 from patterned import load as load_bare
 
 NEW = 7
@@ -133,6 +133,31 @@ def test_windows_and_chunks(name, case):
     vlm, batch = load(name), batch_of(name, padded=True)
     found = generated(vlm, batch, CASES[case](lambda name: name, vlm))
     assert torch.equal(found, by_repeated_passes(vlm, batch, CASES[case]))
+
+
+@pytest.mark.parametrize("heads", [None, [0, 3]])
+def test_no_new_token_attends_to_what_it_is_kept_from(heads):
+    """Exactly nothing, in the layers and heads named and in no other."""
+    vlm, batch = load("llava"), batch_of("llava", padded=True)
+    image = batch.positions["image"]
+    seen = {layer: [] for layer in range(4)}
+    handles = [
+        module.register_forward_hook(lambda module, given, out, layer=layer: seen[layer].append(out[1]))
+        for layer, module in attention_modules(vlm).items()
+    ]
+    try:
+        generated(vlm, batch, [Knockout(source="image", target="last", layers=[1, 3], heads=heads)])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, steps in seen.items():
+        assert len(steps) == NEW
+        for weights in steps:  # [batch, head, query, key]
+            of_image = weights[:, :, -1, : image.shape[1]].transpose(1, 2)[image]
+            cut = torch.tensor([layer in (1, 3) and (heads is None or head in heads) for head in range(4)])
+            assert (of_image[:, cut] == 0).all()
+            assert (of_image[:, ~cut] > 0).all()
+            torch.testing.assert_close(weights[:, :, -1].sum(dim=-1), torch.ones(2, 4))
 
 
 def test_nothing_to_do_is_transformers_own():
