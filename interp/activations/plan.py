@@ -32,7 +32,7 @@ def make_plan(vlm: VLM, wanted: Wanted, **run: Any) -> dict[str, Any]:
         "model": vlm.name,
         "revision": vlm.revision,
         "weights": fingerprint_of_weights(vlm.model),
-        "attention": "eager" if "pattern" in wanted.sites else implementation(vlm),
+        "attention": "eager" if _needs_weights(wanted) else implementation(vlm),
         "n_layers": vlm.structure.n_layers,
         "sites": {site: {"layers": list(layers), "kind": kind_of(site)} for site, layers in wanted.sites.items()},
         "positions": wanted.positions if isinstance(wanted.positions, str) else describe(wanted.positions),
@@ -43,6 +43,11 @@ def make_plan(vlm: VLM, wanted: Wanted, **run: Any) -> dict[str, Any]:
         **run,
         "versions": package_versions(),
     }
+
+
+def _needs_weights(wanted: Wanted) -> bool:
+    """Whether the weights of attention are read or edited, which eager attention alone holds."""
+    return "pattern" in wanted.sites or any(getattr(each, "needs_weights", False) for each in wanted.interventions)
 
 
 def describe(value: Any) -> str:

@@ -83,6 +83,11 @@ class Knockout:
     def __post_init__(self) -> None:
         keep_iterators(self)
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it edits the weights of attention, for which the run is eager."""
+        return self.mode == "post_softmax"
+
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
         if self.mode not in MODES:
             raise InputError(f"mode={self.mode!r}: expected {' or '.join(map(repr, MODES))}")

@@ -63,6 +63,11 @@ class Reweight:
     def __post_init__(self) -> None:
         keep_iterators(self)
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it edits the weights of attention, for which the run is eager."""
+        return True
+
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
         if self.kind not in KINDS:
             raise InputError(f"kind={self.kind!r}: expected one of {', '.join(KINDS)}")

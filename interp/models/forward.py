@@ -261,7 +261,9 @@ def run_until_reads(
 def run_for_shapes(vlm: VLM, inputs: Mapping[str, Tensor], envoys: Sequence[Any]) -> dict[str, list[Shapes]]:
     """The shapes at each visit to these modules before layer 0, by their nnsight paths; nothing else leaves the trace."""
     options = {**vlm.on_device(inputs), **vlm.trace_options}
-    steps = [(vlm.layers[0], "input", (1, None), None, (), ())]  # or the trace would be sent with all of this package's VLM
+    steps = [
+        (vlm.layers[0], "input", (1, None), None, (), ())
+    ]  # or the trace would be sent with all of this package's VLM
     with let_go(), explained(), torch.no_grad(), vlm.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True)
         follow(steps, {})

@@ -62,3 +62,10 @@ def test_weights_are_told_apart(toy):
 def test_the_manifest_says_what_ran(toy):
     acts = interp.capture(toy, [(None, "a red 3")], positions=[0, -1], reduce="none", progress=False)
     assert (acts.manifest["attention"], acts.manifest["positions"]) == ("sdpa", "[0, -1]")
+
+
+def test_the_manifest_says_that_an_intervention_made_attention_eager(toy):
+    for mode, ran in (("pre_softmax", "sdpa"), ("post_softmax", "eager")):
+        cut = Knockout(source=[0], target="last", layers=3, mode=mode)
+        acts = interp.capture(toy, [(None, "a red 3")], positions="last", interventions=[cut], progress=False)
+        assert acts.manifest["attention"] == ran
