@@ -87,6 +87,17 @@ def test_keywords_are_replaced(wrapped):
     assert (out == 0).all()
 
 
+def test_a_part_named_as_what_every_envoy_serves_stands_beside_it():
+    module = nn.Sequential(nn.Linear(3, 3))
+    module.add_module("output", nn.Linear(3, 3))
+    with pytest.warns(UserWarning, match="submodule named 'output'"):
+        wrapped = nnsight.NNsight(module)
+    with torch.no_grad(), wrapped.trace(X):
+        wrapped.E_output.input = torch.zeros(2, 3)
+        out = nnsight.save(wrapped.output)
+    assert torch.equal(out, module.output.bias.expand(2, 3))
+
+
 def test_a_function_called_in_a_trace_does_the_same(wrapped):
     def scale(envoy, saved):
         envoy.output = envoy.output * 0

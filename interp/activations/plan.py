@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.activations.activations import Activations
 from interp.activations.taking import Wanted, kind_of
 from interp.models import VLM, Batch
-from interp.models.attention import implementation
+from interp.models.attention import implementation, tower_implementation
 from interp.models.batch import fingerprint
 from interp.results import package_versions
 
@@ -33,6 +33,7 @@ def make_plan(vlm: VLM, wanted: Wanted, **run: Any) -> dict[str, Any]:
         "revision": vlm.revision,
         "weights": fingerprint_of_weights(vlm.model),
         "attention": "eager" if _needs_weights(wanted) else implementation(vlm),
+        "vision_attention": "eager" if _needs_tower_weights(wanted) else tower_implementation(vlm),
         "n_layers": vlm.structure.n_layers,
         "sites": {site: {"layers": list(layers), "kind": kind_of(site)} for site, layers in wanted.sites.items()},
         "positions": wanted.positions if isinstance(wanted.positions, str) else describe(wanted.positions),
@@ -48,6 +49,11 @@ def make_plan(vlm: VLM, wanted: Wanted, **run: Any) -> dict[str, Any]:
 def _needs_weights(wanted: Wanted) -> bool:
     """Whether the weights of attention are read or edited, which eager attention alone holds."""
     return "pattern" in wanted.sites or any(getattr(each, "needs_weights", False) for each in wanted.interventions)
+
+
+def _needs_tower_weights(wanted: Wanted) -> bool:
+    """The same of the weights of the image tower."""
+    return any(getattr(each, "needs_tower_weights", False) for each in wanted.interventions)
 
 
 def describe(value: Any) -> str:

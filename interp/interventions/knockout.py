@@ -38,7 +38,7 @@ from interp.interventions.choices import (
 from interp.models.encodings import shown
 from interp.models.forward import Edit
 from interp.models.masks import PATTERNED
-from interp.models.positions import as_int
+from interp.models.positions import as_int, as_ints
 from interp.models.visibility import visible
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class Knockout:
     In generation the cut holds for new tokens too: each is "text", "all", "last" and "after_image", so that a knockout
     from "image" to "last" keeps every new token from the image. A target stays cut when it is no longer the last.
 
-    Raises `InputError` for an unknown position, layer, head or mode, for no layer or head, for a name that selects nothing
-    in the batch (an empty mask cuts nothing), for a layer without softmax attention, and before the softmax where a target
-    would be left without any key: its attention would be undefined. Knockouts that leave it none only together are seen
-    when the model runs, and raise `ValueError` there. After the softmax, `LayoutError` for a layer whose z is not
+    Raises `InputError` for an unknown position, layer, head or mode, for no layer or head, for a name or ints that select
+    nothing in the batch (an empty mask cuts nothing), for a layer without softmax attention, and before the softmax where a
+    target would be left without any key: its attention would be undefined. Knockouts that leave it none only together are
+    seen when the model runs, and raise `ValueError` there. After the softmax, `LayoutError` for a layer whose z is not
     ``pattern @ v``.
 
     >>> import interp
@@ -91,6 +91,8 @@ class Knockout:
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
         if self.mode not in MODES:
             raise InputError(f"mode={self.mode!r}: expected {' or '.join(map(repr, MODES))}")
+        if not isinstance(self.self_edges, bool):
+            raise InputError(f"self_edges={self.self_edges!r}: expected True or False")
         layers = patterned(vlm, chosen_layers(vlm, self.layers))
         chosen = {layer: _as_mask(vlm, self.heads, layer) for layer in layers}
         real = batch.positions["all"]
@@ -140,10 +142,14 @@ class Truncate:
         layers = patterned(vlm, list(range(vlm.layer_indices([first])[0], vlm.structure.n_layers)))
         gone = chosen_positions(batch, self.positions, new)
         real = with_new_tokens(batch.positions["all"], "all", new)
-        others = real & ~gone
+        others, gone = real & ~gone, gone & real
+        if not gone.any():
+            raise InputError(
+                f"positions={shown(self.positions)} are padding alone, which nothing attends to: choose tokens"
+            )
         if not others[:, : others.shape[1] - new].any():
             raise InputError(f"positions={shown(self.positions)} are all positions: expected some to be left")
-        return [Edit("mask", layer, cut, (gone & real, others, None, False), ("past",)) for layer in layers]
+        return [Edit("mask", layer, cut, (gone, others, None, False), ("past",)) for layer in layers]
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
@@ -182,10 +188,10 @@ def edges_among(like, past, source, target, heads, self_edges):
 
 
 def _ends(batch: Batch, name: str, positions: Any) -> Tensor:
-    """The positions of source or target. A mask may be empty, as a control that cuts nothing; a name means something."""
+    """The positions of source or target. A mask may be empty, as a control that cuts nothing; a name or ints mean something."""
     mask = batch.positions.select(positions)
-    if isinstance(positions, str) and not mask.any():
-        raise InputError(f"{name}={positions!r} selects nothing in this batch, expected at least one position")
+    if not mask.any() and (isinstance(positions, str) or as_ints(positions) is not None):
+        raise InputError(f"{name}={shown(positions)} selects nothing in this batch, expected at least one position")
     return mask
 
 

@@ -10,6 +10,9 @@ reversed    ``(max + min - w[k]) / sum``: what weighed most weighs least, of two
 shuffled    the row's own weights, dealt out anew among its keys
 ==========  ==============================================================================================
 
+It can be done to the language model and to its image tower, whose rows are patches that look at patches: an answer that
+survives other weights in the tower was carried by what each patch shows alone.
+
 The four kinds are those of CausalMM (Zhou et al. 2024); the formulas are this toolkit's own, since theirs are divided by a
 sum that hidden keys belong to as well, so that their rows do not sum to one.
 """
@@ -21,15 +24,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import InputError
-from interp.interventions.choices import chosen_layers, keep_iterators
+from interp.errors import InputError, LayoutError
+from interp.interventions.choices import chosen_blocks, chosen_layers, chosen_seed, keep_iterators
 from interp.interventions.knockout import patterned
-from interp.models.encodings import shown
+from interp.models.attention import eager_tower
 from interp.models.forward import Edit
-from interp.models.positions import as_int
+from interp.models.pictures import has_pictures
+from interp.models.tower import times_run
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
+
+# The sites of the weights and of who sees whom.
+_TOWERS = {"language": ("pattern", "mask"), "vision": ("vision_pattern", "vision_mask")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +49,24 @@ class Reweight:
 
     In generation the rows of new tokens get other weights too.
 
-    `tower` is "language"; the weights of an image tower were not proved to make what its heads give, so "vision" is refused.
+    With `tower` "vision" the layers are blocks of the image tower, in which the same was proved (`vlm.structure.vision_weighed`,
+    measured at the first use). Which keys a token may see there is told by the mask or the bounds that its attention is
+    given: all of its image in most, those of its window in some. The tower runs once, with the prompt.
 
-    Raises `InputError` for an unknown kind, tower, layer or seed, for no layer and for one without softmax attention;
-    `LayoutError` for a layer whose z is not ``pattern @ v``.
+    Raises `InputError` for an unknown kind, tower, layer or seed, for no layer and for one without softmax attention, and
+    for a batch without images where the tower's weights are to change; `LayoutError` for a layer or a block whose z is not
+    ``pattern @ v``, and for a tower that runs more than once.
 
     >>> import interp
     >>> vlm = interp.load("toy")
     >>> batch = vlm.prepare(texts=["a red 3 at top . where is the 3 ?"])
     >>> even = interp.interventions.Reweight(kind="uniform", layers=[3, 4])
     >>> bool((vlm.logits(batch) == vlm.logits(batch, interventions=[even])).all())
+    False
+    >>> scene = interp.toy.scenes(1, seed=0)[0]
+    >>> pictured = vlm.prepare(texts=[scene.questions[0].prompt], images=[scene.image])
+    >>> blurred = interp.interventions.Reweight(kind="uniform", layers="all", tower="vision")
+    >>> bool((vlm.logits(pictured) == vlm.logits(pictured, interventions=[blurred])).all())
     False
     """
 
@@ -65,27 +80,42 @@ class Reweight:
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it edits the weights of attention, for which the run is eager."""
-        return True
+        """Whether it edits the weights of the decoder's attention, for which the run is eager."""
+        return self.tower == "language"
+
+    @property
+    def needs_tower_weights(self) -> bool:
+        """Whether it edits the weights of the image tower's attention, which is eager for the run then."""
+        return self.tower == "vision"
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise InputError(f"kind={self.kind!r}: expected one of {', '.join(KINDS)}")
+        if self.tower not in _TOWERS:
+            raise InputError(f"tower={self.tower!r}: expected {' or '.join(map(repr, _TOWERS))}")
+        seed = chosen_seed(self.seed)
         if self.tower == "vision":
-            raise InputError(
-                "tower='vision': the attention weights of an image tower are not proved, use tower='language'"
-            )
-        if self.tower != "language":
-            raise InputError(f"tower={self.tower!r}: expected 'language'")
-        seed = as_int(self.seed)
-        if seed is None or seed < 0:
-            raise InputError(f"seed={shown(self.seed)}: expected an int from 0 on")
-        layers = patterned(vlm, chosen_layers(vlm, self.layers))
-        depth = vlm.structure.n_layers
+            layers, depth = _seeing(vlm, batch, self.layers), len(vlm.block_indices("all"))
+        else:
+            layers, depth = patterned(vlm, chosen_layers(vlm, self.layers)), vlm.structure.n_layers
+        weights, mask = _TOWERS[self.tower]
         return [
-            Edit("pattern", layer, reweigh, (KINDS[self.kind], seed * depth + layer), ("mask", "past"))
-            for layer in layers
+            Edit(weights, layer, reweigh, (KINDS[self.kind], seed * depth + layer), (mask, "past")) for layer in layers
         ]
+
+
+def _seeing(vlm: VLM, batch: Batch, layers: Any) -> list[int]:
+    """These blocks of the image tower, which runs once for this batch: an edit is made in its first run."""
+    chosen = chosen_blocks(vlm, layers)
+    if not has_pictures(batch):
+        raise InputError("tower='vision': the batch has no image, so the image tower does not run: expected images")
+    with eager_tower(vlm):  # a model on a server that cannot be switched is refused before anything is sent
+        times = times_run(vlm, batch)
+    if times != 1:
+        raise LayoutError(
+            f"{vlm.name!r} runs its image tower {times} times for this batch, expected once: its weights cannot be changed"
+        )
+    return chosen
 
 
 # Plain torch, run inside the trace: weights, and which keys a row sees, `[batch, query, head, key]` --------------------

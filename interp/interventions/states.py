@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
-from interp.interventions.choices import keep_iterators
+from interp.interventions.choices import chosen_seed, keep_iterators
 from interp.interventions.values import (
     Where,
     examples_of,
@@ -123,8 +123,8 @@ class Ablate:
     In generation new tokens that `positions` name are ablated too, but for "resample" and a tensor with a value for
     each position: these belong to the prompt.
 
-    Raises what `Patch` raises, and `InputError` for an unknown value, and for "resample" of one row or of rows that do not
-    select as many positions.
+    Raises what `Patch` raises, and `InputError` for an unknown value, for a seed that is no int from 0 on, and for "resample"
+    of one row or of rows that do not select as many positions.
 
     Source: mean and resample ablation as in Wang et al. 2022 and Chan et al. 2022 (causal scrubbing).
     """
@@ -142,9 +142,10 @@ class Ablate:
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
         if isinstance(self.value, str) and self.value not in _WORDS:
             raise InputError(f"value={self.value!r}: expected 'zero', 'mean', 'resample', a tensor or Activations")
+        seed = chosen_seed(self.seed)
         prompt = where(vlm, batch, self.site, self.layers, self.positions, self.heads)
         if isinstance(self.value, str) and self.value == "resample":
-            return prompt.edits(put_states, self._of_other_rows(vlm, batch, prompt))
+            return prompt.edits(put_states, self._of_other_rows(vlm, batch, prompt, seed))
         if isinstance(self.value, Tensor) and not is_one_for_all(self.value, prompt):
             return prompt.edits(put_states, spread(self.value, prompt))
         grown = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
@@ -161,7 +162,7 @@ class Ablate:
         count = int(grown.mask.sum())
         return grown.edits(put_states, [_mean(each).expand(count, *each.shape[1:]) for each in states])
 
-    def _of_other_rows(self, vlm: VLM, batch: Batch, prompt: Where) -> list[Tensor]:
+    def _of_other_rows(self, vlm: VLM, batch: Batch, prompt: Where, seed: int) -> list[Tensor]:
         counts = prompt.per_row()
         if len(counts) == 1:
             raise InputError(
@@ -172,7 +173,7 @@ class Ablate:
                 f"positions={shown(self.positions)} selects {counts} positions in the rows: expected as many in each, so that "
                 "a row can take another's"
             )
-        donors = derangement(len(counts), self.seed)
+        donors = derangement(len(counts), seed)
         index = torch.arange(sum(counts)).reshape(len(counts), -1)[donors].flatten()
         return [states[index.to(states.device)] for states in states_of(vlm, batch, prompt)]
 

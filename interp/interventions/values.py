@@ -58,28 +58,26 @@ PAST = ("past",)
 
 def put_states(value, past, rows, columns, heads, new):
     """`new` at the selected positions (of the chosen heads), nothing else changed. `value` begins at position `past`."""
-    here = (columns >= past) & (columns < past + value.shape[1])
-    rows, columns = rows[here].to(value.device), columns[here].to(value.device) - past
-    new = new[here].to(value.device, value.dtype)
+    at, new = places_in(value, past, rows, columns, heads, new)
     value = value.clone()
-    if heads is None:
-        value[rows, columns] = new
-    else:
-        value[rows[:, None], columns[:, None], heads.to(value.device)] = new
+    value[at] = new
     return value
 
 
 def add_states(value, past, rows, columns, heads, new):
     """`new` added at the selected positions (to the chosen heads)."""
+    at, new = places_in(value, past, rows, columns, heads, new)
+    value = value.clone()
+    value[at] += new
+    return value
+
+
+def places_in(value, past, rows, columns, heads, new):
+    """The index of the selected positions that `value` holds, and what belongs there."""
     here = (columns >= past) & (columns < past + value.shape[1])
     rows, columns = rows[here].to(value.device), columns[here].to(value.device) - past
-    new = new[here].to(value.device, value.dtype)
-    value = value.clone()
-    if heads is None:
-        value[rows, columns] += new
-    else:
-        value[rows[:, None], columns[:, None], heads.to(value.device)] += new
-    return value
+    at = (rows, columns) if heads is None else (rows[:, None], columns[:, None], heads.to(value.device))
+    return at, new[here].to(value.device, value.dtype)
 
 
 # Where -------------------------------------------------------------------------------------------------------------------
@@ -110,12 +108,13 @@ def where(vlm: VLM, batch: Batch, site: str, layers: Any, positions: Any, heads:
 # Values ------------------------------------------------------------------------------------------------------------------
 
 
-def spread(value: Tensor, places: Where) -> list[Tensor]:
+def spread(value: Tensor, places: Where, name: str = "value") -> list[Tensor]:
     """A tensor that broadcasts to `[layers, selected positions, width]`, or with heads `[layers, selected positions, heads,
-    d_head]`, for each layer. Raises `InputError` where it does not fit."""
+    d_head]`, for each layer. Raises `InputError` where it does not fit, which says `name` of it."""
     count = int(places.mask.sum())
     return [
-        _fitted(_of_layer(value, places, index), places, index, count, value) for index in range(len(places.layers))
+        _fitted(_of_layer(value, places, index), places, index, count, f"{name} of shape {tuple(value.shape)}")
+        for index in range(len(places.layers))
     ]
 
 
@@ -126,15 +125,13 @@ def _of_layer(value: Tensor, places: Where, index: int) -> Tensor:
     return value[index if len(value) > 1 else 0] if len(value) in (1, len(places.layers)) else value
 
 
-def _fitted(part: Tensor, places: Where, index: int, count: int, given: Tensor) -> Tensor:
+def _fitted(part: Tensor, places: Where, index: int, count: int, said: str) -> Tensor:
     try:
         return part.expand(count, *places.shapes[index])
     except RuntimeError:
         axes = "width" if places.site in STATES else "heads, d_head"
         expected = (len(places.layers), count, *places.shapes[index])
-        raise InputError(
-            f"value of shape {tuple(given.shape)} does not fit {expected} (layers, selected positions, {axes})"
-        ) from None
+        raise InputError(f"{said} does not fit {expected} (layers, selected positions, {axes})") from None
 
 
 def is_one_for_all(value: Tensor, places: Where) -> bool:
@@ -160,7 +157,7 @@ def is_activations(value: Any) -> bool:
 def examples_of(acts: Any, places: Where) -> list[Tensor]:
     """The examples `[example, ...]` of captured activations for each layer, of the chosen heads alone.
 
-    Raises `InputError` for a site or a layer that was not captured.
+    Raises `InputError` for a site or a layer that was not captured, and for states of another shape than the model's own.
     """
     captured = list(acts.layers.get(places.site, ()))
     missing = [layer for layer in places.layers if layer not in captured]
@@ -168,7 +165,21 @@ def examples_of(acts: Any, places: Where) -> list[Tensor]:
         there = ", ".join(f"{site} of layers {', '.join(map(str, acts.layers[site]))}" for site in acts)
         raise InputError(f"value has no {places.site} of layer {missing[0]}: captured was {there}")
     found = [torch.as_tensor(acts[places.site][captured.index(layer)]) for layer in places.layers]
-    return [_of_heads(states, heads) for states, heads in zip(found, places.heads, strict=True)]
+    return [_as_here(states, places, index) for index, states in enumerate(found)]
+
+
+def _as_here(states: Tensor, places: Where, index: int) -> Tensor:
+    """A layer's captured examples, of the chosen heads alone. Raises `InputError` where this model has another shape there."""
+    heads = places.heads[index]
+    there = heads is None or max(heads) < states.shape[1]
+    few = _of_heads(states, heads) if there else states
+    if not there or tuple(few.shape[1:]) != places.shapes[index]:
+        wanted = places.shapes[index] if heads is None else f"heads {heads} of width {places.shapes[index][-1]}"
+        raise InputError(
+            f"value has {places.site} of shape {tuple(states.shape[1:])} in layer {places.layers[index]}, expected {wanted}: "
+            "capture it with a model of these sizes"
+        )
+    return few
 
 
 def _of_heads(states: Tensor, heads: list[int] | None) -> Tensor:
@@ -195,6 +206,4 @@ def landed(acts: Any, places: Where) -> list[Tensor]:
             f"value has {captured} examples in its rows and {selected} positions are selected in the batch's: expected as "
             "many, one a row, or one in all"
         )
-    count = sum(selected)
-    of_layers = [states[index.to(states.device)] for states in examples]
-    return [_fitted(states, places, number, count, states) for number, states in enumerate(of_layers)]
+    return [states[index.to(states.device)] for states in examples]

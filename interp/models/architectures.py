@@ -27,6 +27,7 @@ class Architecture:
     says how image positions are known, by a "token" of their own or by the "effect" of the pixels. `sites` are the
     sites beside the stream's states and in how many of its `layers` layers each was proved; in none where it is missing.
     `patches` are those of the sites "vision" and "projector" that it has, "by row" where several rows must be run alone.
+    `blocks` are those of its image tower, None without one, in `weighed` of which other attention weights can be given.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Architecture:
     layers: int | None = None
     sites: Mapping[str, int] = field(default_factory=dict)
     patches: tuple[str, ...] = ()
+    blocks: int | None = None
+    weighed: int = 0
     continuous: bool | None = None
     bidirectional_images: bool | None = None
 
@@ -52,7 +55,14 @@ class Architecture:
             f"{site} {count}/{self.layers}" if count else site for site, count in counts.items() if count != self.layers
         ]
         had = [site.split()[0] for site in self.patches]
-        return [*some, *(site for site in ("vision", "projector") if site not in had)]
+        weights = [self.vision_pattern or "vision_pattern"] if self.weighed != self.blocks else []
+        return [*some, *(site for site in ("vision", "projector") if site not in had), *weights]
+
+    @property
+    def vision_pattern(self) -> str:
+        """The site of the tower's weights, with the number of blocks where it is in some alone; nothing without."""
+        some = f"vision_pattern {self.weighed}/{self.blocks}"
+        return "vision_pattern" if self.weighed == self.blocks else some if self.weighed else ""
 
 
 def architectures() -> list[Architecture]:

@@ -2,8 +2,8 @@
 
 transformers computes attention in one of several ways. ``sdpa`` and the flash kinds never hold the weights of query and
 key as a tensor, and give None in their place without a word; ``eager`` does. So the weights are to be had while eager
-attention runs, and `eager` sees to that for the time of a run: in the decoder alone, since a vision tower that is
-switched too would be slower for nothing, and with what was there before put back whatever happens.
+attention runs, and `eager` sees to that for the time of a run: in the decoder alone, or with `eager_tower` in the image
+tower alone, since the other would be slower for nothing, and with what was there before put back whatever happens.
 
 An implementation is a word in a config, which each forward pass looks up. Weights, masks and nnsight's wrapping stay as
 they are. No `output_attentions` is needed: eager attention hands its weights to the layer, which drops them.
@@ -11,7 +11,7 @@ they are. No `output_attentions` is needed: eager attention hands its weights to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,27 @@ from interp.models.structure import resolve
 if TYPE_CHECKING:
     from interp.models.vlm import VLM
 
+# What the attention of a block of an image tower is called.
+_IN_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
+
 
 def implementation(vlm: VLM) -> str | None:
     """The name of the implementation that the decoder's attention runs with, as transformers has it."""
-    return _owner(vlm).config._attn_implementation
+    return _owner(vlm, vlm.structure.layers).config._attn_implementation
+
+
+def tower_implementation(vlm: VLM) -> str | None:
+    """The name of the implementation that the image tower's attention runs with, None for a model without blocks."""
+    blocks = vlm.structure.blocks
+    return None if blocks is None else _owner(vlm, blocks).config._attn_implementation
+
+
+def tower_attention(vlm: VLM) -> tuple[str | None, ...]:
+    """The attention of each block of the image tower, as a child of the block, None where it has none."""
+    if vlm.structure.blocks is None:
+        return ()
+    children = [dict(block.named_children()) for block in resolve(vlm.model, vlm.structure.blocks)]
+    return tuple(next((name for name in _IN_BLOCKS if name in of_block), None) for of_block in children)
 
 
 @contextmanager
@@ -35,21 +52,46 @@ def eager(vlm: VLM) -> Iterator[None]:
     Raises `InputError` for a model that runs elsewhere, whose config is not ours to change, and `LayoutError` for one
     whose attention cannot be switched.
     """
-    before = implementation(vlm)
-    if before == "eager" and _is_eager(vlm):
+    structure = vlm.structure
+    parts = [
+        part if kind in PATTERNED else None for part, kind in zip(structure.attn, structure.attention, strict=True)
+    ]
+    with _eager_in(vlm, structure.layers, parts, "attention"):
+        yield
+
+
+@contextmanager
+def eager_tower(vlm: VLM) -> Iterator[None]:
+    """Eager attention in the blocks of the image tower for as long as this lasts, and then what was there before.
+
+    Raises what `eager` raises.
+    """
+    if vlm.structure.blocks is None:
+        yield
+        return
+    with _eager_in(vlm, vlm.structure.blocks, tower_attention(vlm), "attention in its image tower"):
+        yield
+
+
+@contextmanager
+def _eager_in(vlm: VLM, stack: str, parts: Sequence[str | None], what: str) -> Iterator[None]:
+    """Eager attention in a stack of layers, each of which has its attention in the part of that name."""
+    owner = _owner(vlm, stack)
+    before = owner.config._attn_implementation
+    paths = [f"{stack}.{layer}.{part}" for layer, part in enumerate(parts) if part is not None]
+    if before == "eager" and _is_eager(vlm, paths):
         yield
         return
     if vlm.remote and vlm.remote != "local":
         raise InputError(
-            f"{vlm.name!r} runs on a server, where attention is {before!r} and cannot be switched: attention weights need a "
+            f"{vlm.name!r} runs on a server, where {what} is {before!r} and cannot be switched: attention weights need a "
             f"model loaded here, or one hosted with attn_implementation='eager'"
         )
-    owner = _owner(vlm)
     try:
         _switch(owner, "eager")
-        if not _is_eager(vlm):
+        if not _is_eager(vlm, paths):
             raise LayoutError(
-                f"{vlm.name!r} keeps {before!r} attention when told otherwise: load it with attn_implementation='eager'"
+                f"{vlm.name!r} keeps {before!r} {what} when told otherwise: load it with attn_implementation='eager'"
             )
         yield
     finally:
@@ -61,22 +103,16 @@ def _switch(owner: Any, name: str | None) -> None:
     owner.set_attn_implementation({"": name})
 
 
-def _owner(vlm: VLM) -> Any:
-    """The innermost transformers model that the decoder's layers are in, whose config their attention looks up."""
+def _owner(vlm: VLM, stack: str) -> Any:
+    """The innermost transformers model that a stack of layers is in, whose config their attention looks up."""
     from transformers import PreTrainedModel
 
-    names = vlm.structure.layers.split(".")
+    names = stack.split(".")
     above = [resolve(vlm.model, ".".join(names[:depth])) for depth in range(1, len(names))]
     return next((m for m in reversed(above) if isinstance(m, PreTrainedModel)), vlm.model)
 
 
-def _is_eager(vlm: VLM) -> bool:
-    """Whether every softmax attention of the decoder finds eager in the config it looks up."""
-    structure = vlm.structure
-    parts = [
-        resolve(vlm.model, f"{structure.layers}.{layer}.{part}")
-        for layer, (part, kind) in enumerate(zip(structure.attn, structure.attention, strict=True))
-        if part is not None and kind in PATTERNED
-    ]
-    configs = [part.config for part in parts if hasattr(part, "config")]
-    return all(config._attn_implementation == "eager" for config in configs)
+def _is_eager(vlm: VLM, paths: Sequence[str]) -> bool:
+    """Whether the attention at each of these paths finds eager in the config it looks up."""
+    parts = (resolve(vlm.model, path) for path in paths)
+    return all(part.config._attn_implementation == "eager" for part in parts if hasattr(part, "config"))

@@ -28,6 +28,7 @@ from interp.models.patterns import prove_pattern, prove_weighed
 from interp.models.pictures import has_pictures, moved_by_pictures, moved_by_projector, sees_behind
 from interp.models.places import HEADED
 from interp.models.sites import ROUNDINGS, observe, solve_readout, solve_sum, tolerance
+from interp.models.weighings import prove_weighings
 from interp.results import Result
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ def measure(vlm: VLM, trait: str) -> tuple[dict[str, Any], str]:
     tried = tried or vlm.checked_on
     if trait in ("continuous", "bidirectional_images"):
         return ({}, why) if pictured is None else (_measure_images(vlm, pictured), why)
+    if trait == "vision_weighed":
+        last = vlm.checked_on
+        pictured = pictured or (last if last is not None and has_pictures(last) else None)
+        return ({}, why) if pictured is None else ({trait: prove_weighings(vlm, pictured)}, why)
     if tried is None:
         return {}, why
     if trait == "trims":

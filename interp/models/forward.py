@@ -13,7 +13,7 @@ import gc
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,21 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.attention import eager
+from interp.models.attention import eager, eager_tower
 from interp.models.encodings import explained
-from interp.models.places import blocks_of, first, listed, place, put, take, when, when_rebuilt
+from interp.models.places import (
+    BEFORE_LAYERS,
+    WEIGHTS,
+    blocks_of,
+    first,
+    kept_for,
+    listed,
+    place,
+    put,
+    take,
+    when,
+    when_rebuilt,
+)
 
 if TYPE_CHECKING:
     from interp.models.batch import Batch
@@ -41,7 +53,7 @@ class Edit:
 
     An edit of "pattern" changes what the heads give: where a query's weights change, z becomes the mean of v with the
     new ones, at the output of the attention. It needs what a read of "pattern" needs, and a layer in which that mean
-    was proved to be z.
+    was proved to be z. So does one of "vision_pattern" in a block of the image tower. "vision_mask" is read alone.
     """
 
     site: str
@@ -202,30 +214,32 @@ def run_forward(
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
     seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
 
-    A read or an edit of "pattern" makes the decoder's attention eager for this run; see `interp.models.attention`.
+    A read or an edit of "pattern" makes the decoder's attention eager for this run, one of "vision_pattern" the tower's; see
+    `interp.models.attention`.
     """
-    with _as_needed(vlm, edits, reads):
+    with as_needed(vlm, edits, reads):
         return _run_forward(vlm, batch, edits, reads, logits)
 
 
-def _as_needed(vlm: VLM, edits: Sequence[Edit], reads: Sequence[Read]) -> AbstractContextManager[None]:
-    """Eager attention where weights are asked for."""
+@contextmanager
+def as_needed(vlm: VLM, edits: Sequence[Edit], reads: Sequence[Any]) -> Iterator[None]:
+    """Eager attention where an edit or something that is read asks for its weights."""
     sites = {*(edit.site for edit in edits), *(read.site for read in reads)}
-    return eager(vlm) if "pattern" in sites else nullcontext()
+    with (
+        eager(vlm) if "pattern" in sites else nullcontext(),
+        eager_tower(vlm) if "vision_pattern" in sites else nullcontext(),
+    ):
+        yield
 
 
 def _run_forward(
     vlm: VLM, batch: Batch, edits: Sequence[Edit], reads: Sequence[Read], logits: str | Tensor | None
 ) -> dict[Any, Tensor]:
-    model, inputs = vlm.nnsight, vlm.inputs_of(batch)
-    steps = _schedule(vlm, len(batch), edits, reads)
+    model = vlm.nnsight
+    steps = schedule(vlm, len(batch), edits, reads)
     mask = batch.positions["last"] if isinstance(logits, str) and logits == "last" else logits
     rows, columns = mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else (None, None)
-    at_end = isinstance(logits, str) and logits == "last" and bool(batch.positions["last"][:, -1].all())
-    # A model that trims would show its last layers without the other positions.
-    whole_states = vlm.structure.trims is False or not (edits or reads)
-    if at_end and whole_states and vlm.accepts("logits_to_keep"):
-        inputs = {**inputs, "logits_to_keep": 1}
+    inputs, at_end = logits_wanted(vlm, batch, logits, touched=bool(edits or reads))
     with let_go(), explained(), torch.no_grad(), model.trace(**inputs, **vlm.trace_options) as tracer:
         saved = nnsight.save({})
         follow(steps, saved)
@@ -240,6 +254,18 @@ def _run_forward(
     return dict(saved)
 
 
+def logits_wanted(vlm: VLM, batch: Batch, logits: str | Tensor | None, touched: bool) -> tuple[dict[str, Any], bool]:
+    """The inputs of a run that is asked for these logits, and whether they are those of the last position of every row,
+    where the model is told to make no others. `touched` says whether its layers are looked at or edited."""
+    inputs = vlm.inputs_of(batch)
+    at_end = isinstance(logits, str) and logits == "last" and bool(batch.positions["last"][:, -1].all())
+    # A model that trims would show its last layers without the other positions.
+    whole_states = vlm.structure.trims is False or not touched
+    if at_end and whole_states and vlm.accepts("logits_to_keep"):
+        inputs = {**inputs, "logits_to_keep": 1}
+    return inputs, at_end
+
+
 def run_until_layers(vlm: VLM, inputs: Mapping[str, Tensor], edits: Sequence[Edit] = ()) -> Tensor:
     """What enters layer 0, `[batch, seq, width]`, for inputs of which no positions are known; the rest is not computed."""
     return run_until_reads(vlm, inputs, [Read("state", "resid_pre", 0, whole)], edits)["state"]
@@ -249,7 +275,7 @@ def run_until_reads(
     vlm: VLM, inputs: Mapping[str, Tensor], reads: Sequence[Read], edits: Sequence[Edit] = ()
 ) -> dict[Any, Tensor]:
     """The value of each read under its key, for inputs of which no positions are known; the rest is not computed."""
-    steps = _schedule(vlm, len(inputs["input_ids"]), edits, reads)
+    steps = schedule(vlm, len(inputs["input_ids"]), edits, reads)
     options = {**vlm.on_device(inputs), **vlm.trace_options}
     with let_go(), explained(), torch.no_grad(), vlm.nnsight.trace(**options) as tracer:
         saved = nnsight.save({})
@@ -261,9 +287,8 @@ def run_until_reads(
 def run_for_shapes(vlm: VLM, inputs: Mapping[str, Tensor], envoys: Sequence[Any]) -> dict[str, list[Shapes]]:
     """The shapes at each visit to these modules before layer 0, by their nnsight paths; nothing else leaves the trace."""
     options = {**vlm.on_device(inputs), **vlm.trace_options}
-    steps = [
-        (vlm.layers[0], "input", (1, None), None, (), ())
-    ]  # or the trace would be sent with all of this package's VLM
+    # A layer is named here, or the trace would be sent with all of this package's VLM.
+    steps = [(vlm.layers[0], "input", (1, None), None, (), ())]
     with let_go(), explained(), torch.no_grad(), vlm.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True)
         follow(steps, {})
@@ -299,7 +324,11 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _others(value: Any) -> tuple[Tensor | None, ...]:
-    return tuple(_tensor(other) for other in value[1:]) if isinstance(value, tuple | list) else ()
+    return (
+        tuple(_tensor(other) if isinstance(other, Tensor) else None for other in value[1:])
+        if isinstance(value, tuple | list)
+        else ()
+    )
 
 
 def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], max_new_tokens: int, **options: Any) -> Tensor:
@@ -311,16 +340,19 @@ def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], max_new_tokens: 
     """
     model, inputs = vlm.nnsight, vlm.inputs_of(batch)
     length = batch.inputs["input_ids"].shape[1]
-    steps = _schedule(vlm, len(batch), edits, ())
+    # The image tower runs with the prompt alone.
+    seeing = schedule(vlm, len(batch), [edit for edit in edits if edit.site in BEFORE_LAYERS], ())
+    steps = schedule(vlm, len(batch), [edit for edit in edits if edit.site not in BEFORE_LAYERS], ())
     if edits and vlm.structure.trims is not False and vlm.accepts("logits_to_keep"):
         options = {**options, "logits_to_keep": 0}  # or some layers would show their last position alone
     options = {**options, **vlm.trace_options, "max_new_tokens": max_new_tokens}
     values: dict[int, Tensor] = {}
-    rounds = max_new_tokens if steps else 0
+    rounds = max_new_tokens if steps else min(1, len(seeing))
     # Rows that all end early end the loop, and all that stands behind it in its block: the ids are read in another.
     with _generating(vlm, edits), model.generate(**options) as tracer:
         with tracer.invoke(**inputs):
             for step in tracer.iter[:rounds]:
+                follow([] if step else seeing, {})
                 follow(steps, {}, length + step - 1 if step else 0, values)
         with tracer.invoke():
             ids = nnsight.save(tracer.result)
@@ -330,7 +362,7 @@ def run_generate(vlm: VLM, batch: Batch, edits: Sequence[Edit], max_new_tokens: 
 @contextmanager
 def _generating(vlm: VLM, edits: Sequence[Edit]) -> Iterator[None]:
     """Around a generation, in which it is no news that every row ended before the last step."""
-    with _as_needed(vlm, edits, ()), warnings.catch_warnings(), explained(), torch.no_grad():
+    with as_needed(vlm, edits, ()), warnings.catch_warnings(), explained(), torch.no_grad():
         warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
         yield
 
@@ -370,13 +402,18 @@ def reads_of_vision(
     return [Read(state, *place, function, arguments) for state, place in zip(chosen, places, strict=True)]
 
 
-def _schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tuple[Any, ...]]:
+def schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read]) -> list[tuple[Any, ...]]:
     """Edits and reads as the steps of `follow`: one visit to each site of each layer, in forward order."""
-    weighed_anew = {when_rebuilt(vlm, edit.layer)[0] for edit in edits if edit.site == "pattern"}
+    if any(edit.site == "vision_mask" for edit in edits):
+        raise InputError(
+            "site='vision_mask' is what the tower is told about who sees whom: read it, or edit vision_pattern"
+        )
+    weighed_anew = {(edit.layer, edit.site) for edit in edits if edit.site in WEIGHTS.values()}
+    rebuilt = {at[0]: at for at in (when_rebuilt(vlm, *edited) for edited in weighed_anew)}
 
     def moment(each: Edit | Read) -> tuple[int, int, int, str]:
         found = when(vlm, each.layer, each.site)
-        return when_rebuilt(vlm, each.layer) if each.site == "z" and found[0] in weighed_anew else found
+        return rebuilt.get(found[0], found) if each.site in WEIGHTS else found
 
     changes: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     readers: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
@@ -385,9 +422,13 @@ def _schedule(vlm: VLM, rows: int, edits: Sequence[Edit], reads: Sequence[Read])
     for read in reads:
         readers[moment(read)].append((read.key, read.function, read.arguments))
     # What is needed later in the layer: the state between attention and MLP is a sum, of what entered the layer too.
-    needed = {when(vlm, layer, "resid_pre") for layer, *_, site in {*changes, *readers} if site == "resid_mid"}
+    touched: list[Edit | Read] = [*edits, *reads]
+    needed = {
+        when(vlm, each.layer, site)
+        for each in touched
+        for site in kept_for(vlm, each.layer, each.site, (each.layer, each.site) in weighed_anew)
+    }
     needed |= {when(vlm, edit.layer, site) for edit in edits for site in edit.given if site != "past"}
-    needed |= {when(vlm, layer, site) for layer in weighed_anew for site in ("v", "z")}
     steps = []
     for at in sorted({*changes, *readers, *needed}):
         layer, site = at[0], at[-1]

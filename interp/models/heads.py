@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 # What the projections of attention are called: of queries, keys, values alone, and of all three. A latent one gives each
 # head the part of its key that has no position, and its value.
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "q": ("q_proj", "q_b_proj", "query", "query_proj", "to_q", "wq"),
-    "k": ("k_proj", "key", "key_proj", "to_k", "wk"),
-    "v": ("v_proj", "value", "value_proj", "to_v", "wv"),
+    "q": ("q", "q_proj", "q_b_proj", "query", "query_proj", "to_q", "wq"),
+    "k": ("k", "k_proj", "key", "key_proj", "to_k", "wk"),
+    "v": ("v", "v_proj", "value", "value_proj", "to_v", "wv"),
     "qkv": ("qkv_proj", "query_key_value", "qkv", "wqkv", "Wqkv", "c_attn", "att_proj", "in_proj"),
     "latent": ("kv_b_proj",),
 }
@@ -71,19 +71,31 @@ _MOVED = ("q", "k", "v")
 def watch(vlm: VLM, batch: Batch) -> dict[int, dict[str, Visit]]:
     """Run the model once; for each layer with softmax attention, the visit to its attention (under "") and to each part
     of it that runs once, by dotted path, in the order in which they began."""
+    kinds = zip(vlm.structure.attention, vlm.structure.attn, strict=True)
+    parts = {
+        layer: f"{vlm.structure.layers}.{layer}.{part}"
+        for layer, (kind, part) in enumerate(kinds)
+        if part is not None and kind in PATTERNED
+    }
+    return {
+        layer: {name: visits[0] for name, visits in found.items() if len(visits) == 1}
+        for layer, found in watch_parts(vlm, batch, parts).items()
+    }
+
+
+def watch_parts(vlm: VLM, batch: Batch, paths: Mapping[int, str]) -> dict[int, dict[str, list[Visit]]]:
+    """Run the model once; for the module at each of these dotted paths, the visits to it (under "") and to each part of it,
+    by dotted path, in the order in which they began."""
     envoys, places = [], {}
-    for layer, (kind, part) in enumerate(zip(vlm.structure.attention, vlm.structure.attn, strict=True)):
-        if part is None or kind not in PATTERNED:
-            continue
-        for name, _ in resolve(vlm.model, f"{vlm.structure.layers}.{layer}.{part}").named_modules():
-            envoy = resolve(vlm.layers[layer], f"{part}.{name}" if name else part)
+    for number, path in paths.items():
+        for name, _ in resolve(vlm.model, path).named_modules():
+            envoy = resolve(vlm.nnsight, f"{path}.{name}" if name else path)
             envoys.append(envoy)
-            places[envoy.path] = layer, name
-    found: dict[int, dict[str, Visit]] = {layer: {} for layer, _ in places.values()}
+            places[envoy.path] = number, name
+    found: dict[int, dict[str, list[Visit]]] = {number: {} for number in paths}
     for path, visits in run_watched(vlm, batch.inputs, envoys).items():
-        layer, name = places[path]
-        if len(visits) == 1:
-            found[layer][name] = visits[0]
+        number, name = places[path]
+        found[number][name] = visits
     return found
 
 

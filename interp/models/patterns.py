@@ -49,7 +49,7 @@ def prove_pattern(vlm: VLM, batch: Batch) -> tuple[int | None, ...]:
         patterns: dict[int, Tensor] = {}
         for layer, of_layer in visits.items():
             which, weights = _weights(of_layer, vlm.structure.heads[layer])
-            if weights is not None and _are_shares(weights, allowed[layer].cpu(), real):
+            if weights is not None and are_shares(weights, allowed[layer].cpu(), real):
                 claimed[layer], patterns[layer] = which, weights
         values = {layer: list(_values(vlm, layer, of_layer, len(batch))) for layer, of_layer in visits.items()}
         proved: dict[int, int] = {}
@@ -57,7 +57,7 @@ def prove_pattern(vlm: VLM, batch: Batch) -> tuple[int | None, ...]:
             means = list(_means(visits[layer], vlm.structure.heads[layer], real))
             # Its own values, else those of the nearest layer before it.
             nearest = (value for other in sorted(values, reverse=True) if other <= layer for value in values[other])
-            if _explains(weights, nearest, means, real):
+            if explains(weights, nearest, means, real):
                 proved[layer] = claimed[layer]
         proved |= _behind_a_gate(vlm, batch, {layer: claimed[layer] for layer in claimed if layer not in proved})
     return tuple(proved.get(layer) for layer in range(vlm.structure.n_layers))
@@ -73,7 +73,7 @@ def prove_weighed(vlm: VLM, batch: Batch) -> tuple[bool, ...]:
     proved = set()
     for layer in layers:
         v, z, pattern = (seen[site, layer].cpu() for site in _READ)
-        if _explains(pattern.transpose(1, 2), [v.flatten(2)], [z], batch.positions["all"]):
+        if explains(pattern.transpose(1, 2), [v.flatten(2)], [z], batch.positions["all"]):
             proved.add(layer)
     return tuple(layer in proved for layer in range(vlm.structure.n_layers))
 
@@ -86,7 +86,7 @@ def _weights(visits: Mapping[str, Visit], n_heads: int) -> tuple[int, Tensor | N
     return 0, None
 
 
-def _are_shares(weights: Tensor, allowed: Tensor, real: Tensor) -> bool:
+def are_shares(weights: Tensor, allowed: Tensor, real: Tensor) -> bool:
     """Whether these are shares that a real query gives to keys it may see: none negative, one in all."""
     near = tolerance(weights.dtype)
     of_real = weights.transpose(1, 2)[real].double()
@@ -129,7 +129,7 @@ def _evened(weights: Tensor) -> Tensor:
     return there / there.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-def _explains(weights: Tensor, values: Iterable[Tensor], means: list[Tensor], real: Tensor) -> bool:
+def explains(weights: Tensor, values: Iterable[Tensor], means: list[Tensor], real: Tensor) -> bool:
     """Whether some values, weighed so, are some mean at every real position."""
     for value in values:
         for mean in means:

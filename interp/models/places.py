@@ -15,27 +15,45 @@ import torch
 from interp.errors import InputError, LayoutError
 from interp.models.masks import PATTERNED, as_allowed, like, none_is_causal
 from interp.models.structure import resolve
+from interp.models.tower_places import (
+    IN_BLOCKS,
+    argument,
+    place_in_block,
+    weighing,
+    weights_in,
+    weights_of,
+    who_sees,
+)
 
 if TYPE_CHECKING:
     from interp.models.vlm import VLM
 
 # The sites in the order in which a model computes them. `vision_pre` and `vision_post` are what enters and leaves a block
 # of the image tower, `projector` is what it gives; all three come before the layers, as [tokens, width] whatever shape
-# the module holds (`interp.models.tower` says which tokens are patches of which row). `mask` is what the attention of a
-# layer is told about who may see whom, as Bool [batch, 1 or heads, query, key].
+# the module holds (`interp.models.tower` says which tokens are patches of which row). Between the first two are those of
+# the block's attention, see `interp.models.tower_places`. `mask` is what the attention of a layer is told about who may
+# see whom, as Bool [batch, 1 or heads, query, key].
 SITES = (
-    *("vision_pre", "vision_post", "projector"),
+    *("vision_pre", *IN_BLOCKS, "vision_post", "projector"),
     *("resid_pre", "mask", "q", "k", "v", "z", "pattern", "attn_out", "resid_mid", "mlp_out", "resid_post"),
 )
 # Those of them that hold states [batch, position, width].
 STATES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 # Those that hold one vector a head, [batch, position, head, d_head].
 HEADED = ("q", "k", "v", "z")
+# The weights of a layer and of a block of the tower, by the site of what the heads give with them.
+WEIGHTS = {"z": "pattern", "vision_z": "vision_pattern"}
 # Those that come out of projections, which an architecture runs in an order of its own.
-_PROJECTED = ("q", "k", "v")
-_BEFORE_LAYERS = -1
-# The site z of a layer whose weights are edited.
-REBUILT = "z of edited weights"
+_PROJECTED, _PROJECTED_IN_BLOCKS = ("q", "k", "v"), ("vision_q", "vision_k", "vision_v")
+_OF_BLOCKS = ("vision_pre", *IN_BLOCKS, "vision_post")
+# Those that are computed once, before the first layer.
+BEFORE_LAYERS = (*_OF_BLOCKS, "projector")
+# Where they stand among the layers: the projector here, the blocks before it.
+_LAST_BEFORE = -1
+# The sites z of a layer and a block whose weights are edited.
+REBUILT = {"pattern": "z of edited weights", "vision_pattern": "vision_z of edited weights"}
+# All that a layer is called with, its arguments by place and by name.
+CALL = "call of a layer"
 # The sides of a module whose value is seen as [tokens, width].
 _TOKENS = ("tokens in", "tokens out")
 
@@ -85,6 +103,14 @@ def as_heads(value, groups, offset, width, d_head, rows):
     return parts.flatten(2).unflatten(2, (-1, d_head))
 
 
+def in_rows(value, rows, kept):
+    """A value as `[row, position, width]`, in as many rows; where they are None, in the sequences of a block of the tower."""
+    if rows is not None:
+        return value.reshape(rows, -1, value.shape[-1])
+    sequences, _, length, _ = kept["vision_mask"].shape
+    return value.reshape(sequences, length, -1)
+
+
 def mean_of_values(pattern, v):
     """What the heads give with these weights, `[batch, query, head, d_head]`: heads of a group share a value. A window
     shows the last keys alone."""
@@ -93,13 +119,18 @@ def mean_of_values(pattern, v):
     return torch.einsum("bqhk,bkhd->bqhd", pattern.to(v.dtype), each)
 
 
+def unmoved(value, before):
+    """Where a site's value is what it was. Nowhere, where gradients are recorded: these must pass through the value."""
+    return (value == before) & (not value.requires_grad)
+
+
 def give_anew(envoy, projection, before, z):
     """The attention's output, made of another `z` at the positions at which that is not as `before`."""
     held = envoy.output
     gave = first(held)
-    moved = (z != before).flatten(2).any(dim=2, keepdim=True)
+    same = unmoved(z, before).flatten(2).all(dim=2, keepdim=True)
     new = projection(z.flatten(2))
-    envoy.output = put_first(held, torch.where(moved, new, gave.reshape(new.shape)).reshape(gave.shape))
+    envoy.output = put_first(held, torch.where(same, gave.reshape(new.shape), new).reshape(gave.shape))
 
 
 def take(envoy, side, detail, kept):
@@ -111,6 +142,7 @@ def take(envoy, side, detail, kept):
     it is "heads", and `detail` says on which side of the module they are, how they lie in its last axis, and the number
     of rows. Or it is "pattern", and `detail` says which of the things that the attention gives are its weights, and has
     the projection behind its heads. Or it is "rebuilt": what its heads give with edited weights, with that projection.
+    Or it is "call": all that the module is called with.
     `kept` are the values of sites of this layer that came before.
     """
     if side == "mask":
@@ -119,15 +151,30 @@ def take(envoy, side, detail, kept):
         given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
         hidden = args[0] if args else next(iter(kwargs.values()))
         return (args, kwargs, given, hidden), as_allowed(given, hidden, causal, kept["past"])
+    if side == "who":
+        sees, told, angles = detail
+        args, kwargs = envoy.inputs
+        kept["angles"] = argument(args, kwargs, *angles)
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        return None, who_sees(hidden, sees, argument(args, kwargs, *told))
     if side == "heads":
         where, groups, offset, width, d_head, rows = detail
         held = envoy.input if where == "input" else envoy.output
-        return held, as_heads(first(held), groups, offset, width, d_head, rows)
+        value = in_rows(first(held), rows, kept)
+        return held, as_heads(value, groups, offset, width, d_head, len(value))
     if side == "pattern":
+        which, _, of = detail
         held = envoy.output
-        return held, held[detail[0]].transpose(1, 2)
+        if not of:
+            return held, held[which].transpose(1, 2)
+        allowed = kept["vision_mask"]
+        if which is not None:
+            return held, weights_in(held, which, allowed)
+        return held, weights_of(kept["vision_q"], kept["vision_k"], allowed, kept["angles"])
     if side == "rebuilt":
-        return None, kept["z"]
+        return None, kept[detail[1]]
+    if side == "call":
+        return None, envoy.inputs
     held = envoy.input if side in ("input", "tokens in") else envoy.output
     if side in _TOKENS:
         return held, tokens_of(held)
@@ -149,22 +196,26 @@ def put(envoy, side, detail, kept, held, before, value):
     elif side == "heads":
         where, groups, offset, width, _, rows = detail
         whole = first(held)
-        new = whole.clone().reshape(rows, -1, groups, whole.shape[-1] // groups)
-        new[..., offset : offset + width] = value.reshape(rows, -1, groups, width)
+        new = in_rows(whole, rows, kept).clone().unflatten(2, (groups, -1))
+        new[..., offset : offset + width] = value.flatten(2).unflatten(2, (groups, width))
         new = new.reshape(whole.shape)
         if where == "input":
             envoy.input = new
         else:
             envoy.output = put_first(held, new)
     elif side == "pattern":
-        which, projection = detail
+        which, projection, of = detail
         moved = (value != before).any(dim=-1, keepdim=True)
-        z = torch.where(moved, mean_of_values(value, kept["v"]), kept["z"])
-        envoy.output = type(held)((*held[:which], value.transpose(1, 2), *held[which + 1 :]))
-        give_anew(envoy, projection, kept["z"], z)
-        kept["z"] = z
+        z = torch.where(moved, mean_of_values(value, kept[f"{of}v"]), kept[f"{of}z"])
+        if which is not None:
+            weights = value.transpose(1, 2).reshape(held[which].shape)
+            envoy.output = type(held)((*held[:which], weights, *held[which + 1 :]))
+        give_anew(envoy, projection, kept[f"{of}z"], z)
+        kept[f"{of}z"] = z
     elif side == "rebuilt":
-        give_anew(envoy, detail, before, value)
+        give_anew(envoy, detail[0], before, value)
+    elif side == "call":
+        envoy.inputs = value
     elif side == "input":
         envoy.input = value
     elif side == "tokens in":
@@ -176,7 +227,8 @@ def put(envoy, side, detail, kept, held, before, value):
         new = value - kept["resid_pre"] if side == "sum" else value
         new = new if factor == 1 else new / factor
         own = first(held) if rows is None else first(held).unflatten(0, (rows, -1))
-        new = torch.where(value == before, own, new)  # what rounds on the way to the site and back stays to the bit
+        # What rounds on the way to the site and back stays to the bit.
+        new = torch.where(unmoved(value, before), own, new)
         envoy.output = put_first(held, new if rows is None else new.flatten(0, 1))
 
 
@@ -185,27 +237,54 @@ def put(envoy, side, detail, kept, held, before, value):
 
 def when(vlm: VLM, layer: int, site: str) -> tuple[int, int, int, str]:
     """The place of a site in forward order, and its name. Raises `InputError` for a site or a layer that there is not."""
+    if site == CALL:
+        return vlm.layer_indices([layer])[0], SITES.index("resid_pre"), -1, site
     if site not in SITES:
         raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
-    if site in ("vision_pre", "vision_post"):
+    if site in _OF_BLOCKS:
         depth = len(blocks_of(vlm))
         if not 0 <= layer < depth:
             raise InputError(f"block {layer!r}: the image tower of {vlm.name!r} has blocks 0 to {depth - 1}")
-        return _BEFORE_LAYERS - depth + layer, SITES.index(site), 0, site
+        number = _LAST_BEFORE - depth + layer
+        if site in _PROJECTED_IN_BLOCKS:
+            heads = getattr(weighing(vlm, layer), site.removeprefix("vision_"))
+            return number, SITES.index(_PROJECTED_IN_BLOCKS[0]), heads.turn if heads else 0, site
+        return number, SITES.index(site), 0, site
     if site == "projector":
-        return _BEFORE_LAYERS, SITES.index(site), 0, site
+        return _LAST_BEFORE, SITES.index(site), 0, site
     layer = vlm.layer_indices([layer])[0]
     if site in _PROJECTED:
         return layer, SITES.index(_PROJECTED[0]), proved(vlm, layer, site).turn, site
     return layer, SITES.index(site), 0, site
 
 
-def when_rebuilt(vlm: VLM, layer: int) -> tuple[int, int, int, str]:
-    """The place of z in a layer whose weights are edited: behind them, when the attention has given its output.
+def when_rebuilt(vlm: VLM, layer: int, weights: str) -> tuple[int, int, int, str]:
+    """The place of z in a layer whose `weights` are edited ("pattern", in a block of the tower "vision_pattern"): behind
+    them, when the attention has given its output.
 
     Raises `LayoutError` where z was not proved to be the mean of v with these weights.
     """
-    layer, order, _, _ = when(vlm, layer, "pattern")
+    number, order, _, _ = when(vlm, layer, weights)
+    if weights == "pattern":
+        _refuse_unweighed(vlm, number)
+    else:
+        weighing(vlm, layer)
+    return number, order, 1, REBUILT[weights]
+
+
+def kept_for(vlm: VLM, layer: int, site: str, edited: bool) -> tuple[str, ...]:
+    """The sites of the same layer whose values are needed to see this one, or to edit it."""
+    if site == "resid_mid":
+        return ("resid_pre",)
+    if site == "pattern":
+        return ("v", "z") if edited else ()
+    if site == "vision_pattern":
+        made = () if weighing(vlm, layer).given is not None else ("vision_q", "vision_k")
+        return ("vision_mask", *made, *(("vision_v", "vision_z") if edited else ()))
+    return ("vision_mask",) if site in IN_BLOCKS else ()
+
+
+def _refuse_unweighed(vlm: VLM, layer: int) -> None:
     for site in ("pattern", "v", "z"):
         proved(vlm, layer, site)
     weighed = vlm.trait("weighed")
@@ -215,7 +294,6 @@ def when_rebuilt(vlm: VLM, layer: int) -> tuple[int, int, int, str]:
             f"the pattern of layer {layer} of {vlm.name!r} cannot be edited, as its z is not pattern @ v alone: layers where "
             f"it is are {others or 'none'}"
         )
-    return layer, order, 1, REBUILT
 
 
 def blocks_of(vlm: VLM) -> Any:
@@ -235,8 +313,12 @@ def place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
             raise LayoutError(f"{vlm.name!r} has no projector of its own: its site is not to be had")
         return resolve(vlm.nnsight, vlm.structure.projector), "tokens out", None
     if site in ("vision_pre", "vision_post"):
-        return blocks_of(vlm)[layer - _BEFORE_LAYERS], "tokens in" if site == "vision_pre" else "tokens out", None
+        return blocks_of(vlm)[layer - _LAST_BEFORE], "tokens in" if site == "vision_pre" else "tokens out", None
+    if site in IN_BLOCKS or site == REBUILT["vision_pattern"]:
+        return _place_in_tower(vlm, layer - _LAST_BEFORE, site)
     envoy = vlm.layers[layer]
+    if site == CALL:
+        return envoy, "call", None
     if site == "resid_pre":
         return envoy, "input", (1, None)
     if site == "resid_post":
@@ -249,9 +331,9 @@ def place(vlm: VLM, rows: int, layer: int, site: str) -> tuple[Any, str, Any]:
         return resolve(envoy, heads.module), "heads", detail
     if site == "pattern":
         which = proved(vlm, layer, site)
-        return resolve(envoy, vlm.structure.attn[layer] or ""), "pattern", (which, _projection(vlm, layer))
-    if site == REBUILT:
-        return resolve(envoy, vlm.structure.attn[layer] or ""), "rebuilt", _projection(vlm, layer)
+        return resolve(envoy, vlm.structure.attn[layer] or ""), "pattern", (which, _projection(vlm, layer), "")
+    if site == REBUILT["pattern"]:
+        return resolve(envoy, vlm.structure.attn[layer] or ""), "rebuilt", (_projection(vlm, layer), "z")
     if site == "resid_mid":
         proved(vlm, layer, site)
     added = proved(vlm, layer, "attn_out" if site == "resid_mid" else site)
@@ -274,6 +356,15 @@ def _projection(vlm: VLM, layer: int) -> Any:
     z = vlm.structure.z
     found = None if z is None else z[layer]
     return None if found is None else resolve(vlm.layers[layer], found.module)
+
+
+def _place_in_tower(vlm: VLM, block: int, site: str) -> tuple[Any, str, Any]:
+    """`place` for the attention of a block, counted from the tower's end."""
+    found, envoy = weighing(vlm, block), blocks_of(vlm)[block]
+    if site == REBUILT["vision_pattern"]:
+        return resolve(envoy, found.module), "rebuilt", (resolve(envoy, found.z.module), "vision_z")
+    path = f"{vlm.structure.blocks}.{block % len(blocks_of(vlm))}"
+    return place_in_block(vlm, envoy, found, path, site)
 
 
 def _place_of_mask(vlm: VLM, layer: int) -> tuple[Any, str, Any]:

@@ -22,7 +22,7 @@ _EACH_LAYER = ("heads", "attn", "mlp", "attention")
 _HEADED = ("q", "k", "v", "z", "pattern")
 _MEASURED = (
     *("readout", "attn_out", "mlp_out", "mid", *_HEADED, "weighed"),
-    *("trims", "continuous", "bidirectional_images"),
+    *("trims", "continuous", "bidirectional_images", "vision_weighed"),
 )
 _MAY_BE_NONE = ("vision", "blocks", "projector", "image_token_id", "d_vision")
 _ATTENTION = ("softmax", "sliding", "chunked", "linear", "convolution", "none")
@@ -84,6 +84,27 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Weighing:
+    """How a block of the image tower weighs: its z is the mean of its v with the weights of its pattern, and no more.
+
+    `module` is its attention (dotted path in the block), `v` and `z` say where it keeps its values and what its heads give.
+    `sees` says who sees whom: what the "mask" allows that the attention takes (everyone without one), tokens between the
+    same two bounds of the "chunks" that it takes, or "all". `given` says which of the things that it gives are the weights.
+    Where it gives none they are the softmax of its `q` and `k`, after a rotation by the angles that it takes where
+    `rotated`.
+    """
+
+    module: str
+    sees: str
+    v: Heads
+    z: Heads
+    given: int | None = None
+    q: Heads | None = None
+    k: Heads | None = None
+    rotated: bool = False
+
+
+@dataclass(frozen=True)
 class Structure:
     """Where the parts of a model are (dotted paths from its root), how large it is, and how its layers behave.
 
@@ -102,6 +123,8 @@ class Structure:
     of its pattern, and no more. These six are measured when one is first used. `trims` is True where
     layers leave positions out of which no logits are asked for. `continuous` is False where something is added to the
     stream between layers (DeepStack); `bidirectional_images` is True where an image token sees image tokens behind it.
+    `vision_weighed` says for each block of the tower how it weighs, or in a few words why that could not be proved; it is
+    measured when the tower's weights are first edited.
     """
 
     layers: str
@@ -135,6 +158,7 @@ class Structure:
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None
+    vision_weighed: tuple[Weighing | str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -145,7 +169,9 @@ class Structure:
 def resolve(root: Any, path: str) -> Any:
     """The part at a dotted path: of a module, or of the nnsight envoy around it."""
     for name in path.split("."):
-        root = root[int(name)] if name.isdigit() else getattr(root, name)
+        # A part that bears a name which every envoy serves itself, as "output", stands beside it.
+        beside = f"E_{name}"
+        root = root[int(name)] if name.isdigit() else getattr(root, beside if hasattr(root, beside) else name)
     return root
 
 

@@ -94,6 +94,18 @@ def patches_of(vlm: VLM, batch: Batch, site: str) -> Patches:
     return Patches(found.rows, columns, found.index)
 
 
+def times_run(vlm: VLM, batch: Batch) -> int:
+    """How many times the image tower runs in one forward pass of this batch, seen of its first block.
+
+    Most run once, over all images. Some run once an image, or once more for the tiles of a large one.
+    """
+    kind = _kind(batch)
+    if vlm not in _TIMES or _TIMES[vlm][0] != kind:
+        block = blocks_of(vlm)[0]
+        _TIMES[vlm] = kind, len(run_for_shapes(vlm, batch.inputs, [block]).get(block.path, []))
+    return _TIMES[vlm][1]
+
+
 # What a run shows --------------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +120,8 @@ class _Found:
 
 # What was found last in each model, by site: batches of one kind need no run each.
 _LAST: WeakKeyDictionary[VLM, dict[str, tuple[Any, _Found]]] = WeakKeyDictionary()
+# The same for how many times its tower ran.
+_TIMES: WeakKeyDictionary[VLM, tuple[Any, int]] = WeakKeyDictionary()
 
 
 def _kind(batch: Batch) -> tuple[Any, ...]:

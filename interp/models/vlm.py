@@ -23,6 +23,7 @@ from interp.models.checks import CheckReport, measure, run_checks
 from interp.models.encodings import shown
 from interp.models.forward import Edit, run_forward, run_generate
 from interp.models.pictures import find_images, has_pictures
+from interp.models.places import blocks_of
 from interp.models.positions import as_ints
 from interp.models.structure import Structure, resolve
 
@@ -55,6 +56,8 @@ class VLM:
         self.structure = structure
         self.name, self.revision, self.remote = name, revision, remote
         self.checked_on: Batch | None = None
+        # What sweeps have tried on this model, and found; see `interp.patching.cells`.
+        self.tried: dict[tuple[Any, ...], Any] = {}
         self.processor: Any = getattr(wrapped, "processor", None)
         self.tokenizer: Any = getattr(wrapped, "tokenizer", None) or getattr(self.processor, "tokenizer", None)
         table = resolve(wrapped._module, structure.embed)
@@ -205,16 +208,25 @@ class VLM:
 
         Raises `InputError` for a layer the model does not have.
         """
-        depth = self.structure.n_layers
-        if isinstance(layers, str) and layers == "all":
+        return self._numbers(layers, self.structure.n_layers, "layers")
+
+    def block_indices(self, layers: int | str | Iterable[int]) -> list[int]:
+        """The same of the blocks of the image tower.
+
+        Raises `InputError` for a block that there is not, `LayoutError` for a model without blocks.
+        """
+        return self._numbers(layers, len(blocks_of(self)), "blocks in its image tower")
+
+    def _numbers(self, chosen: Any, depth: int, what: str) -> list[int]:
+        if isinstance(chosen, str) and chosen == "all":
             return list(range(depth))
-        chosen = None if isinstance(layers, str | Mapping) else as_ints(layers)
-        if chosen is None:
-            raise InputError(f"layers={layers!r}: expected 'all', an int or ints from 0 to {depth - 1}")
-        for layer in chosen:
-            if not -depth <= layer < depth:
-                raise InputError(f"layer {layer!r}: {self.name!r} has layers 0 to {depth - 1}")
-        return [layer % depth for layer in chosen]
+        numbers = None if isinstance(chosen, str | Mapping) else as_ints(chosen)
+        if numbers is None:
+            raise InputError(f"layers={chosen!r}: expected 'all', an int or ints from 0 to {depth - 1}")
+        for number in numbers:
+            if not -depth <= number < depth:
+                raise InputError(f"layer {number!r}: {self.name!r} has {what} 0 to {depth - 1}")
+        return [number % depth for number in numbers]
 
     # Running
 

@@ -1,5 +1,6 @@
 """Skip: positions go around a layer, which still reads them; and Steer: a direction is added as it is given."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,17 @@ def test_in_all_layers_visual_states_stay_what_they_were_at_first(toy, mixed):
     found = states(toy, mixed, Skip(layers="all", positions="image"))
     assert (found[:, image] == found[0, image]).all()
     assert not torch.allclose(found[-1, ~image], states(toy, mixed)[-1, ~image])
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "gemma4", "qwen3_5", "cohere2_vision", "qwen3_vl"])
+def test_only_what_is_added_between_layers_reaches_what_skips_all_of_them(name):
+    """So under DeepStack alone the visual states move."""
+    vlm = interp.load(model=zoo.build(name), check=False)
+    batch = vlm.prepare(encoding=zoo.encode(name))
+    vlm.check(batch)
+    image = batch.positions["image"]
+    found = states(vlm, batch, Skip(layers="all", positions="image"))
+    assert bool((found[:, image] == found[0, image]).all()) == vlm.structure.continuous == (name != "qwen3_vl")
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl", "gemma4", "qwen3_5", "cohere2_vision", "chameleon"])
@@ -86,6 +98,11 @@ def test_no_layer_and_no_position_to_skip(toy, mixed, wrong, words):
         toy.logits(mixed, [Skip(**wrong)])
 
 
+def test_a_mask_of_nothing_is_no_position_to_skip(toy, mixed):
+    with pytest.raises(interp.InputError, match=r"positions=Tensor of shape \(3, 49\) selects nothing in this batch"):
+        toy.logits(mixed, [Skip(layers=0, positions=torch.zeros_like(mixed.positions["all"]))])
+
+
 # Steer -------------------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +149,11 @@ def test_nothing_is_added_at_scale_nought(toy, mixed):
         ({"direction": [1.0]}, "direction is a list: expected a tensor"),
         ({"direction": torch.ones(7)}, r"\(7,\) does not fit \(1, 3, 128\)"),
         ({"scale": float("nan")}, "scale=nan: expected a finite number"),
+        ({"scale": float("-inf")}, "scale=-inf: expected a finite number"),
+        ({"scale": np.float32("nan")}, r"scale=np.float32\(nan\): expected a finite number"),
+        ({"scale": torch.ones(2)}, r"scale=Tensor of shape \(2,\): expected a finite number"),
+        ({"scale": 10**400}, "scale=1000.*: expected a finite number"),
+        ({"scale": np.bool_(True)}, "scale=np.True_: expected a finite number"),
         ({"scale": "large"}, "scale='large': expected a finite number"),
         ({"scale": True}, "scale=True: expected a finite number"),
         ({"layers": []}, r"layers=\[\] names no layer"),
@@ -146,10 +168,8 @@ def test_wrong_steering(toy, mixed, wrong, words):
         )
 
 
-def test_they_can_be_sent(toy, remote_toy, mixed):
-    changes = [
-        Skip(layers=[2, 3], positions="image"),
-        Steer(direction=torch.ones(128), layers=5, positions=[-1], scale=2),
-    ]
-    torch.testing.assert_close(remote_toy.logits(mixed, changes), toy.logits(mixed, changes), atol=1e-5, rtol=0)
-    assert not torch.allclose(toy.logits(mixed, changes), toy.logits(mixed))
+def test_numbers_of_other_libraries_are_numbers(toy, mixed):
+    expected = toy.logits(mixed, [Steer(direction=torch.ones(128), layers=3, positions="last", scale=2)])
+    for scale in (2.0, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2.0)):
+        steer = Steer(direction=torch.ones(128), layers=3, positions="last", scale=scale)
+        assert (toy.logits(mixed, [steer]) == expected).all()

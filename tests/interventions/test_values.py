@@ -12,7 +12,7 @@ from interp.interventions import Ablate, Patch
 from interp.interventions.states import derangement
 from interp.models.forward import Read, run_forward, whole
 from interp.models.places import HEADED, STATES, put, take
-from patterned import attention_modules, batch_of, load
+from patterned import BOTH, attention_modules, batch_of, load
 
 # Grouped keys; queries with a norm; a prefix; chunks; a gate beside each query, one layer of four with heads.
 HEADS = ("llava", "gemma3", "paligemma", "llama4", "qwen3_5")
@@ -54,6 +54,19 @@ def test_a_run_patched_with_its_own_states_is_the_same_to_the_bit(toy, mixed, si
     assert (toy.logits(row, [same]) == toy.logits(row)).all()
     other = Patch(site=site, layers=[1, 6], positions="image", value=torch.zeros(1))
     assert not torch.allclose(toy.logits(row, [other]), toy.logits(row))
+
+
+@pytest.mark.parametrize(("name", "how"), [*((name, "eager") for name in HEADS), *((name, "sdpa") for name in BOTH)])
+def test_its_own_states_on_other_architectures(name, how):
+    """At every site of every layer that has it."""
+    vlm, batch = load(name, how), batch_of(name, padded=True)
+    plain, real = vlm.logits(batch, positions="all"), batch.positions["all"]
+    traits = {"resid_mid": "mid"}
+    for site in (*STATES, *HEADED):
+        there = [True] * 4 if site in ("resid_pre", "resid_post") else vlm.trait(traits.get(site, site))
+        for layer in (layer for layer, place in enumerate(there) if place):
+            same = Patch(site=site, layers=layer, positions="all", value=read(vlm, batch, site, layer)[real])
+            assert (vlm.logits(batch, [same], positions="all") == plain).all(), (site, layer)
 
 
 @pytest.mark.parametrize(("side", "factor"), [("sum", 1), ("output", 0.263), ("sum", 0.263)])
@@ -262,10 +275,18 @@ def test_a_layer_without_heads():
         vlm.logits(batch, [Ablate(site="z", layers="all", positions="last")])
 
 
-def test_they_can_be_sent(toy, remote_toy, mixed):
-    changes = [
-        Ablate(site="k", layers=[1, 2], positions="image", value="mean", heads=[0, 3]),
-        Patch(site="resid_mid", layers=4, positions="last", value=torch.ones(128)),
-    ]
-    torch.testing.assert_close(remote_toy.logits(mixed, changes), toy.logits(mixed, changes), atol=1e-5, rtol=0)
-    assert not torch.allclose(toy.logits(mixed, changes), toy.logits(mixed))
+@pytest.mark.parametrize("kind", [Patch, Ablate])
+@pytest.mark.parametrize(
+    ("site", "heads", "words"),
+    [
+        ("resid_pre", None, r"value has resid_pre of shape \(64,\) in layer 0, expected \(128,\)"),
+        ("v", None, r"value has v of shape \(2, 16\) in layer 0, expected \(4, 32\)"),
+        ("v", 3, r"value has v of shape \(2, 16\) in layer 0, expected heads \[3\] of width 32"),
+    ],
+)
+def test_activations_of_a_model_of_other_sizes(toy, mixed, kind, site, heads, words):
+    donor = captured(load("llava"), batch_of("llava", True), site, positions="last").select(rows=[0])
+    change = kind(site=site, layers=0, positions="last", value=donor, heads=heads)
+    with pytest.raises(interp.InputError, match=words) as caught:
+        toy.logits(mixed, [change])
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """From pictures and words to answers, with the processors of transformers themselves and a tiny model that fits each."""
 
+import copy
 import functools
 
 import pytest
@@ -11,7 +12,9 @@ import interp
 import processors
 import zoo
 from feeding import feeding
+from interp.interventions import Reweight
 from interp.models.tower import _tiles_of_rows, patches_of
+from towers import even, mirrored, softmax_changed
 from zoo.shrink import merge, shrink
 
 # The tiny config is changed to fit the processor: its vocabulary, the ids of its tokens, and the size of its pictures.
@@ -97,6 +100,24 @@ def test_patches_of_such_rows_are_theirs(name):
             assert (fed[:, patches.index].sum(dim=0) == 1).all()
             alone = patches_of(vlm, batch.row(3), site) if batch.texts else None
             assert alone is None or len(alone) == (patches.rows == 3).sum()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_weights_in_the_tower_on_such_rows(name):
+    """Proved on a picture made here; pictures of unequal size, several in a row and none."""
+    vlm = copy.copy(family(name))  # what is measured is kept in the copy
+    pictures = [picture(seed=1), picture(28, 40, seed=2), picture(64, 20, seed=3)]
+    texts = ["<image> what is this ?", "no picture at all", "<image> and <image> differ"]
+    shown = [pictures[0], None, pictures[1:]]
+    rows = (0, 1, 2) if name != "paligemma" else (0, 2)
+    batch = vlm.prepare([texts[row] for row in rows], [shown[row] for row in rows])
+    blocks = range(len(vlm.trait("vision_weighed")))
+    for kind, change in (("uniform", even), ("reversed", mirrored)):
+        found = vlm.logits(batch, [Reweight(kind=kind, layers="all", tower="vision")])
+        with softmax_changed(vlm, blocks, change):
+            by_hand = vlm.model(**vlm.inputs_of(batch)).logits[:, -1]
+        torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(found, vlm.logits(batch), atol=1e-4)
 
 
 def test_tiles_are_those_of_rows_where_pixels_have_an_entry_a_row():

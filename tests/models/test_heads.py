@@ -17,7 +17,7 @@ from interp.models.attention import eager, implementation
 from interp.models.forward import Edit, Read, run_forward, whole
 from interp.models.heads import prove_heads
 from interp.models.masks import PATTERNED
-from interp.models.places import HEADED, SITES
+from interp.models.places import BEFORE_LAYERS, HEADED, SITES
 from interp.models.structure import resolve
 
 TABLE = {row.name: row for row in architectures()}
@@ -128,8 +128,7 @@ def test_z_and_pattern_are_what_hooks_see(name):
 def test_all_sites_are_read_in_one_trace(name):
     """In whatever order the architecture computes them, and each is what it is when read alone."""
     vlm, rows = loaded(name), batch(name)
-    of_tower = ("vision_pre", "vision_post", "projector")
-    plain = [site for site in SITES if site not in (*of_tower, "attn_out", "resid_mid", "mlp_out")]
+    plain = [site for site in SITES if site not in (*BEFORE_LAYERS, "attn_out", "resid_mid", "mlp_out")]
     together = read(vlm, rows, plain)
     with eager(vlm):
         for site in HEADED:

@@ -18,6 +18,7 @@ from interp.errors import LayoutError
 from interp.models import VLM, Batch, CheckReport
 from interp.models.architectures import TABLE, Architecture
 from interp.models.places import HEADED
+from interp.models.structure import Weighing
 from interp.models.tower import RowsNotApart, patches_of
 from zoo.odd import NEEDS_TIMM
 
@@ -73,6 +74,7 @@ def measure(name: str) -> Architecture:
         layers=structure.n_layers,
         sites=_sites(vlm),
         patches=tuple(_patches(vlm, name)),
+        **_weighed(vlm),
         continuous=structure.continuous,
         bidirectional_images=structure.bidirectional_images,
     )
@@ -99,6 +101,12 @@ def _patches(vlm: VLM, name: str) -> Iterator[str]:
             break
 
 
+def _weighed(vlm: VLM) -> dict[str, int]:
+    """How many blocks the tower has, and in how many of them it is known how they weigh."""
+    found = vlm.trait("vision_weighed")
+    return {"blocks": len(found), "weighed": sum(isinstance(each, Weighing) for each in found)} if found else {}
+
+
 def _reason(message: str, kind: str) -> str:
     """The reason in a refusal, without the name of the class and what to do."""
     return message.partition(", expected")[0].removeprefix(kind).lstrip(": ")
@@ -120,7 +128,8 @@ def as_page(rows: list[Architecture]) -> str:
         "measured on a tiny random model built from the architecture's own config class; `docs/models.md` says what is proved.",
         "All have `resid`, `resid_pre` and `resid_post`. A site that is not in all layers has their number behind it; linear",
         "attention and convolutions have none with heads. `vision` and `projector` have patches as examples; by row: several",
-        "rows must be run one by one, which needs texts and images, or an encoding each.",
+        "rows must be run one by one, which needs texts and images, or an encoding each. `vision_pattern` are the attention",
+        "weights of the image tower, which `Reweight` changes.",
         "Made by `python -m zoo.table` in `tests/`; `interp doctor --architectures` prints it.",
         "",
         "| architecture | verdict | text alone | images by | readout | attention | sites | traits or reason |",
@@ -144,7 +153,7 @@ def _named(row: Architecture) -> str:
     """The sites in all layers, then those in some, with how many these are, then those of the tower."""
     whole = [site for site, count in row.sites.items() if count == row.layers]
     some = [f"{site} {count}/{row.layers}" for site, count in row.sites.items() if count != row.layers]
-    return ", ".join([*whole, *some, *row.patches])
+    return ", ".join([*whole, *some, *row.patches, *([row.vision_pattern] if row.vision_pattern else [])])
 
 
 def as_json(rows: list[Architecture]) -> str:
