@@ -40,13 +40,15 @@ def package_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result came from: the model and its revision, a hash of the data, the seed, versions, interventions."""
+    """Where a result came from: the model and its revision, a hash of the data, the seed, versions, interventions, and notes
+    on how it was computed where that could have been another way."""
 
     model: str | None = None
     revision: str | None = None
     data: str | None = None
     seed: int | None = None
     interventions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=package_versions)
 
 

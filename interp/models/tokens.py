@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.models.encodings import shown
+from interp.models.positions import as_int
 
 if TYPE_CHECKING:
     from interp.models.vlm import VLM
@@ -17,11 +20,13 @@ def target_ids(vlm: VLM, targets: Any, rows: int) -> Tensor:
     """Targets as Int `[rows]`: one token id or word for all rows, or one a row.
 
     A word must be the one token that continues a prompt: it is tokenized behind a space and, where that gives several
-    pieces, as it stands. Raises `InputError` with its pieces where it is more than one token.
+    pieces, as it stands. Raises `InputError` with its pieces where it is more than one token, for what is neither id nor
+    word, and where there are not as many as rows.
     """
-    if isinstance(targets, Tensor):
+    if hasattr(targets, "tolist"):  # torch's and numpy's
         targets = targets.tolist()
-    each = [targets] * rows if isinstance(targets, str | int) else list(targets)
+    several = isinstance(targets, Iterable) and not isinstance(targets, str)
+    each = list(targets) if several else [targets] * rows
     if len(each) != rows:
         raise InputError(f"{len(each)} targets for {rows} rows: expected one for all rows or one a row")
     return torch.tensor([target_id(vlm, target) for target in each])
@@ -32,13 +37,15 @@ def word_of(vlm: VLM, token: int) -> str:
     return vlm.tokenizer.decode([token]) if vlm.tokenizer is not None else str(token)
 
 
-def target_id(vlm: VLM, target: str | int) -> int:
+def target_id(vlm: VLM, target: Any) -> int:
     """One target as a token id."""
-    vocabulary = vlm.structure.vocab_size
-    if isinstance(target, int):
-        if not 0 <= target < vocabulary:
-            raise InputError(f"target {target!r}: token ids go from 0 to {vocabulary - 1}")
-        return target
+    vocabulary, number = vlm.structure.vocab_size, as_int(target)
+    if number is not None:
+        if not 0 <= number < vocabulary:
+            raise InputError(f"target {number!r}: token ids go from 0 to {vocabulary - 1}")
+        return number
+    if not isinstance(target, str):
+        raise InputError(f"target {shown(target)}: expected a word that is one token, or a token id from 0 on")
     if vlm.tokenizer is None:
         raise InputError(f"target {target!r}: this model was loaded without a tokenizer, give token ids")
     unknown = vlm.tokenizer.unk_token_id

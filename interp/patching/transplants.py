@@ -8,6 +8,7 @@ call with the two exchanged). Cumulative choices are ``range(0, l)``, sliding on
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,20 +17,20 @@ from torch import Tensor, nn
 
 from interp.errors import InputError, InputTypeError
 from interp.models import VLM, load
+from interp.models.encodings import shown
 from interp.models.structure import resolve
 
 PARTS = ("layers", "norm", "head", "embed", "projector")
 
 
-def transplant(
-    recipient: VLM, donor: VLM, layers: int | str | Iterable[int] = "all", parts: Sequence[str] = ("layers",)
-) -> VLM:
+def transplant(recipient: VLM, donor: VLM, layers: int | str | Iterable[int] = "all", parts: Any = ("layers",)) -> VLM:
     """The recipient with these layers, and these other parts, of the donor.
 
     `parts` are any of "layers", "norm" (the final one), "head", "embed" and "projector"; `layers` says which layers,
     where they are among them, and may be empty. The hybrid is a model of its own that shares its weights with both: they
-    are left as they are and none is copied, so a hybrid costs no memory, and what later changes a weight in place changes
-    it in both. Where head and embedding are tied they are one part: naming one brings both.
+    are left as they are and none is copied, so a hybrid costs no memory, and what later changes a weight in place, or
+    whether it is trained, changes it in both. It generates as the recipient does: where that ends, the hybrid ends. Where
+    head and embedding are tied they are one part: naming one brings both.
 
     Raises `InputError` for an unknown part or layer, for models of different architecture or shape, and for one whose
     weights are not here.
@@ -41,10 +42,9 @@ def transplant(
     >>> bool((whole.logits(batch) == tuned.logits(batch)).all())
     True
     """
-    names = (parts,) if isinstance(parts, str) else tuple(parts)
-    unknown = [name for name in names if name not in PARTS]
-    if unknown or not names:
-        raise InputError(f"parts={parts!r}: expected one or more of {', '.join(PARTS)}")
+    names = (parts,) if isinstance(parts, str) else tuple(parts) if isinstance(parts, Iterable) else ()
+    if not names or any(name not in PARTS for name in names):
+        raise InputError(f"parts={shown(parts)}: expected one or more of {', '.join(PARTS)}")
     for what, vlm in (("recipient", recipient), ("donor", donor)):
         if not isinstance(vlm, VLM):
             raise InputTypeError(f"{what} is a {type(vlm).__name__}: expected a model, as interp.load gives it")
@@ -100,7 +100,14 @@ def _built(model: Any, weights: dict[str, Tensor]) -> nn.Module:
     """A model of the same config with these very weights; its buffers that no checkpoint holds are the recipient's."""
     with torch.device("meta"):
         built = type(model)(model.config)
+    for (
+        name,
+        parameter,
+    ) in built.named_parameters():  # or assigning would set in the shared weights whether they are trained
+        parameter.requires_grad_(weights[name].requires_grad)
     built.load_state_dict(weights, assign=True)
+    # What a checkpoint says of generation (where a text ends) lies beside its config.
+    built.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     for path, module in model.named_modules():
         own = resolve(built, path) if path else built
         for name, buffer in module.named_buffers(recurse=False):

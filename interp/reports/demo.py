@@ -12,7 +12,6 @@ Nothing here depends on where the model runs: a model loaded with ``remote="loca
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from interp.activations import capture
 from interp.geometry import AlignmentMatrix, Estimate, alignment_matrix, intrinsic_dimension, overlap_interval
-from interp.interventions import Patch
 from interp.lens import LensResult, logit_lens
 from interp.models.tokens import target_ids
 from interp.patching import PatchResult, logit_difference, patch_sweep
@@ -327,21 +325,10 @@ def patch(vlm: VLM, size: Size, seed: int) -> Patching:
     corrupted = _batch(vlm, [(pair.prompt, pair.corrupted) for pair in chosen])
     metric = _preference(vlm, chosen)
     sweep = patch_sweep(vlm, clean, corrupted, metric=metric)
-    span = (sweep.clean_rows - sweep.corrupted_rows).mean()
-
-    groups = {}
-    for group in GROUPS:
-        given = capture(vlm, [clean], sites=("resid_pre",), positions=group, reduce="none", progress=False)["resid_pre"]
-        effects = []
-        for layer in range(vlm.structure.n_layers):
-            patched = Patch(site="resid_pre", layers=layer, positions=group, value=given[layer][None])
-            measured = metric(vlm.logits(corrupted, interventions=[patched]).cpu())
-            effects.append((measured - sweep.corrupted_rows) / span)
-        rows = torch.stack(effects, dim=1)
-        mean = rows.mean(dim=0)
-        half = 1.96 * rows.std(dim=0) / math.sqrt(len(rows)) if len(rows) > 1 else torch.full_like(mean, math.nan)
-        groups[group] = GroupEffect(mean, mean - half, mean + half)
-    labels = _position_labels(clean, sweep.columns, chosen[0])
+    together = patch_sweep(vlm, clean, corrupted, positions=list(GROUPS), metric=metric)
+    effects = torch.stack([together.effect, together.low, together.high])
+    groups = {name: GroupEffect(*effects[:, :, index]) for index, name in enumerate(GROUPS)}
+    labels = _position_labels(clean, [column for (column,) in sweep.columns], chosen[0])
     return Patching(tuple(chosen), sweep, groups, labels, PLACES[place], sum(right))
 
 

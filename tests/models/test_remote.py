@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import torch
 
 from interp.interventions import Ablate
-from interp.models import forward
+from interp.models import forward, gradients
+from interp.patching import logit_difference, patch_sweep
 
 
 def test_the_simulation_gives_the_same_numbers(toy, remote_toy, mixed):
@@ -31,11 +33,20 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         reads = [forward.Read("mean", "attn_out", 3, forward.take_mean, (batch.positions["all"], None))]
         reads.append(forward.Read("patches", "vision_post", 1, tower.take_patches, (torch.tensor([0, 4]), None)))
         reads.append(forward.Read("z", "z", 3, forward.whole))
-        steps = forward._schedule(vlm, 1, edits, reads)
+        steps = forward.schedule(vlm, 1, edits, reads)
         from interp.interventions import knockout, reweight, skip, values
         edits = [knockout.cut, knockout.drop, skip.go_around, values.put_states, values.add_states, reweight.reweigh]
+        from interp.models import gradients
+        from interp.patching import attribution
+        backward = [gradients.with_zero, gradients.go_back, attribution.toward, attribution.measured_each]
         from nnsight.intervention.serialization import dumps
-        functions = [(forward.follow, [step[1:] for step in steps], forward.shapes_of, edits, reweight.KINDS)]
+        functions = [(forward.follow, [step[1:] for step in steps], forward.shapes_of, edits, reweight.KINDS, backward)]
+        from functools import partial
+        from interp.models import replay, resume
+        from interp.patching import metrics
+        about = replay.About(("hidden_states", "attention_mask", "past_key_values"), "past_key_values", "attention_mask", True)
+        prefers = partial(metrics.measured, rule=metrics.difference_of, against=(torch.tensor(1), torch.tensor(0)))
+        functions.append((replay.Keys(), replay.Run, about, resume.measure_versions, prefers))
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """
@@ -47,7 +58,8 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         sys.meta_path.insert(0, Absent())
         import torch
         from nnsight.intervention.serialization import loads
-        (follow, steps, shapes_of, edits, kinds), = loads(open(sys.argv[1], "rb").read())
+        sent, (keys, Run, about, measure_versions, prefers) = loads(open(sys.argv[1], "rb").read())
+        follow, steps, shapes_of, edits, kinds, backward = sent
         class Layer:
             input = output = torch.ones(1, 6, 128)
             def __len__(self):
@@ -69,6 +81,28 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         assert (go_around(states, states * 0, 0, last)[0, 2] == 0).all()
         assert (put_states(states, 0, *places)[0, 2] == 2).all()
         assert (add_states(states, 0, *places)[0, 2] == 3).all()
+
+
+        def summing(hidden_states, attention_mask=None, past_key_values=None):  # a layer that adds all values before
+            values, _ = past_key_values.update(hidden_states[:, None], hidden_states[:, None], 0)
+            return hidden_states + values.cumsum(dim=2)[:, 0, -hidden_states.shape[1]:]
+
+        states, identity = torch.arange(8.0).reshape(1, 4, 2), lambda given: given
+        call = (states,), {"past_key_values": keys}
+        seen = {("call", 0): call, ("enters", 0): states, ("leaves", 0): summing(states, past_key_values=keys)}
+        seen["own", 0] = states[0, [1]]
+        run, readout = Run({0: summing}, {0: about}, {}, seen, keys.of), (identity, identity, 2, 1, None, ())
+        sweep = ("resid_pre", [(0, 0, None)], [torch.tensor([1])], torch.tensor([1]), {0: torch.tensor([[9.0, 2.0]])})
+        values = measure_versions(run, readout, prefers, torch.zeros(1), (64, 64), *sweep)
+        states[0, 1] = torch.tensor([9.0, 2.0])
+        assert values == prefers(states[:, -1] + states.sum(dim=1)), values
+        with_zero, go_back, toward, measured_each = backward
+        held, saved, one, second = {}, {}, torch.tensor([0]), torch.tensor([1])
+        value = with_zero(torch.ones(1, 2, 3), held, 0)
+        logits = (value * torch.tensor([1.0, 2.0, 3.0])).sum(dim=(1, 2))[:, None]
+        measured = measured_each(logits, [(lambda logits: logits[:, 0], ())])
+        go_back(measured, held, [("moved", toward, (torch.full((1, 3), 2.0), one, second, one, 1, None))], saved)
+        assert saved["moved"].tolist() == [6.0], saved
         assert "interp" not in sys.modules
     """
     blob = str(tmp_path / "sent")
@@ -86,11 +120,16 @@ def test_a_trace_is_sent_with_what_it_runs_and_no_more(remote_toy, mixed, monkey
         RequestModel, "serialize", lambda *args, **kwargs: sent.append(own(*args, **kwargs)) or sent[-1]
     )
     read = [forward.Read(0, "resid_post", 1, forward.whole)]
+    pair = [remote_toy.prepare(texts=[f"a {colour} 3 at top . what colour is the 3 ?"]) for colour in ("red", "blue")]
     runs = {
         "forward": lambda: forward.run_forward(remote_toy, mixed, reads=read),
         "until reads": lambda: forward.run_until_reads(remote_toy, mixed.inputs, read),
         "for shapes": lambda: forward.run_for_shapes(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
         "watched": lambda: forward.run_watched(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
+        "sweep": lambda: patch_sweep(remote_toy, *pair, positions=[5], metric=logit_difference(3, 4)),
+        "gradients": lambda: gradients.run_gradients(
+            remote_toy, mixed, partial(torch.select, dim=1, index=5), [gradients.Slope(0, "resid_post", 1, torch.mul)]
+        ),
         "generate": lambda: forward.run_generate(remote_toy, mixed, [], max_new_tokens=1),
     }
     for name, run in runs.items():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,10 @@ def test_a_metric_bound_to_a_row_is_that_rows(toy):
         ("red green", r"is 2 tokens, \['red', 'green'\]"),
         (75, "token ids go from 0 to 74"),
         (["red"], "1 targets for 2 rows"),
+        (None, "target None: expected a word that is one token, or a token id"),
+        (3.0, "target 3.0: expected a word"),
+        (True, "target True: expected a word"),
+        ([3, 4.0], "target 4.0: expected a word"),
     ],
 )
 def test_what_is_no_target(toy, targets, words):
@@ -52,6 +57,29 @@ def test_what_is_no_target(toy, targets, words):
         bind(probability(targets), toy, rows=2, row=0)
 
 
+def test_ids_may_be_of_any_kind_of_int_and_come_one_by_one(toy):
+    each = [5, np.int64(5), torch.tensor(5), [5, 6], np.array([5, 6]), torch.tensor([5, 6]), (id for id in (5, 6))]
+    for ids in each:
+        metric = probability(ids)
+        for _ in range(2):  # a metric is bound once for each row
+            assert bind(metric, toy, rows=2, row=0).against == (torch.tensor(5),)
+
+
+@pytest.mark.parametrize("shape", [(3, 75), (2, 74)])
+def test_a_reference_has_the_shape_of_the_logits(toy, shape):
+    with pytest.raises(interp.InputError, match=r"reference of shape \(.*expected logits of 2 rows, \(2, 75\)"):
+        bind(kl_divergence(torch.zeros(shape)), toy, rows=2, row=0)
+
+
+def test_a_function_gives_one_number_a_row_and_may_give_a_truth(toy):
+    right = bind(lambda logits: logits.argmax(dim=-1) == 1, toy, rows=1, row=0)
+    torch.testing.assert_close(right(torch.eye(3)), torch.tensor([0.0, 1.0, 0.0]))
+    for wrong in (lambda logits: logits, lambda logits: logits.mean(), lambda logits: [1.0, 2.0]):
+        with pytest.raises(interp.InputError, match=r"the metric '<lambda>' gives .* for 2 rows of logits: expected"):
+            bind(wrong, toy, rows=1, row=0)(LOGITS)
+
+
 def test_words_need_a_model():
-    with pytest.raises(interp.InputError, match="needs token ids"):
-        probability("red")(LOGITS)
+    for words in ("red", ["red", "blue"]):
+        with pytest.raises(interp.InputError, match="needs token ids"):
+            probability(words)(LOGITS)

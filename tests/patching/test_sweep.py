@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import interp
-from interp.interventions import Patch
-from interp.patching import PatchResult, logit_difference, patch_sweep
+from interp.interventions import Ablate, Knockout, Patch
+from interp.patching import PatchResult, attribution_patch, logit_difference, patch_sweep
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,63 @@ def test_other_sites_and_text(toy):
         assert result.values.shape == (1, 1)
 
 
+def test_groups_are_patched_together(toy, colours):
+    """Names, and masks that differ from row to row: the patches of the object that changed."""
+    found, clean, corrupted, metric = colours
+    image = clean.positions["image"]
+    mask = torch.zeros_like(image)
+    for row, pair in enumerate(found):
+        mask[row, image[row]] = torch.from_numpy((pair.clean.patch_labels == pair.changed).flatten())
+    groups = {"object": mask, "question": "question", "last": [-1]}
+    swept = patch_sweep(toy, clean, corrupted, layers=[0, 5], positions=groups, metric=metric)
+    assert swept.tokens == ["object", "question", "last"]
+    assert swept.columns[0] == mask[0].nonzero().flatten().tolist()
+    for row in range(len(found)):
+        everything = Patch(site="resid_pre", layers=[0], positions=mask[row : row + 1], value=clean.row(row))
+        logits = toy.logits(corrupted.row(row), [everything])
+        plain = logit_difference(*(words[row] for words in metric.targets)).bind(toy, 1, 0)
+        assert swept.per_row[row, 0, 0].item() == pytest.approx(plain(logits).item(), abs=1e-4)
+    assert swept.effect[0, 0] > 0.9  # the object's patches carry its colour into layer 0
+    assert swept.effect[0, 1:].abs().max() < 1e-4  # the words are the same in both
+    assert swept.low[0, 0] <= swept.effect[0, 0] <= swept.high[0, 0]
+    names = patch_sweep(toy, clean, corrupted, layers=[5], positions=["question", "last"], metric=metric)
+    torch.testing.assert_close(names.effect, swept.effect[1:, 1:], atol=1e-5, rtol=0)
+
+
+def test_heads_are_patched_one_at_a_time(toy, colours):
+    found, clean, corrupted, metric = colours
+    swept = patch_sweep(toy, clean, corrupted, "z", layers=[2, 3], positions=["last"], heads="all", metric=metric)
+    assert swept.values.shape == (2, 1, 4)
+    some = patch_sweep(toy, clean, corrupted, "z", layers=[3], positions="last", heads=[-1, 0], metric=metric)
+    assert some.heads == [3, 0]
+    torch.testing.assert_close(some.values[0, 0], swept.values[1, 0, [3, 0]], atol=1e-5, rtol=0)
+    one = Patch(site="z", layers=3, positions="last", value=clean.row(1), heads=0)
+    plain = logit_difference(found[1].answer, found[1].other).bind(toy, 1, 0)
+    expected = plain(toy.logits(corrupted.row(1), [one])).item()
+    assert some.per_row[1, 0, 0, 1].item() == pytest.approx(expected, abs=1e-4)
+    frame = some.to_frame()
+    assert frame["head"].tolist() == [3, 0]
+    assert frame["value"].tolist() == pytest.approx(some.values.flatten().tolist())
+
+
+def test_patches_know_where_they_lie_on_the_picture(toy, colours):
+    _, clean, corrupted, metric = colours
+    swept = patch_sweep(toy, clean, corrupted, layers=[1], positions="all", metric=metric)
+    assert swept.picture.shape == (48, 48, 3)
+    assert swept.boxes[1].tolist() == pytest.approx([0, 0, 1 / 6, 1 / 6])
+    assert swept.boxes[[0, -1]].isnan().all()
+    assert patch_sweep(toy, clean, corrupted, layers=[1], positions="last", metric=metric).picture is None
+
+
+def test_the_interval_narrows_with_agreement(toy, colours):
+    """Rows that all come back whole leave nothing to be unsure of."""
+    _, clean, corrupted, metric = colours
+    swept = patch_sweep(toy, clean, corrupted, layers=[7], positions={"everything": "all"}, metric=metric)
+    torch.testing.assert_close(
+        torch.stack([swept.low, swept.effect, swept.high]).flatten(), torch.ones(3), atol=1e-4, rtol=0
+    )
+
+
 def test_a_result_is_kept_and_framed(swept, tmp_path):
     again = PatchResult.load(swept.save(tmp_path / "patch.safetensors"))
     assert (again.effect == swept.effect).all()
@@ -120,9 +177,9 @@ def test_a_result_is_kept_and_framed(swept, tmp_path):
     assert frame["effect"].to_numpy() == pytest.approx(swept.effect.flatten().numpy())
 
 
-def test_runs_that_do_not_differ_are_refused_before_anything_is_patched(toy, colours, monkeypatch):
+def test_runs_that_do_not_differ_are_refused_and_no_cell_is_run(toy, colours, monkeypatch):
     _, clean, _, metric = colours
-    monkeypatch.setattr("interp.patching.sweep._grid", lambda *_: pytest.fail("a sweep was begun"))
+    monkeypatch.setattr("interp.models.resume.run_pass", lambda *_: pytest.fail("a cell was run"))
     with pytest.raises(interp.InputError, match="expected runs with different answers"):
         patch_sweep(toy, clean, clean, metric=metric)
 
@@ -144,5 +201,63 @@ def test_what_cannot_be_patched(toy, colours, mixed):
         patch_sweep(toy, clean, clean, layers=0, positions=[-1], metric=metric)
     with pytest.raises(interp.InputError, match="direction='up'"):
         patch_sweep(toy, clean, corrupted, direction="up", metric=metric)
-    with pytest.raises(interp.InputError, match="site='z' is unknown"):
-        patch_sweep(toy, clean, corrupted, site="z", metric=metric)
+    with pytest.raises(interp.InputError, match="resid_pre has no heads"):
+        patch_sweep(toy, clean, corrupted, heads=[0], metric=metric)
+    with pytest.raises(interp.InputError, match="head 4: layer 0"):
+        patch_sweep(toy, clean, corrupted, "z", heads=[4], metric=metric)
+    nothing, some = torch.zeros_like(clean.positions["all"]), clean.positions["last"].clone()
+    with pytest.raises(interp.InputError, match="group 'nothing' selects nothing in row 0"):
+        patch_sweep(toy, clean, corrupted, positions={"nothing": nothing}, metric=metric)
+    some[1, 3] = True
+    with pytest.raises(interp.InputError, match=r"selects \[1, 2, 1\] positions"):
+        patch_sweep(toy, clean, corrupted, positions=some, metric=metric)
+    with pytest.raises(interp.InputError, match="layer 8"):
+        patch_sweep(toy, clean, corrupted, layers=8, metric=metric)
+    with pytest.raises(interp.InputError, match="names no layer"):
+        patch_sweep(toy, clean, corrupted, layers=[], metric=metric)
+    with pytest.raises(interp.InputError, match="site='mask' is unknown"):
+        patch_sweep(toy, clean, corrupted, site="mask", metric=metric)
+    with pytest.raises(interp.InputError, match=r"positions=\{\} names no group"):
+        patch_sweep(toy, clean, corrupted, positions={}, metric=metric)
+    with pytest.raises(interp.InputError, match="names 'image' more than once"):
+        patch_sweep(toy, clean, corrupted, positions=["image", "last", "image"], metric=metric)
+    with pytest.raises(interp.InputError, match="seed=-1: expected an int"):
+        patch_sweep(toy, clean, corrupted, metric=metric, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda image: Knockout(source=image, target="last", layers=[4]),
+        lambda image: Ablate(site="resid_pre", layers=[2], positions="image", value="resample"),
+    ],
+)
+def test_what_holds_in_no_row_alone_is_refused_before_anything_is_run(toy, colours, monkeypatch, held):
+    """A mask of the whole batch, and the states of another row: a sweep takes the rows one by one."""
+    _, clean, corrupted, metric = colours
+    monkeypatch.setattr("interp.patching.sweep.run_forward", lambda *_: pytest.fail("something was run"))
+    for sweep in (patch_sweep, attribution_patch):
+        with pytest.raises(interp.InputError, match=r"must hold in each row alone, .* and in row 0 they do not: "):
+            sweep(toy, clean, corrupted, metric=metric, interventions=[held(clean.positions["image"])])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda logits: logits.mean(), lambda logits: logits[:, :1], lambda logits: 3.0, lambda logits: logits[:1, 0]],
+)
+@pytest.mark.parametrize("sweep", [patch_sweep, attribution_patch])
+def test_a_metric_gives_one_number_a_row(toy, colours, sweep, wrong):
+    """Of one row as of many: a mean over rows would mix the cells that are run together."""
+    _, clean, corrupted, _ = colours
+    with pytest.raises(
+        interp.InputError, match=r"the metric '<lambda>' gives .* expected a tensor of one number a row"
+    ):
+        sweep(toy, clean.row(0), corrupted.row(0), layers=[2], positions=[20, -1], metric=wrong)
+
+
+def test_a_metric_that_counts_or_compares(toy, colours):
+    found, clean, corrupted, _ = colours
+    answer = toy.tokenizer.convert_tokens_to_ids(found[0].answer)
+    for right in (lambda logits: logits.argmax(-1) == answer, lambda logits: (logits.argmax(-1) == answer).long()):
+        swept = patch_sweep(toy, clean.row(0), corrupted.row(0), layers=[7], positions=[20, -1], metric=right)
+        assert swept.effect.tolist() == [[0, 1]]

@@ -71,6 +71,29 @@ def test_any_architecture(name):
             assert torch.equal(weights, recipient.model.state_dict()[key])
 
 
+def test_both_models_are_left_as_they_were(tiny):
+    """Whether a weight is trained is kept in the weight itself, which the hybrid shares."""
+    recipient, donor = (interp.load(model=copy.deepcopy(tiny), check=False) for _ in range(2))
+    recipient.model.requires_grad_(False)
+    hybrid = transplant(recipient, donor, [1], parts=("layers", "norm"))
+    assert not any(weights.requires_grad for weights in recipient.model.parameters())
+    assert all(weights.requires_grad for weights in donor.model.parameters())
+    trained = {name for name, weights in hybrid.model.named_parameters() if weights.requires_grad}
+    given = (f"{donor.structure.layers}.1.", f"{donor.structure.norm}.")
+    assert trained == {name for name, _ in donor.model.named_parameters() if name.startswith(given)}
+
+
+def test_a_hybrid_ends_where_the_recipient_ends(toy, stage1, rows, monkeypatch):
+    """Where a text ends is said beside the config, which alone does not tell."""
+    answers = toy.generate(rows, max_new_tokens=3)
+    first = toy.logits(rows).argmax(dim=-1).unique().tolist()
+    monkeypatch.setattr(toy.model.generation_config, "eos_token_id", first)
+    assert toy.generate(rows, max_new_tokens=3) == [""] * len(answers) != answers
+    hybrid = transplant(toy, stage1, [])
+    assert hybrid.generate(rows, max_new_tokens=3) == [""] * len(answers)
+    assert hybrid.model.generation_config is not toy.model.generation_config
+
+
 def test_tied_weights_are_one_part(tiny):
     other = copy.deepcopy(tiny)
     with torch.no_grad():
@@ -85,6 +108,7 @@ def test_tied_weights_are_one_part(tiny):
     [
         ({"parts": ("layer",)}, "parts=.*expected one or more of layers, norm"),
         ({"parts": ()}, r"parts=\(\)"),
+        ({"parts": None}, "parts=None: expected one or more of layers"),
         ({"layers": 8}, "layer 8: 'toy' has layers 0 to 7"),
     ],
 )
