@@ -47,6 +47,13 @@ def test_the_pages_about_capturing_run(here):
     assert names["cache"]["pattern", 3].shape == (2, 4, 37, 37)
 
 
+def test_the_page_about_sweeps_runs():
+    (example,) = examples("docs/sweeps.md", "python")
+    names: dict = {}
+    exec(compile(example, "docs/sweeps.md", "exec"), names)
+    assert len(names["batch"]) == 12
+
+
 def test_both_commands_of_the_readme_are_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     assert 'pip install --quiet -c constraints.txt -e ".[test]"' in ci

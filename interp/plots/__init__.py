@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _DRAWN_BY = {
-    "PatchResult": ("interp.plots.patching", "patch_figure"),
+    "PatchResult": ("interp.plots.patching", "patching_figure"),
+    "FlowResult": ("interp.plots.sweeps", "flow_figure"),
+    "SweepResult": ("interp.plots.sweeps", "sweep_figure"),
     "LensResult": ("interp.plots.lens", "lens_figure"),
     "ProbeResult": ("interp.plots.probes", "probe_figure"),
     "Estimate": ("interp.plots.geometry", "dimension_figure"),
@@ -31,11 +33,14 @@ _EXPORTS = {
     "alignment_figures": "interp.plots.geometry",
     "diagonal_figure": "interp.plots.geometry",
     "dimension_figure": "interp.plots.geometry",
+    "flow_figure": "interp.plots.sweeps",
     "lens_figure": "interp.plots.lens",
     "lens_on_image": "interp.plots.lens",
     "patch_figure": "interp.plots.patching",
+    "patch_on_image": "interp.plots.patching",
     "probe_figure": "interp.plots.probes",
     "series_figure": "interp.plots.series",
+    "sweep_figure": "interp.plots.sweeps",
 }
 __all__ = ["figure", *_EXPORTS]
 

@@ -7,23 +7,21 @@ words that came next.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from interp.errors import InputError
+from interp.plots.pictures import add_slider, picture_figure
 from interp.plots.series import Series, series_figure
-from interp.plots.theme import TEMPLATE, label, numbers
+from interp.plots.theme import label, numbers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from interp.lens import LensResult
 
-_SHARPEST = 480
 _VEIL = [(0.0, "rgba(15,23,32,0.45)"), (1.0, "rgba(0,90,140,0.85)")]
 
 
@@ -49,7 +47,7 @@ def lens_figure(result: LensResult, title: str | None = None, height: int = 380)
 def lens_on_image(
     result: LensResult,
     image: Image,
-    grid: tuple[int, int],
+    grid: Any,
     row: int = 0,
     state: int | None = None,
     title: str = "Logit lens on the image patches",
@@ -57,9 +55,12 @@ def lens_on_image(
 ) -> go.Figure:
     """The picture with its patch grid, the top word of each patch of batch row `row`, and a slider over states.
 
-    `grid` is (rows, columns) of the patches, as `batch.positions.grid(row)` gives it; `state` is shown first (default
-    the last). Raises `InputError` where the grid does not hold as many patches as the result has positions in this row.
+    `grid` is (rows, columns) of the patches, one of those that `batch.positions.grid(row)` lists; `state` is shown first
+    (default the last). Raises `InputError` where it is no such pair (of an image whose tokens are no rectangle there is
+    none), and where it does not hold as many patches as the result has positions in this row.
     """
+    if not isinstance(grid, tuple | list) or len(grid) != 2 or not all(isinstance(side, int) for side in grid):
+        raise InputError(f"grid={grid!r}: expected (rows, columns), one of those in batch.positions.grid({row})")
     rows, columns = grid
     of_row = [index for index, at in enumerate(list(result.rows)) if int(at) == row]
     if rows * columns != len(of_row):
@@ -72,46 +73,15 @@ def lens_on_image(
         raise InputError(f"state={state!r}: this result has states 0 to {states - 1}")
     font = max(7, min(14, round(size / columns / 6.5)))
     longest = max(3, int(size / columns / (0.58 * font)))
-    figure = go.Figure(layout={"template": TEMPLATE})
+    figure = picture_figure(image, columns, rows, -0.5, size)
     for index in range(states):
-        figure.add_trace(_words(result, index, of_row, grid, font, longest, visible=index == first))
-    figure.add_layout_image(
-        source=_as_uri(image),
-        xref="x",
-        yref="y",
-        x=-0.5,
-        y=-0.5,
-        sizex=columns,
-        sizey=rows,
-        sizing="stretch",
-        layer="below",
-    )
+        figure.add_trace(_words(result, index, of_row, (rows, columns), font, longest))
     lines = {"color": "rgba(255,255,255,0.35)", "width": 1}
     edges = [{"x0": x - 0.5, "x1": x - 0.5, "y0": -0.5, "y1": rows - 0.5} for x in range(1, columns)]
     edges += [{"x0": -0.5, "x1": columns - 0.5, "y0": y - 0.5, "y1": y - 0.5} for y in range(1, rows)]
     figure.update_layout(shapes=[{"type": "line", "line": lines, **edge} for edge in edges])
-    figure.update_xaxes(range=[-0.5, columns - 0.5], visible=False, constrain="domain")
-    figure.update_yaxes(
-        range=[rows - 0.5, -0.5], visible=False, scaleanchor="x", constrain="domain", constraintoward="top"
-    )
-    steps = [
-        {
-            "label": str(index),
-            "method": "update",
-            "args": [
-                {"visible": [other == index for other in range(states)]},
-                {"title.text": _titled(title, index, states)},
-            ],
-        }
-        for index in range(states)
-    ]
-    figure.update_layout(
-        dragmode=False,
-        height=round(size * rows / columns) + 140,
-        title={"text": _titled(title, first, states)},
-        margin={"l": 8, "r": 8, "t": 48, "b": 80},
-        sliders=[{"active": first, "steps": steps, "currentvalue": {"prefix": "state "}, "pad": {"t": 8}}],
-    )
+    titles = [_titled(title, index, states) for index in range(states)]
+    add_slider(figure, list(map(str, range(states))), titles, first, "state ")
     return figure
 
 
@@ -121,7 +91,7 @@ def _titled(title: str, state: int, states: int) -> str:
 
 
 def _words(
-    result: LensResult, state: int, of_row: list[int], grid: tuple[int, int], font: int, longest: int, visible: bool
+    result: LensResult, state: int, of_row: list[int], grid: tuple[int, int], font: int, longest: int
 ) -> go.Heatmap:
     """One state: a cell a patch, coloured by the probability of its top word."""
     rows, columns = grid
@@ -148,20 +118,6 @@ def _words(
         colorscale=_VEIL,
         zmin=0,
         zmax=1,
-        visible=visible,
         colorbar={"title": {"text": "p"}, "thickness": 10, "len": 0.6},
         name=f"state {state}",
     )
-
-
-def _as_uri(image: Image) -> str:
-    """The picture as a data URI; a small one enlarged without smoothing, so that its pixels stay what they are."""
-    from PIL.Image import Resampling
-
-    factor = _SHARPEST // max(image.size)
-    picture = image.convert("RGB")
-    if factor > 1:
-        picture = picture.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -19,7 +19,8 @@ from interp.plots.theme import CHANCE, COLOURS, label, new_figure, numbers, tran
 class Series:
     """One line: `values` at states 0, 1, ..., its `low` and `high` where there are any, a `control` drawn dashed.
 
-    `at` gives the states where they do not count from 0; `colour` and `dash` are chosen by the figure where left out.
+    `at` gives the states where they do not count from 0, and `places` what hovering calls each point where "state" is not
+    it; `colour` and `dash` are chosen by the figure where left out.
     """
 
     values: Any
@@ -27,6 +28,7 @@ class Series:
     high: Any = None
     control: Any = None
     at: Sequence[float] | None = None
+    places: Sequence[str] | None = None
     colour: str | None = None
     dash: str = "solid"
 
@@ -68,7 +70,8 @@ def _longest(series: Mapping[str, Series]) -> int:
 def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
     values = numbers(line.values)
     at = list(line.at) if line.at is not None else list(range(len(values)))
-    parts = {"low": line.low, "high": line.high, "control": line.control, "at": at}
+    places = list(line.places) if line.places is not None else [f"state {state:g}" for state in at]
+    parts = {"low": line.low, "high": line.high, "control": line.control, "at": at, "places": places}
     wrong = [part for part, given in parts.items() if given is not None and len(given) != len(values)]
     if not values or wrong:
         raise InputError(
@@ -76,7 +79,8 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
         )
     shown, group = label(name, 60), label(name, 60)
     hover = [
-        [shown, "" if line.low is None else f"<br>95 % {low:.3g} to {high:.3g}"] for low, high in _bounds(line, values)
+        [shown, "" if line.low is None else f"<br>95 % {low:.3g} to {high:.3g}", place]
+        for (low, high), place in zip(_bounds(line, values), places, strict=True)
     ]
     if line.low is not None:
         low, high = numbers(line.low), numbers(line.high)
@@ -101,7 +105,7 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
         line={"color": colour, "width": 2.2, "dash": line.dash},
         marker={"size": 6, "color": colour},
         customdata=hover,
-        hovertemplate="%{customdata[0]}<br>state %{x}: %{y:.4g}%{customdata[1]}<extra></extra>",
+        hovertemplate="%{customdata[0]}<br>%{customdata[2]}: %{y:.4g}%{customdata[1]}<extra></extra>",
     )
     if line.control is not None:
         figure.add_scatter(
@@ -112,8 +116,8 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
             legendgroup=group,
             showlegend=False,
             line={"color": colour, "width": 1.3, "dash": "dash"},
-            customdata=[[shown]] * len(values),
-            hovertemplate="%{customdata[0]}, control<br>state %{x}: %{y:.4g}<extra></extra>",
+            customdata=hover,
+            hovertemplate="%{customdata[0]}, control<br>%{customdata[2]}: %{y:.4g}<extra></extra>",
         )
 
 

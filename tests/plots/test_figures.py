@@ -77,7 +77,8 @@ def test_patching_is_centred_at_no_effect_and_names_its_columns(sweep):
     assert heatmap.zmid == 0
     assert heatmap.zmax == -heatmap.zmin == pytest.approx(sweep.effect.abs().max().item())
     assert EFFECT_SCALE[2] == (0.5, "#ffffff")
-    assert list(heatmap.y) == sweep.layers
+    assert list(figure.layout.yaxis.ticktext) == list(map(str, sweep.layers))
+    assert heatmap.y == figure.layout.yaxis.tickvals
     assert list(figure.layout.xaxis.ticktext) == [label(token) for token in sweep.tokens]
     assert "&lt;image&gt;" in figure.layout.xaxis.ticktext
     low, high = f"{sweep.low[0, 3]:.3f}", f"{sweep.high[0, 3]:.3f}"
@@ -143,6 +144,9 @@ def test_a_grid_that_does_not_fit_is_refused(toy, few):
         plots.lens_on_image(read, few[0].image, (6, 6), row=1)
     with pytest.raises(InputError, match="states 0 to 8"):
         plots.lens_on_image(read, few[0].image, (6, 6), state=9)
+    for grid in (None, [(6, 6)], [(6, 6), (6, 6)], "66"):
+        with pytest.raises(InputError, match=r"grid=.*expected \(rows, columns\)"):
+            plots.lens_on_image(read, few[0].image, grid)
 
 
 def test_a_large_picture_is_not_enlarged(toy, few):
