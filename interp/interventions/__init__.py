@@ -5,9 +5,11 @@ in forward order in one place, `interp.models.forward`; at one site of one layer
 """
 
 from interp.interventions.knockout import Knockout, Truncate
+from interp.interventions.project import Project
 from interp.interventions.reweight import Reweight
+from interp.interventions.scale import Scale
 from interp.interventions.skip import Skip
 from interp.interventions.states import Ablate, Patch
 from interp.interventions.steer import Steer
 
-__all__ = ["Ablate", "Knockout", "Patch", "Reweight", "Skip", "Steer", "Truncate"]
+__all__ = ["Ablate", "Knockout", "Patch", "Project", "Reweight", "Scale", "Skip", "Steer", "Truncate"]

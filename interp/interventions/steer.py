@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
 from interp.interventions.choices import keep_iterators
-from interp.interventions.values import add_states, is_one_for_all, spread, where
+from interp.interventions.values import add_states, as_number, is_one_for_all, spread, where
 from interp.models.encodings import shown
 from interp.models.forward import Edit
 
@@ -64,20 +64,10 @@ class Steer:
             raise InputTypeError(f"direction is a {type(self.direction).__name__}: expected a tensor")
         if self.direction.is_complex() or self.direction.dtype == torch.bool:
             raise InputError(f"direction is of {self.direction.dtype}: expected real numbers")
-        scale = _as_number(self.scale)
+        scale = as_number(self.scale)
         if scale is None or not math.isfinite(scale):
             raise InputError(f"scale={shown(self.scale)}: expected a finite number")
         places = where(vlm, batch, self.site, self.layers, self.positions, self.heads)
         if is_one_for_all(self.direction, places):
             places = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
         return places.edits(add_states, spread(self.direction * scale, places, "direction"))
-
-
-def _as_number(given: Any) -> float | None:
-    """A real number as a float, numpy's and torch's too; None for anything else: no bool is a number."""
-    if isinstance(given, bool) or str(getattr(given, "dtype", "")).endswith("bool") or not hasattr(given, "__float__"):
-        return None
-    try:
-        return float(given)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # more than one number, or one too large
-        return None

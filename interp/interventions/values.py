@@ -39,7 +39,7 @@ class Where:
         return self.mask.sum(dim=1).tolist()
 
     def edits(self, function: Any, values: Sequence[Tensor]) -> list[Edit]:
-        """The edits that call `function` (`put_states` or `add_states`) with these values, one for each layer."""
+        """The edits that call `function` (one of those below) with these values, one for each layer."""
         rows, columns = self.mask.nonzero(as_tuple=True)
         return [
             Edit(
@@ -49,7 +49,7 @@ class Where:
         ]
 
 
-# What `put_states` and `add_states` are given beside the value; see `interp.models.forward.Edit`.
+# What these functions are given beside the value; see `interp.models.forward.Edit`.
 PAST = ("past",)
 
 
@@ -72,12 +72,26 @@ def add_states(value, past, rows, columns, heads, new):
     return value
 
 
+def multiply_states(value, past, rows, columns, heads, new):
+    """The selected positions (of the chosen heads) times `new`."""
+    at, new = places_in(value, past, rows, columns, heads, new)
+    value = value.clone()
+    value[at] *= new
+    return value
+
+
 def places_in(value, past, rows, columns, heads, new):
     """The index of the selected positions that `value` holds, and what belongs there."""
+    at, here = places_of(value, past, rows, columns, heads)
+    return at, new[here].to(value.device, value.dtype)
+
+
+def places_of(value, past, rows, columns, heads):
+    """The index of the selected positions that `value` holds, and which of all that are selected these are."""
     here = (columns >= past) & (columns < past + value.shape[1])
     rows, columns = rows[here].to(value.device), columns[here].to(value.device) - past
     at = (rows, columns) if heads is None else (rows[:, None], columns[:, None], heads.to(value.device))
-    return at, new[here].to(value.device, value.dtype)
+    return at, here
 
 
 # Where -------------------------------------------------------------------------------------------------------------------
@@ -180,6 +194,16 @@ def _as_here(states: Tensor, places: Where, index: int) -> Tensor:
             "capture it with a model of these sizes"
         )
     return few
+
+
+def as_number(given: Any) -> float | None:
+    """A real number as a float, numpy's and torch's too; None for anything else: no bool is a number."""
+    if isinstance(given, bool) or str(getattr(given, "dtype", "")).endswith("bool") or not hasattr(given, "__float__"):
+        return None
+    try:
+        return float(given)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # more than one number, or one too large
+        return None
 
 
 def _of_heads(states: Tensor, heads: list[int] | None) -> Tensor:

@@ -20,7 +20,7 @@ class Series:
     """One line: `values` at states 0, 1, ..., its `low` and `high` where there are any, a `control` drawn dashed.
 
     `at` gives the states where they do not count from 0, and `places` what hovering calls each point where "state" is not
-    it; `colour` and `dash` are chosen by the figure where left out.
+    it; `colour` and `dash` are chosen by the figure where left out. `hollow` says which points are drawn as rings.
     """
 
     values: Any
@@ -31,6 +31,7 @@ class Series:
     places: Sequence[str] | None = None
     colour: str | None = None
     dash: str = "solid"
+    hollow: Sequence[bool] | None = None
 
 
 def series_figure(
@@ -71,7 +72,14 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
     values = numbers(line.values)
     at = list(line.at) if line.at is not None else list(range(len(values)))
     places = list(line.places) if line.places is not None else [f"state {state:g}" for state in at]
-    parts = {"low": line.low, "high": line.high, "control": line.control, "at": at, "places": places}
+    parts = {
+        "low": line.low,
+        "high": line.high,
+        "control": line.control,
+        "at": at,
+        "places": places,
+        "hollow": line.hollow,
+    }
     wrong = [part for part, given in parts.items() if given is not None and len(given) != len(values)]
     if not values or wrong:
         raise InputError(
@@ -103,7 +111,7 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
         name=shown,
         legendgroup=group,
         line={"color": colour, "width": 2.2, "dash": line.dash},
-        marker={"size": 6, "color": colour},
+        marker={"size": 6, "color": colour, "symbol": _symbols(line, values)},
         customdata=hover,
         hovertemplate="%{customdata[0]}<br>%{customdata[2]}: %{y:.4g}%{customdata[1]}<extra></extra>",
     )
@@ -119,6 +127,11 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
             customdata=hover,
             hovertemplate="%{customdata[0]}, control<br>%{customdata[2]}: %{y:.4g}<extra></extra>",
         )
+
+
+def _symbols(line: Series, values: list[Any]) -> list[str]:
+    hollow = [False] * len(values) if line.hollow is None else line.hollow
+    return ["circle-open" if ring else "circle" for ring in hollow]
 
 
 def _bounds(line: Series, values: list[Any]) -> list[tuple[float, float]]:

@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
-from interp.probes.layers import ProbeResult, probe_layers, wilson_interval
+from interp.probes.batched import fit_batched
+from interp.probes.intervals import wilson_interval
+from interp.probes.layers import probe_layers
 from interp.probes.linear import LinearProbe
+from interp.probes.result import ProbeResult
 
-__all__ = ["LinearProbe", "ProbeResult", "probe_layers", "wilson_interval"]
+__all__ = ["LinearProbe", "ProbeResult", "fit_batched", "probe_layers", "wilson_interval"]

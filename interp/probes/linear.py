@@ -9,12 +9,14 @@ form that a model's own next layer, itself linear at its entry, can use. Three w
   and its direction is the one that steering with a difference of means uses.
 
 Features are standardised on the training data first: otherwise the few features of enormous size that language models
-have decide everything. Whatever the kind, the fitted probe is one matrix: class scores are `x @ coef_.T + intercept_`.
+have decide everything. Float32 and float64 are solved as they come, and scored in float64. Whatever the kind, the fitted
+probe is one matrix: class scores are `x @ coef_.T + intercept_`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from interp.errors import InputError
 
 Features = Any  # a tensor of any floating type or an array [example, feature]; scikit-learn's checks run on it
 _MAX_ITERATIONS = 5000
+_ROUNDINGS = 100  # a spread of so many roundings of the mean is none
 _STATE = ("classes_", "coef_", "intercept_", "mean_", "scale_")
 
 
@@ -56,6 +59,12 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.
     "ridge": _ridge,
     "mean_difference": _mean_difference,
 }
+
+
+def check_strength(C: Any) -> None:
+    """Raises `InputError` where `C` is no positive number."""
+    if not isinstance(C, Real) or not float(C) > 0:
+        raise InputError(f"C={C!r}: expected a positive number, the inverse of the regularisation")
 
 
 def _gives_probabilities(probe: LinearProbe) -> bool:
@@ -92,18 +101,19 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         """Standardise `X` [example, feature], choose the hyperplanes that tell the classes of `y` [example] apart."""
         if self.kind not in KINDS:
             raise InputError(f"kind={self.kind!r} is unknown: use one of {tuple(KINDS)}")
-        if not self.C > 0:
-            raise InputError(f"C={self.C!r}: expected a positive number, the inverse of the regularisation")
-        X, y = validate_data(self, _array(X), y, dtype=np.float64, ensure_min_samples=2)
+        check_strength(self.C)
+        X, y = validate_data(self, _array(X), y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(f"all labels are {self.classes_[0]!r}, one class: a classifier takes two classes or more")
-        self.mean_ = X.mean(axis=0)
-        spread = X.std(axis=0)
+        self.mean_ = X.mean(axis=0, dtype=np.float64)
+        centred = X - self.mean_.astype(X.dtype)
+        spread = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(X)).astype(np.float64)
         # a feature that does not vary but for rounding stays as it is, near 0, instead of becoming noise of size 1
-        self.scale_ = np.where(spread > 1e-12 * np.abs(self.mean_), spread, 1.0)
-        weights, offsets = KINDS[self.kind]((X - self.mean_) / self.scale_, numbers, float(self.C))
+        self.scale_ = np.where(spread > _ROUNDINGS * np.finfo(X.dtype).eps * np.abs(self.mean_), spread, 1.0)
+        centred /= self.scale_.astype(X.dtype)
+        weights, offsets = KINDS[self.kind](centred, numbers, float(self.C))
         self.coef_ = weights / self.scale_
         self.intercept_ = offsets - self.coef_ @ self.mean_
         return self
@@ -150,4 +160,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
 
 def _array(x: Features) -> Any:
-    return x.detach().to("cpu", torch.float64).numpy() if isinstance(x, torch.Tensor) else x
+    """An array in the precision it came in, or float32 where numpy or scikit-learn have nothing for it."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    x = x.detach().cpu()
+    return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()

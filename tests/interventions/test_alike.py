@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import interp
-from interp.interventions import Ablate, Knockout, Patch, Reweight, Skip, Steer, Truncate
+from interp.interventions import Ablate, Knockout, Patch, Project, Reweight, Scale, Skip, Steer, Truncate
 from interp.lens import logit_lens
 from patterned import BOTH, KINDS, batch_of, load
 
@@ -48,6 +48,11 @@ EACH = {
     "steer": lambda vlm, batch: Steer(direction=direction(), layers=5, positions=[-1], scale=2),
     "steer heads": lambda vlm, batch: Steer(
         direction=torch.ones(32), layers=5, positions="text", scale=2, site="q", heads=2
+    ),
+    "scale heads": lambda vlm, batch: Scale(layers=[2, 5], positions="all", factor=-1, heads=[0, 3]),
+    "project": lambda vlm, batch: Project(direction=torch.stack([direction(), direction(1)]), layers=5, positions=[-1]),
+    "project heads": lambda vlm, batch: Project(
+        direction=torch.ones(32), layers=[2, 5], positions="text", site="z", heads=2
     ),
     **{
         f"reweight {kind}": lambda vlm, batch, kind=kind: Reweight(kind=kind, layers=[1, 4])
@@ -143,6 +148,7 @@ _SOUND = {
     Patch: {"site": "resid_pre", "layers": 0, "positions": "last", "value": torch.zeros(128)},
     Ablate: {"site": "resid_pre", "layers": 0, "positions": "last"},
     Steer: {"direction": torch.ones(128), "layers": 0, "positions": "last", "scale": 1.0},
+    Project: {"direction": torch.ones(128), "layers": 0, "positions": "last"},
     Skip: {"layers": 0, "positions": "last"},
     Truncate: {"from_layer": 0, "positions": "image"},
     Knockout: {"source": "image", "target": "last", "layers": 0},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import interp
-from interp.interventions import Ablate, Knockout, Patch, Reweight, Skip, Steer, Truncate
+from interp.interventions import Ablate, Knockout, Patch, Project, Reweight, Skip, Steer, Truncate
 from interp.models.forward import run_generate
 from patterned import attention_modules, batch_of
 from patterned import load as load_bare
@@ -43,6 +43,7 @@ CASES = {
         Knockout(source=at("image"), target=at("text"), layers=[0, 1], mode="post_softmax")
     ],
     "steered": lambda at, vlm: [Steer(direction=direction(vlm), layers=[1, 2], positions=at("text"), scale=3.0)],
+    "projected": lambda at, vlm: [Project(direction=direction(vlm), layers=[1, 2], positions=at("text"))],
     "question steered": lambda at, vlm: [
         Steer(direction=direction(vlm), layers=2, positions=at("question"), scale=5.0)
     ],

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from interp.errors import InputError, InputTypeError
 from interp.probes import LinearProbe, ProbeResult, probe_layers, wilson_interval
-from interp.probes.layers import _independent, _shuffled
+from interp.probes.controls import shuffled as _shuffled
 from interp.results import Result
 
 COLOURS = np.array(["blue", "green", "red"])
@@ -155,14 +155,6 @@ def test_wilson_agrees_with_scipy(hits, n):
     assert wilson_interval(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_effective_number_of_examples():
-    blocks = np.repeat(np.arange(10), 4)
-    assert _independent(np.repeat(np.arange(10) % 2, 4) * 1.0, blocks) == pytest.approx(10)
-    assert _independent(np.tile([0.0, 1.0], 20), blocks) == 40  # never more than there are
-    assert _independent(np.ones(40), blocks) == 10
-    assert _independent(np.ones(40), None) == 40
-
-
 def test_kept_with_its_probes_and_read_again(tmp_path):
     states, labels = planted()
     found = probe_layers(states, labels, transfer=states + 0.5, seed=4)
@@ -190,7 +182,8 @@ def test_a_file_cannot_name_a_class_from_elsewhere(tmp_path):
 def test_frame_is_tidy():
     frame = probe_layers(*planted()).to_frame()
     assert list(frame.columns) == [
-        *("state", "accuracy", "low", "high", "control", "transfer", "transfer_low", "transfer_high", "chance")
+        *("state", "accuracy", "low", "high", "p", "control", "control_task", "selectivity"),
+        *("transfer", "transfer_low", "transfer_high", "chance"),
     ]
     assert frame.state.tolist() == [0, 1, 2, 3, 4]
     assert frame.transfer.isna().all()
@@ -199,7 +192,7 @@ def test_frame_is_tidy():
 def test_refusals_are_one_line():
     states, labels = planted(n=60)
     broken = states.copy()
-    broken[3, 7, 0] = np.nan
+    broken[3, 7, :2] = np.inf, -np.inf
     rare = labels.astype(object)
     rare[0] = "violet"
     one_image = np.where(labels == "red", 0, 1 + np.arange(60) % 20)
@@ -218,6 +211,9 @@ def test_refusals_are_one_line():
         ((states, labels, "resid", None, 0.01), r"no split of 60 examples with test_size=0.01"),
         ((states, labels, "resid", np.arange(60) % 2, 0.9), r"no split of 2 groups with test_size=0.9"),
         ((states, labels, "resid", None, 1.0), r"test_size=1.0"),
+        ((states * 1j, labels), "acts has dtype complex128: expected real numbers"),
+        ((torch.tensor(states * 1j), labels), "acts has dtype torch.complex128: expected real numbers"),
+        ((states.astype(str), labels), "acts has dtype <U.*: expected real numbers"),
         ((states, labels, "resid", None, 0.3, -1), r"control=-1"),
         ((states, labels, "resid", None, 0.3, True, states[:4]), r"transfer has shape \(4, 60, 10\)"),
     ]:

@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from interp.errors import InputError
 from interp.probes import LinearProbe
+from interp.probes.linear import check_strength
 
 KINDS = ["logistic", "ridge", "mean_difference"]
 ORACLES = {
@@ -108,10 +109,13 @@ def test_refusals():
     ]:
         with pytest.raises(InputError, match=message):
             probe.fit(x, labels)
+    for strength in ("1", None):
+        with pytest.raises(InputError, match=f"C={strength!r}: expected a positive number"):
+            check_strength(strength)
     with pytest.raises(NotFittedError):
         LinearProbe().get_state()
 
 
-@pytest.mark.parametrize("module", ["", ".linear", ".layers"])
+@pytest.mark.parametrize("module", ["", ".batched", ".intervals", ".layers", ".linear", ".result"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(f"interp.probes{module}")).failed == 0
