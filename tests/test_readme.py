@@ -54,6 +54,23 @@ def test_the_page_about_sweeps_runs():
     assert len(names["batch"]) == 12
 
 
+def test_the_page_about_readouts_runs():
+    (example,) = examples("docs/readouts.md", "python")
+    names: dict = {}
+    exec(compile(example, "docs/readouts.md", "exec"), names)
+    assert abs(float(names["blocks"].values.sum()) - names["blocks"].total) < 1e-4
+    assert names["low"] <= names["slope"] <= names["high"]
+
+
+def test_the_page_about_words_runs():
+    names: dict = {}
+    for example in examples("docs/words.md", "python"):
+        exec(compile(example, "docs/words.md", "exec"), names)
+    assert names["heads"].top(1) == [(4, 0)]
+    assert names["report"].alignment > names["report"].alignment_null
+    assert names["stats"]["conditional_entropy"] < float(names["stats"].shuffled[4])
+
+
 def test_both_commands_of_the_readme_are_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     assert 'pip install --quiet -c constraints.txt -e ".[test]"' in ci

@@ -1,5 +1,49 @@
-"""Lenses: reading intermediate states in the model's own vocabulary."""
+"""Lenses: states read in the model's own vocabulary, what its components do to that, and where its heads look."""
 
-from interp.lens.logit import LensResult, logit_lens
+from interp.lens.attribution import AttributionResult, Component, direct_logit_attribution
+from interp.lens.decomposition import DecompositionResult, Dictionary, dictionary_of, vocabulary_decomposition
+from interp.lens.logit import logit_lens, unnormed_lens
+from interp.lens.projector import (
+    Alignment,
+    ProjectorResult,
+    neighbours_kept,
+    projector_report,
+    spread_of,
+    word_alignment,
+)
+from interp.lens.pursuit import HeadResult, head_pursuit, scale_heads
+from interp.lens.result import LensResult
+from interp.lens.shares import MassResult, ShareResult, attention_masses, attention_share
+from interp.lens.tokens import TokenStats, quantise, visual_token_stats
+from interp.lens.tuned import TunedLens, tuned_lens
 
-__all__ = ["LensResult", "logit_lens"]
+__all__ = [
+    "Alignment",
+    "AttributionResult",
+    "Component",
+    "DecompositionResult",
+    "Dictionary",
+    "HeadResult",
+    "LensResult",
+    "MassResult",
+    "ProjectorResult",
+    "ShareResult",
+    "TokenStats",
+    "TunedLens",
+    "attention_masses",
+    "attention_share",
+    "dictionary_of",
+    "direct_logit_attribution",
+    "head_pursuit",
+    "logit_lens",
+    "neighbours_kept",
+    "projector_report",
+    "quantise",
+    "scale_heads",
+    "spread_of",
+    "tuned_lens",
+    "unnormed_lens",
+    "visual_token_stats",
+    "vocabulary_decomposition",
+    "word_alignment",
+]

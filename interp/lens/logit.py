@@ -4,79 +4,23 @@ Each state of the residual stream is taken through the model's own final norm an
 ``softmax(head(norm(h_l)))``, with whatever the model does to its logits after that. State 0 enters layer 0, state l
 leaves layer l-1; none of them is final-normed before, so the last state gives the model's own prediction. On image
 positions this is the patch lens of Neo et al. 2024 (arXiv 2410.07149).
+
+Some studies leave the norm out, ``softmax(head(h_l))``: `unnormed_lens`. What the norm's weights and its scale do is not
+in that reading, so its last state is not the model's prediction, and its probabilities are flatter or sharper by as much
+as the state is shorter or longer than a normed one.
+
+How far a reading is from what the model says in the end is KL(final || reading), in this direction as in the literature of
+the tuned lens: 0 where the model has made up its mind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from interp.errors import InputError
+from interp.lens.reading import provenance_of, read_states, without_norm
+from interp.lens.result import LensResult
 from interp.models import VLM, Batch, Intervention
-from interp.models.batch import fingerprint
-from interp.models.forward import read_out, reads_of_states, run_forward
-from interp.models.tokens import target_ids, word_of
-from interp.results import Provenance, Result
-
-# The readout is a matrix product with the whole vocabulary: states are read this many positions at a time.
-_POSITIONS_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class LensResult(Result):
-    """What each selected position is read as after each layer.
-
-    `top_ids`, `top_probs` `[state, position, k]`; `entropy` `[state, position]` in nats; with targets, `target_probs`
-    and `target_ranks` `[state, position]` (rank 0 = first), else None. Positions are in row order; `rows` and `columns`
-    say where each one stands, `tokens` what stands there. Chance level: a uniform reading has probability
-    ``1 / vocabulary`` and entropy ``log(vocabulary)``.
-    """
-
-    top_ids: Int[Tensor, "state position k"]
-    top_probs: Float[Tensor, "state position k"]
-    entropy: Float[Tensor, "state position"]
-    target_probs: Float[Tensor, "state position"] | None
-    target_ranks: Int[Tensor, "state position"] | None
-    rows: Int[Tensor, " position"]
-    columns: Int[Tensor, " position"]
-    tokens: list[str]
-    vocabulary: dict[str, str]
-    vocab_size: int
-
-    def __post_init__(self) -> None:
-        if self.top_ids.shape != self.top_probs.shape or self.entropy.shape != self.top_ids.shape[:2]:
-            raise InputError(
-                f"top_ids of shape {tuple(self.top_ids.shape)} do not fit entropy {tuple(self.entropy.shape)}"
-            )
-
-    def words(self, state: int, position: int) -> list[str]:
-        """The top words of one state of one selected position, best first."""
-        return [self.vocabulary[str(int(token))] for token in self.top_ids[state, position]]
-
-    def to_frame(self) -> pd.DataFrame:
-        rows = []
-        for state in range(self.top_ids.shape[0]):
-            for position in range(self.top_ids.shape[1]):
-                row = {
-                    "state": state,
-                    "row": int(self.rows[position]),
-                    "column": int(self.columns[position]),
-                    "token": self.tokens[position],
-                    "top": self.words(state, position)[0],
-                    "prob": float(self.top_probs[state, position, 0]),
-                    "entropy": float(self.entropy[state, position]),
-                }
-                if self.target_probs is not None and self.target_ranks is not None:
-                    row["target_prob"] = float(self.target_probs[state, position])
-                    row["target_rank"] = int(self.target_ranks[state, position])
-                rows.append(row)
-        return pd.DataFrame(rows)
 
 
 def logit_lens(
@@ -102,51 +46,25 @@ def logit_lens(
     >>> interp.lens.logit_lens(vlm, batch, positions="last", targets="red").words(-1, 0)[0]
     'red'
     """
-    mask = batch.positions.select(positions)
-    if not mask.any():
-        raise InputError(f"positions={positions!r} selects no position of this batch: expected at least one")
-    if not 1 <= top_k <= vlm.structure.vocab_size:
-        raise InputError(f"top_k={top_k!r}: expected 1 to {vlm.structure.vocab_size}, the size of the vocabulary")
-    rows, columns = mask.nonzero(as_tuple=True)
-    aims = target_ids(vlm, 0 if targets is None else targets, len(batch))[rows]
-    arguments = (rows, columns, aims, vlm.readout, top_k, _POSITIONS_AT_ONCE)
-    edits = vlm.edits_of(batch, interventions)
-    reads = reads_of_states(vlm, read_vocabulary, arguments, edits)
-    seen = run_forward(vlm, batch, edits, reads, logits=None)
-    readings = zip(*(seen[state] for state in range(len(reads))), strict=True)
-    ids, probs, entropy, target_probs, ranks = (torch.stack(parts).cpu() for parts in readings)
-    return LensResult(
-        top_ids=ids,
-        top_probs=probs,
-        entropy=entropy,
-        target_probs=None if targets is None else target_probs,
-        target_ranks=None if targets is None else ranks,
-        rows=rows,
-        columns=columns,
-        tokens=[batch.tokens[row][column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)],
-        vocabulary={str(token): word_of(vlm, token) for token in ids.unique().tolist()},
-        vocab_size=vlm.structure.vocab_size,
-        provenance=Provenance(
-            model=vlm.name,
-            revision=vlm.revision,
-            data=fingerprint(batch),
-            interventions=tuple(map(repr, interventions)),
-        ),
-    )
+    made = provenance_of(vlm, batch, interventions)
+    return read_states(vlm, batch, positions, top_k, targets, interventions, vlm.readout, (), made, name="logit lens")
 
 
-def read_vocabulary(value, rows, columns, aims, readout, top_k, at_once):
-    """Run inside the trace, so that no vocabulary-wide tensor leaves it: what the selected states are read as.
+def unnormed_lens(
+    vlm: VLM,
+    batch: Batch,
+    positions: Any = "image",
+    top_k: int = 5,
+    targets: Any = None,
+    interventions: Sequence[Intervention] = (),
+) -> LensResult:
+    """The logit lens without the final norm: ``softmax(head(h_l))``, as Wu et al. 2024 (arXiv 2411.04986) read states.
 
-    Top ids and their probabilities, the entropy, and the probability and rank of what is aimed at, each `[position, ...]`.
+    All else is as in `logit_lens`. `kl` is to the model's own prediction, which has the norm: it is not 0 at the last
+    state.
     """
-    states = value[rows.to(value.device), columns.to(value.device)]
-    parts = []
-    for start in range(0, len(states), at_once):
-        logs = read_out(states[start : start + at_once], *readout).float().log_softmax(dim=-1)
-        probs = logs.exp()
-        top = probs.topk(top_k, dim=-1)
-        aimed = logs.gather(-1, aims[start : start + at_once, None].to(logs.device))
-        entropy = torch.special.entr(probs).sum(dim=-1)
-        parts.append((top.indices, top.values, entropy, aimed[:, 0].exp(), (logs > aimed).sum(dim=-1)))
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    made = provenance_of(vlm, batch, interventions, ("read without the final norm",))
+    readout = (without_norm, *vlm.readout[1:])
+    return read_states(
+        vlm, batch, positions, top_k, targets, interventions, readout, (), made, name="logit lens without the norm"
+    )

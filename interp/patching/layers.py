@@ -29,8 +29,8 @@ from interp.interventions.choices import chosen_seed
 from interp.models import VLM, Batch
 from interp.models.batch import fingerprint
 from interp.models.encodings import shown
+from interp.models.intervals import bootstrap_mean
 from interp.patching.controls import others_before
-from interp.patching.intervals import bootstrap_mean
 from interp.patching.metrics import Measure, Metric, kl_divergence, name_of
 from interp.patching.rows import batches_of, logits_of, measures_of
 from interp.patching.windows import onward, sliding

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.patching.intervals import bootstrap_ratio
+from interp.models.intervals import bootstrap_ratio
 from interp.results import Result
 
 

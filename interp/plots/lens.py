@@ -2,12 +2,15 @@
 
 `lens_on_image` lays the patch grid over the picture and writes into each patch the word that the final norm and the
 unembedding read off its state, the more opaque the more probable; a slider goes through the layers, hovering shows the
-words that came next.
+words that came next. A menu of words frames the patches that say one of them among their top words, at every layer, so that
+one sees where and how deep a word is read. The menu works in the figure itself, with no Python behind it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -20,9 +23,23 @@ from interp.plots.theme import label, numbers
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from interp.lens import LensResult
+    from interp.lens import LensResult, TunedLens
 
+# Words in the menu where none are chosen: those that are said most often.
+_WORDS = 60
+_FOUND = "#ffd166"
 _VEIL = [(0.0, "rgba(15,23,32,0.45)"), (1.0, "rgba(0,90,140,0.85)")]
+
+
+def tuned_lens_figure(lens: TunedLens, title: str | None = None, height: int = 380) -> go.Figure:
+    """How far each state's reading is from the model's own prediction on rows that were held out, with the state's translator
+    and, as its control, without."""
+    lines = {
+        "tuned": Series(lens.kl_tuned, lens.kl_tuned_low, lens.kl_tuned_high),
+        "plain": Series(lens.kl_plain, lens.kl_plain_low, lens.kl_plain_high, dash="dash"),
+    }
+    rows = f"{lens.n_held_out} {'row' if lens.n_held_out == 1 else 'rows'} held out"
+    return series_figure(lines, title or f"Tuned and plain lens ({rows})", "KL(final || reading), nats", height=height)
 
 
 def lens_figure(result: LensResult, title: str | None = None, height: int = 380) -> go.Figure:
@@ -40,7 +57,7 @@ def lens_figure(result: LensResult, title: str | None = None, height: int = 380)
         high=grid.quantile(0.9, dim=1) if several else None,
     )
     chance = math.log(result.vocab_size) if result.target_probs is None else 1 / result.vocab_size
-    titled = title or f"Logit lens: {name} ({grid.shape[1]} position{'s' if several else ''})"
+    titled = title or f"{result.name.capitalize()}: {name} ({grid.shape[1]} position{'s' if several else ''})"
     return series_figure({name: line}, titled, name, chance=chance, height=height)
 
 
@@ -50,14 +67,19 @@ def lens_on_image(
     grid: Any,
     row: int = 0,
     state: int | None = None,
-    title: str = "Logit lens on the image patches",
+    title: str | None = None,
     size: int = 560,
+    words: Sequence[str] | None = None,
 ) -> go.Figure:
-    """The picture with its patch grid, the top word of each patch of batch row `row`, and a slider over states.
+    """The picture with its patch grid, the top word of each patch of batch row `row`, a slider over states, and a menu of
+    words that frames the patches with that word in their top k.
 
+    `words` are those of the menu, spaces around them aside; without it, the 60 that most patches say at any state.
     `grid` is (rows, columns) of the patches, one of those that `batch.positions.grid(row)` lists; `state` is shown first
-    (default the last). Raises `InputError` where it is no such pair (of an image whose tokens are no rectangle there is
-    none), and where it does not hold as many patches as the result has positions in this row.
+    (default the last).
+
+    Raises `InputError` where the grid is no such pair (of an image whose tokens are no rectangle there is none) or does not
+    hold as many patches as the result has positions in this row, and for a word that no patch says.
     """
     if not isinstance(grid, tuple | list) or len(grid) != 2 or not all(isinstance(side, int) for side in grid):
         raise InputError(f"grid={grid!r}: expected (rows, columns), one of those in batch.positions.grid({row})")
@@ -80,9 +102,73 @@ def lens_on_image(
     edges = [{"x0": x - 0.5, "x1": x - 0.5, "y0": -0.5, "y1": rows - 0.5} for x in range(1, columns)]
     edges += [{"x0": -0.5, "x1": columns - 0.5, "y0": y - 0.5, "y1": y - 0.5} for y in range(1, rows)]
     figure.update_layout(shapes=[{"type": "line", "line": lines, **edge} for edge in edges])
-    titles = [_titled(title, index, states) for index in range(states)]
+    said = _said(result, of_row)
+    wanted = _menu_words(said, words)
+    if wanted:
+        figure.add_traces([_frames(size / columns) for _ in range(states)])
+        _add_menu(figure, {word: said[word] for word in wanted}, columns, states)
+    begins = title or f"{result.name.capitalize()} on the image patches"
+    titles = [_titled(begins, index, states) for index in range(states)]
     add_slider(figure, list(map(str, range(states))), titles, first, "state ")
     return figure
+
+
+def _said(result: LensResult, of_row: list[int]) -> dict[str, list[list[int]]]:
+    """For each word that a patch says among its top k: at each state, the numbers of the patches that do."""
+    states = result.top_ids.shape[0]
+    found: dict[str, list[list[int]]] = defaultdict(lambda: [[] for _ in range(states)])
+    for state in range(states):
+        for patch, index in enumerate(of_row):
+            for word in {word.strip() or word for word in result.words(state, index)}:
+                found[word][state].append(patch)
+    return dict(found)
+
+
+def _menu_words(said: dict[str, list[list[int]]], words: Sequence[str] | None) -> list[str]:
+    """The words of the menu, those that are chosen or the most frequent ones."""
+    if words is None:
+        return sorted(said, key=lambda word: (-sum(map(len, said[word])), word))[:_WORDS]
+    if isinstance(words, str):
+        raise InputError(f"words={words!r} is one string: expected a list of words")
+    chosen = [word.strip() or word for word in words]
+    unsaid = [word for word in chosen if word not in said]
+    if unsaid:
+        raise InputError(
+            f"words={unsaid!r}: no patch of this row has them in its top words, take others or a larger top_k"
+        )
+    return list(dict.fromkeys(chosen))
+
+
+def _frames(side: float) -> go.Scatter:
+    """The frames of one state around the patches that say a word; none until one is chosen."""
+    return go.Scatter(
+        x=[],
+        y=[],
+        mode="markers",
+        marker={
+            "symbol": "square-open",
+            "size": max(6.0, 0.8 * side),
+            "color": _FOUND,
+            "line": {"width": 3, "color": _FOUND},
+        },
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _add_menu(figure: go.Figure, said: dict[str, list[list[int]]], columns: int, states: int) -> None:
+    """A menu that moves the frames, which are the last traces of the figure, to the patches that say the word."""
+    frames = list(range(len(figure.data) - states, len(figure.data)))
+
+    def button(name: str, patches: list[list[int]]) -> dict[str, Any]:
+        places = {"x": [[patch % columns for patch in each] for each in patches]}
+        places |= {"y": [[patch // columns for patch in each] for each in patches]}
+        return {"label": name, "method": "restyle", "args": [places, frames]}
+
+    buttons = [button("find a word", [[]] * states)]
+    buttons += [button(label(word), patches) for word, patches in said.items()]
+    at = {"x": 0, "xanchor": "left", "y": 0, "yanchor": "top", "pad": {"t": 8}, "direction": "up", "showactive": True}
+    figure.update_layout(updatemenus=[{**at, "buttons": buttons}])
 
 
 def _titled(title: str, state: int, states: int) -> str:

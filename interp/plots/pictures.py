@@ -51,17 +51,23 @@ def picture_figure(image: Image, width: float, height: float, start: float, size
 
 
 def add_slider(figure: go.Figure, names: Sequence[str], titles: Sequence[str], first: int, prefix: str) -> None:
-    """A slider that shows one trace of the figure at a time, under its title; `first` is seen at the start."""
+    """A slider that shows one trace of the figure at a time, under its title; `first` is seen at the start.
+
+    Where the figure has several series of as many traces as there are names, one behind the other, it shows one of each.
+    """
     steps = [
         {
             "label": name,
             "method": "update",
-            "args": [{"visible": [other == index for other in range(len(names))]}, {"title.text": titles[index]}],
+            "args": [
+                {"visible": [other % len(names) == index for other in range(len(figure.data))]},
+                {"title.text": titles[index]},
+            ],
         }
         for index, name in enumerate(names)
     ]
     for index, trace in enumerate(figure.data):
-        trace.visible = index == first
+        trace.visible = index % len(names) == first
     slider = {"active": first, "steps": steps, "currentvalue": {"prefix": prefix}, "pad": {"t": 8}}
     figure.update_layout(title={"text": titles[first]}, sliders=[slider])
 

@@ -1,13 +1,16 @@
 """The logit lens against transformers' own pieces, and on a picture whose patches are known."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import interp
-from interp.interventions import Ablate
-from interp.lens import LensResult, logit_lens
+from interp.interop import to_transformer_lens
+from interp.interventions import Ablate, Steer
+from interp.lens import LensResult, logit_lens, unnormed_lens
+from interp.lens.reading import divergence
 
 
 def test_the_last_state_is_the_models_prediction(toy, mixed):
@@ -54,13 +57,14 @@ def test_interventions_are_seen(toy, mixed):
 
 
 def test_chunks_change_nothing(toy, mixed, monkeypatch):
-    from interp.lens import logit
+    from interp.lens import reading
 
     whole = logit_lens(toy, mixed, positions="all", targets="red")
-    monkeypatch.setattr(logit, "_POSITIONS_AT_ONCE", 7)
+    monkeypatch.setattr(reading, "_LOGITS_AT_ONCE", 7 * toy.structure.vocab_size)
     parts = logit_lens(toy, mixed, positions="all", targets="red")
     torch.testing.assert_close(parts.top_probs, whole.top_probs, atol=1e-6, rtol=0)
     torch.testing.assert_close(parts.target_probs, whole.target_probs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(parts.kl, whole.kl, atol=1e-5, rtol=0)
 
 
 def test_a_result_is_kept_and_framed(toy, mixed, tmp_path):
@@ -80,3 +84,73 @@ def test_what_cannot_be_read(toy, mixed):
         logit_lens(toy, mixed, top_k=0)
     with pytest.raises(interp.InputError, match="'elephant'"):
         logit_lens(toy, mixed, targets="elephant")
+    with pytest.raises(interp.InputError, match=r"^top_k=True: expected a whole number, 1 to 75"):
+        logit_lens(toy, mixed, top_k=True)
+    with pytest.raises(interp.InputError, match=r"^positions=Tensor of shape [^\n]* selects no position[^\n]*$"):
+        logit_lens(toy, mixed, positions=torch.zeros_like(mixed.positions["image"]))
+
+
+def test_the_divergence_is_from_the_models_own_prediction(toy, mixed):
+    with torch.no_grad():
+        states = toy.model(**toy.inputs_of(mixed), output_hidden_states=True).hidden_states
+        last = toy.model.lm_head(states[-1])  # transformers' last one is normed
+        inner = toy.model.lm_head(toy.model.model.language_model.norm(states[3]))
+    real = mixed.positions["all"]
+    wanted = torch.nn.functional.kl_div(
+        inner[real].log_softmax(-1), last[real].log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    lens = logit_lens(toy, mixed, positions="all")
+    torch.testing.assert_close(lens.kl[3], wanted, atol=1e-4, rtol=1e-4)
+    assert (lens.kl[-1] == 0).all()
+    assert lens.to_frame()["kl"].to_numpy() == pytest.approx(lens.kl.flatten().numpy())
+
+
+def test_words_that_are_left_out_add_nothing():
+    final, read = torch.tensor([[0.5, 0.5, 0.0]]).log(), torch.tensor([[0.25, 0.5, 0.25]]).log()
+    torch.testing.assert_close(divergence(final, read), torch.tensor([0.5 * math.log(2)]))
+    assert divergence(final, torch.tensor([[0.5, 0.5, 0.0]]).log()) == 0
+
+
+def test_a_state_without_numbers_is_not_taken_for_a_sure_one(toy, mixed):
+    broken = Steer(direction=torch.full((128,), torch.inf), layers=3, positions="all", scale=1.0)
+    lens = logit_lens(toy, mixed, positions="last", targets="red", interventions=[broken])
+    assert lens.entropy[-1].isnan().all()
+    assert lens.kl.isnan().all()  # final is NaN, so nothing has a distance to it
+    assert (lens.target_ranks[-1] == lens.vocab_size).all()
+    assert (lens.target_ranks[0] < lens.vocab_size).all()
+
+
+def test_without_the_norm(toy, mixed):
+    with torch.no_grad():
+        states = toy.model(**toy.inputs_of(mixed), output_hidden_states=True).hidden_states
+        wanted = toy.model.lm_head(states[4]).softmax(dim=-1)[mixed.positions["image"]].topk(5)
+    plain, bare = logit_lens(toy, mixed), unnormed_lens(toy, mixed)
+    torch.testing.assert_close(bare.top_probs[4], wanted.values, atol=1e-6, rtol=1e-4)
+    assert (bare.top_ids[4] == wanted.indices).all()
+    assert bare.kl[-1].min() > 0
+    assert plain.name != bare.name
+    assert bare.provenance.notes == ("read without the final norm",)
+
+
+def test_transformer_lens_reads_the_same(toy, mixed):
+    """Its own logit lens over the same states, with the toy's norm and head where it keeps a bridge's."""
+    acts = interp.capture(toy, [mixed], positions="all", reduce="none", progress=False)
+    head = toy.model.lm_head
+    bridge = SimpleNamespace(
+        cfg=SimpleNamespace(n_layers=8, d_model=128, normalization_type="RMS"),
+        ln_final=toy.model.model.language_model.norm,
+        unembed=head,
+        W_U=head.weight.T.detach(),
+        b_U=torch.zeros(head.weight.shape[0]),
+    )
+    theirs = to_transformer_lens(acts, bridge).logit_lens(return_type="probs", top_k=5, positions=None)
+    real, ours = mixed.positions["all"], logit_lens(toy, mixed, positions="all")
+    torch.testing.assert_close(ours.top_probs, theirs.values[:, real], atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours.entropy, theirs.readout.entropy[:, real], atol=1e-4, rtol=0)
+
+
+def test_it_can_be_sent(toy, remote_toy, mixed):
+    for lens in (logit_lens, unnormed_lens):
+        here, there = (lens(vlm, mixed, positions=[0, -1], targets="red") for vlm in (toy, remote_toy))
+        for name in ("top_ids", "top_probs", "entropy", "kl", "target_ranks"):
+            assert torch.equal(getattr(here, name), getattr(there, name)), name

@@ -133,7 +133,33 @@ def test_the_lens_on_the_image(toy, few):
     assert [line.split("  ")[0] for line in hover.split("<br>")[1:]] == [label(word) for word in read.words(4, 36 + 8)]
     assert figure.layout.images[0].source.startswith("data:image/png;base64,")
     step = figure.layout.sliders[0].steps[7]
-    assert step.args[0]["visible"] == [state == 7 for state in range(9)]
+    assert step.args[0]["visible"] == [state == 7 for state in range(9)] * 2  # the words, and the frames around some
+
+
+def test_a_word_is_found_on_the_image(toy, few):
+    read = logit_lens(toy, toy.prepare(["<image>", "<image>"], [few[0].image, few[1].image]), top_k=3)
+    figure = plots.lens_on_image(read, few[1].image, (6, 6), row=1, state=2)
+    frames = drawn(figure, "scatter")
+    assert [trace.visible for trace in frames] == [state == 2 for state in range(9)]
+    nothing, *buttons = figure.layout.updatemenus[0].buttons
+    assert nothing.args[0]["x"] == ([],) * 9 or nothing.args[0]["x"] == [[]] * 9
+    for button in (buttons[0], buttons[-1]):
+        places, traces = button.args
+        assert [figure.data[trace] for trace in traces] == frames
+        for state in range(9):
+            framed = {6 * y + x for x, y in zip(places["x"][state], places["y"][state], strict=True)}
+            said = {patch for patch in range(36) if button.label in map(label, read.words(state, 36 + patch))}
+            assert framed == said
+    counts = [sum(map(len, button.args[0]["x"])) for button in buttons]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 0
+
+    word = read.words(8, 36)[0]
+    (_, only) = plots.lens_on_image(read, few[1].image, (6, 6), row=1, words=[word]).layout.updatemenus[0].buttons
+    assert only.label == label(word)
+    assert f'"label":"{word}"' in figure.to_html(include_plotlyjs=False).replace('": "', '":"')
+    with pytest.raises(InputError, match=r"words=\['elephant'\]: no patch"):
+        plots.lens_on_image(read, few[1].image, (6, 6), row=1, words=["elephant"])
 
 
 def test_a_grid_that_does_not_fit_is_refused(toy, few):
@@ -170,6 +196,21 @@ def test_probes_show_interval_control_and_chance(states):
         "&lt;b&gt;other&lt;/b&gt;",
     ]
     assert len(two.layout.shapes) == 1
+
+
+def test_probes_show_p_and_the_control_task(states):
+    labels = ["a" if value > 0 else "b" for value in states[1, :, 0]]
+    result = probe_layers(states, labels, types=[index % 7 for index in range(len(labels))])
+    _, line, _, task = drawn(plots.figure(result), "scatter")
+    np.testing.assert_allclose(task.y, result.control_task)
+    assert task.name == "accuracy, control task"
+    assert task.line.color == line.line.color
+    for state, (symbol, said) in enumerate(zip(line.marker.symbol, line.customdata, strict=True)):
+        assert symbol == ("circle-open" if result.p[state] > 0.05 else "circle")
+        assert said[2] == f"state {state} (p {result.p[state]:.2g}, selectivity {result.selectivity[state]:.2g})"
+    assert set(line.marker.symbol) == {"circle", "circle-open"}
+    bare = probe_layers(states, labels, permutations=0, control=False)
+    assert set(drawn(plots.figure(bare), "scatter")[1].marker.symbol) == {"circle"}
 
 
 def test_dimensions_have_their_errors(states):

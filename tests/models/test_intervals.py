@@ -4,7 +4,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from interp.patching.intervals import bootstrap_mean, bootstrap_ratio
+from interp.models.intervals import bootstrap_mean, bootstrap_ratio
 
 
 def test_the_interval_of_a_mean_is_scipys():
