@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import chain, pairwise
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -141,7 +142,6 @@ def test_a_picture_comes_in_many_ways(tmp_path, form):
 
 
 def test_a_photograph_is_upright_as_the_datasets_package_has_it():
-    datasets = pytest.importorskip("datasets")
     exif = Image.Exif()
     exif[0x0112] = 6
     held = as_bytes(Image.linear_gradient("L").resize((8, 4)), "PNG", exif=exif)

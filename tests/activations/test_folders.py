@@ -4,13 +4,12 @@ import csv
 import json
 import os
 
+import datasets
 import pytest
 from PIL import Image
 
 import interp
 from interp.activations.data import open_row, source_of
-
-datasets = pytest.importorskip("datasets")
 
 
 def write(folder, names):

@@ -3,6 +3,7 @@
 import io
 from itertools import chain, pairwise
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,6 @@ from PIL import Image
 
 import interp
 from interp.activations.data import open_row, source_of
-
-datasets = pytest.importorskip("datasets")
 
 
 def as_png(value):
