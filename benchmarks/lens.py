@@ -2,7 +2,7 @@
 
 ``python benchmarks/lens.py memory``: the readout of the logit lens alone, as it runs inside a trace, on random weights and
 states: a norm and a head of width 4,096 over 128,000 words, 600 positions. On a CPU all 33 states of a model of 32 layers
-take nine minutes (``memory 33``), so 3 are read.
+take four minutes (``memory 33``), so 3 are read.
 Each is measured in a process of its own, as the peak of its memory over what it held when weights and states were
 made. ``python benchmarks/lens.py once`` does the same with all positions at once.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import os
 import platform
 from contextlib import suppress
@@ -17,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("interp-vlm", "torch", "transformers", "nnsight", "numpy", "scikit-learn")
 _FORMAT = "interp-result-1"
+# Of numpy, torch and scikit-learn the last takes the fewest seeds.
+_SEEDS = 2**32
 # Read once: that takes longer than a forward pass of the toy. A dict is shipped with a trace as it is, a cache is not.
 _INSTALLED: dict[str, str] = {}
 
@@ -36,6 +39,24 @@ def package_versions() -> dict[str, str]:
             with suppress(PackageNotFoundError):
                 _INSTALLED[package] = version(package)
     return {"python": platform.python_version(), **_INSTALLED}
+
+
+def as_int(value: Any) -> int | None:
+    """An int, numpy's and torch's too; None for anything else: no float is rounded, and no bool is a number."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def chosen_seed(seed: Any) -> int:
+    """What draws begin with, as a plain int. Raises `InputError` for anything but an int from 0 on and below 2**32."""
+    chosen = as_int(seed)
+    if chosen is None or not 0 <= chosen < _SEEDS:
+        raise InputError(f"seed={shown(seed)}: expected an int from 0 on, below 2**32")
+    return chosen
 
 
 @dataclass(frozen=True)

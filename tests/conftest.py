@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; without this, each unknown name waits for it in vain
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 import typechecks  # noqa: F401  beartype must be imported before nnsight, which puts an attribute on every object
 
@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def unchecked():
+    """No shape checks: what this package itself says of an argument of a wrong type is to be seen, as its users see it."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

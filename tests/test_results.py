@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import interp
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, as_int, chosen_seed
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,20 @@ def test_nothing_is_left_behind_where_a_result_cannot_be_kept(tmp_path):
     with pytest.raises(interp.InputError, match="cannot be written"):
         Anything(1).save(tmp_path / "no" / "such" / "folder")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_is_an_int_that_all_generators_take():
+    for seed in (0, np.int64(7), torch.tensor(7), 2**32 - 1):
+        assert type(chosen_seed(seed)) is int
+        assert chosen_seed(seed) == seed
+    for wrong in (None, "x", -1, 1.5, True, np.True_, torch.tensor(True), torch.ones(2), 2**32, float("nan")):
+        with pytest.raises(interp.InputError, match=r"^seed=[^\n]*: expected an int from 0 on, below 2\*\*32$"):
+            chosen_seed(wrong)
+
+
+def test_no_float_and_no_bool_is_an_int():
+    assert [as_int(value) for value in (3, np.uint8(3), torch.tensor([3]))] == [3, 3, 3]
+    assert [as_int(value) for value in (3.0, True, np.True_, torch.tensor(True), "3", None)] == [None] * 6
 
 
 def test_every_error_is_an_interp_error():

@@ -1,4 +1,4 @@
-"""What an intervention says of where it acts, checked and made plain: layers, heads, seeds, and positions also of new tokens.
+"""What an intervention says of where it acts, checked and made plain: layers, heads, and positions also of new tokens.
 
 An empty choice is a mistake: a sweep over a range that came out empty would look like an intervention without effect.
 So no layer, no head and no selected position are refused by name.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.models.encodings import shown
-from interp.models.positions import as_int, as_ints
+from interp.models.positions import as_ints
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
@@ -86,14 +86,6 @@ def chosen_positions(batch: Batch, positions: Any, new: int = 0) -> Tensor:
     if not mask.any():
         raise InputError(f"positions={shown(positions)} selects nothing in this batch, expected at least one position")
     return with_new_tokens(mask, positions, new)
-
-
-def chosen_seed(seed: Any) -> int:
-    """What draws begin with. Raises `InputError` for anything but an int from 0 on."""
-    chosen = as_int(seed)
-    if chosen is None or chosen < 0:
-        raise InputError(f"seed={shown(seed)}: expected an int from 0 on")
-    return chosen
 
 
 def with_new_tokens(mask: Tensor, positions: Any, new: int) -> Tensor:

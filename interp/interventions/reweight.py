@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError, LayoutError
-from interp.interventions.choices import chosen_blocks, chosen_layers, chosen_seed, keep_iterators
+from interp.interventions.choices import chosen_blocks, chosen_layers, keep_iterators
 from interp.interventions.knockout import patterned
 from interp.models.attention import eager_tower
 from interp.models.forward import Edit
 from interp.models.pictures import has_pictures
 from interp.models.tower import times_run
+from interp.results import chosen_seed
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

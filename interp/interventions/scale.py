@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import InputError
 from interp.interventions.choices import keep_iterators
-from interp.interventions.values import as_number, multiply_states, spread, where
-from interp.models.encodings import shown
+from interp.interventions.values import finite_number, multiply_states, spread, where
 from interp.models.forward import Edit
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ class Scale:
     `site` and `heads` are as in `Patch`. In generation new tokens that `positions` name are scaled too.
 
     Raises `InputError` for an unknown site, layer or head, where none or no position is chosen, and for a factor that is
-    no finite number; `LayoutError` for a layer in which the site could not be proved.
+    no finite number of float32; `LayoutError` for a layer in which the site could not be proved.
 
     Source: head scaling as in Basile et al. 2025 (Head Pursuit).
 
@@ -53,8 +51,6 @@ class Scale:
         keep_iterators(self)
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        factor = as_number(self.factor)
-        if factor is None or not torch.tensor(factor).isfinite():
-            raise InputError(f"factor={shown(self.factor)}: expected a finite number")
+        factor = finite_number(self.factor, "factor")
         places = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
         return places.edits(multiply_states, spread(torch.tensor(factor), places, "factor"))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
-from interp.interventions.choices import chosen_seed, keep_iterators
+from interp.interventions.choices import keep_iterators
 from interp.interventions.values import (
     Where,
     examples_of,
@@ -33,6 +33,7 @@ from interp.interventions.values import (
 from interp.models.batch import Batch
 from interp.models.encodings import shown
 from interp.models.forward import Edit
+from interp.results import chosen_seed
 
 if TYPE_CHECKING:
     from interp.models import VLM

@@ -8,7 +8,6 @@ states you add it to where layers or models are to be compared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
 from interp.interventions.choices import keep_iterators
-from interp.interventions.values import add_states, as_number, is_one_for_all, spread, where
+from interp.interventions.values import add_states, finite_number, is_one_for_all, spread, where
 from interp.models.encodings import shown
 from interp.models.forward import Edit
 
@@ -37,7 +36,8 @@ class Steer:
     In generation new tokens that `positions` name are steered too; a direction for each position steers the prompt alone.
 
     Raises `InputError` for an unknown site, layer or head, where none or no position is chosen, for a scale that is no
-    finite number, and for a direction that does not fit; `InputTypeError` for one that is no tensor.
+    finite number of float32, and for a direction that does not fit, is not finite, or is not once it is scaled;
+    `InputTypeError` for one that is no tensor.
 
     Source: activation addition as in Turner et al. 2023.
 
@@ -64,10 +64,16 @@ class Steer:
             raise InputTypeError(f"direction is a {type(self.direction).__name__}: expected a tensor")
         if self.direction.is_complex() or self.direction.dtype == torch.bool:
             raise InputError(f"direction is of {self.direction.dtype}: expected real numbers")
-        scale = as_number(self.scale)
-        if scale is None or not math.isfinite(scale):
-            raise InputError(f"scale={shown(self.scale)}: expected a finite number")
+        if not self.direction.isfinite().all():
+            raise InputError(
+                f"direction of shape {tuple(self.direction.shape)} has numbers that are not finite: repair it"
+            )
+        added = self.direction * finite_number(self.scale, "scale")
+        if not added.isfinite().all():
+            raise InputError(
+                f"scale={shown(self.scale)} times the direction is too large for {added.dtype}: make it smaller"
+            )
         places = where(vlm, batch, self.site, self.layers, self.positions, self.heads)
         if is_one_for_all(self.direction, places):
             places = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
-        return places.edits(add_states, spread(self.direction * scale, places, "direction"))
+        return places.edits(add_states, spread(added, places, "direction"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 from interp.interventions.choices import chosen_heads, chosen_layers, chosen_positions
 from interp.models.forward import Edit, Read, run_forward, whole
 from interp.models.places import HEADED, STATES, proved
@@ -204,6 +204,14 @@ def as_number(given: Any) -> float | None:
         return float(given)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # more than one number, or one too large
         return None
+
+
+def finite_number(given: Any, name: str) -> float:
+    """A real number that float32 holds. Raises `InputError`, which says `name` of it, for anything else."""
+    number = as_number(given)
+    if number is None or not torch.tensor(number, dtype=torch.float32).isfinite():
+        raise InputError(f"{name}={shown(given)}: expected a finite number, as float32 holds it")
+    return number
 
 
 def _of_heads(states: Tensor, heads: list[int] | None) -> Tensor:

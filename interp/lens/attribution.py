@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, LayoutError
+from interp.lens.decomposition import refuse_no_bool
 from interp.lens.frozen import before_linear, before_norm, directions_of_logits, freeze
 from interp.models import VLM, Batch, Intervention
 from interp.models.batch import fingerprint
@@ -41,7 +42,7 @@ from interp.models.places import CALL
 from interp.models.sites import tolerance
 from interp.models.structure import resolve
 from interp.models.tokens import target_ids, word_of
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, chosen_seed
 
 # Edits of these change what leaves a layer and are no part of what its heads and its MLP add.
 _BESIDE_BLOCKS = ("attn_out", "resid_mid", "resid_post", CALL)
@@ -148,8 +149,9 @@ def direct_logit_attribution(
     One forward pass; nothing wider than ``[component, row]`` leaves it. `seed` is that of the bootstrap.
 
     Raises `LayoutError` for a model in which some block's addition to the stream was not proved, whose final norm is not
-    linear at a frozen scale, or that has no layer to be parted as is asked; `InputError` for a target that is not one
-    token, for sources that are unknown, share positions or select none, and for states too large for the final norm.
+    linear at a frozen scale, or that has no layer to be parted as is asked; `InputError` for a target that is not one token,
+    for sources that are unknown, share positions or select none, for `heads` that are neither True nor False, for a seed that
+    is no int from 0 on, and for states too large for the final norm.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -158,7 +160,8 @@ def direct_logit_attribution(
     >>> result.components[:3], abs(float(result.values.sum()) - result.total) < 1e-4
     (['embed', 'attn_out.0', 'mlp_out.0'], True)
     """
-    edits = vlm.edits_of(batch, interventions)
+    edits, seed = vlm.edits_of(batch, interventions), chosen_seed(seed)
+    refuse_no_bool("heads", heads)
     refuse_unproved(vlm)
     aims = target_ids(vlm, targets, len(batch))
     others = None if against is None else target_ids(vlm, against, len(batch))
@@ -210,8 +213,12 @@ def refuse_unproved(vlm: VLM) -> None:
 
 def groups_of(batch: Batch, sources: Sequence[str]) -> dict[str, Tensor]:
     """The masks of these names. Raises `InputError` where one is unknown or selects nothing, or two share a position."""
-    if isinstance(sources, str) or not all(isinstance(name, str) for name in sources):
-        raise InputError(f"sources={sources!r}: expected names of positions, as in ('image', 'text')")
+    if (
+        isinstance(sources, str)
+        or not isinstance(sources, Sequence)
+        or not all(isinstance(name, str) for name in sources)
+    ):
+        raise InputError(f"sources={shown(sources)}: expected names of positions, as in ('image', 'text')")
     if len(set(sources)) < len(sources):
         raise InputError(f"sources={shown(sources)}: a name stands there twice: expected groups that are apart")
     groups = {name: batch.positions.select(name) for name in sources}

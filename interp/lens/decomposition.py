@@ -34,7 +34,7 @@ from interp.models.encodings import shown
 from interp.models.positions import as_int
 from interp.models.structure import resolve
 from interp.models.tokens import word_of
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, chosen_seed
 
 if TYPE_CHECKING:
     from interp.models import VLM
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # A row this much shorter than the longest was never trained: its direction says nothing.
 _UNTRAINED = 1e-6
 # A residual of so many roundings is none.
-_ROUNDINGS = 64
+ROUNDINGS = 64
 # The products of residuals with all words are made for this many numbers at a time.
 _AT_ONCE = 2**25
 
@@ -137,13 +137,16 @@ def vocabulary_decomposition(
     the first. `chance` is the mean over `draws` random dictionaries, drawn with `seed`.
 
     Raises `InputError` where vectors or rows are not finite, not two-dimensional or of different width, where `k` is not
-    between 1 and the number of words, and for draws that are not 0 or more.
+    between 1 and the number of words, for draws that are not 0 or more, for a seed that is no int from 0 on,
+    and for a `joint` or `center` that is neither True nor False.
 
     >>> words = torch.eye(8)[:6]
     >>> found = vocabulary_decomposition(words[[1]] * 2 - words[[4]], words, k=2)
     >>> found.ids.tolist(), found.weights.tolist(), round(float(found.explained), 3)
     ([[1, 4]], [[2.0, -1.0]], 1.0)
     """
+    refuse_no_bool("joint", joint)
+    refuse_no_bool("center", center)
     rows, names = (dictionary.rows, dictionary.words) if isinstance(dictionary, Dictionary) else (dictionary, None)
     given, rows = as_rows(vectors, "vectors"), as_rows(rows, "dictionary")
     if given.shape[1] != rows.shape[1]:
@@ -155,7 +158,7 @@ def vocabulary_decomposition(
     if center:
         given, rows = given - rows.mean(dim=0), rows - rows.mean(dim=0)
     # Near 1, so that squares of what is tiny or huge are neither lost nor infinite.
-    (given, size), (rows, length) = _near_one(given), _near_one(rows)
+    (given, size), (rows, length) = near_one(given), near_one(rows)
     unit, usable = directions(rows)
     if not usable.any():
         raise InputError(f"all {len(rows)} rows of the dictionary are zero{' once centred' * center}: expected words")
@@ -166,6 +169,7 @@ def vocabulary_decomposition(
         )
     if as_int(draws) is None or draws < 0:
         raise InputError(f"draws={shown(draws)}: expected 0 random dictionaries or more")
+    seed = chosen_seed(seed)
     found = _pursue(given, unit, usable, count, joint)
     weights = found.weights / rows.norm(dim=1)[found.ids.clamp(min=0)] * (size / length)
     chosen = [word for word in found.ids.unique().tolist() if word >= 0]
@@ -181,6 +185,12 @@ def vocabulary_decomposition(
 
 
 # What is given -----------------------------------------------------------------------------------------------------------
+
+
+def refuse_no_bool(name: str, given: Any) -> None:
+    """A word would be taken for True, whatever it says."""
+    if not isinstance(given, bool):
+        raise InputError(f"{name}={shown(given)}: expected True or False")
 
 
 def as_rows(given: Any, name: str) -> Tensor:
@@ -201,7 +211,7 @@ def as_rows(given: Any, name: str) -> Tensor:
     return values
 
 
-def _near_one(values: Tensor) -> tuple[Tensor, Tensor]:
+def near_one(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values by their largest, and that: 1 where all are zero."""
     largest = values.abs().max()
     largest = torch.where(largest > 0, largest, 1)
@@ -264,7 +274,7 @@ def _steps(
     against rounding), and the words in that basis as a triangle: the least-squares fit of all steps is one triangular
     solution at the end.
     """
-    rounding = _ROUNDINGS * torch.finfo(vectors.dtype).eps
+    rounding = ROUNDINGS * torch.finfo(vectors.dtype).eps
     residuals, lengths = vectors.clone(), vectors.norm(dim=1)
     basis = vectors.new_zeros(groups, k, vectors.shape[1])
     triangle = torch.eye(k, dtype=vectors.dtype, device=vectors.device).repeat(groups, 1, 1)

@@ -28,6 +28,7 @@ from interp.models.encodings import shown
 from interp.models.forward import reads_of_states, run_forward, take_each
 from interp.models.intervals import bootstrap_ratio
 from interp.models.positions import as_int
+from interp.results import chosen_seed
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ class Training:
         for name, given in counts.items():
             if (as_int(given) or 0) < 1:
                 raise InputError(f"{name}={shown(given)}: expected a whole number, 1 or more")
-        if as_int(self.seed) is None:
-            raise InputError(f"seed={shown(self.seed)}: expected a whole number")
+        chosen_seed(self.seed)
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < inf:
             raise InputError(f"learning_rate={shown(rate)}: expected a number above 0")

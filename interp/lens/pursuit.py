@@ -20,7 +20,7 @@ Source: Head Pursuit, Basile et al. 2025. Centring is not spelled out there; her
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +31,23 @@ from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
 from interp.interventions import Scale
-from interp.interventions.values import is_activations
-from interp.lens.decomposition import as_rows, dictionary_of, directions, explained_by, pursue_jointly
+from interp.interventions.values import finite_number, is_activations
+from interp.lens.decomposition import (
+    ROUNDINGS,
+    as_rows,
+    dictionary_of,
+    directions,
+    explained_by,
+    near_one,
+    pursue_jointly,
+    refuse_no_bool,
+)
 from interp.models.encodings import shown
 from interp.models.places import proved
-from interp.models.positions import as_int
+from interp.models.positions import as_int, as_ints
 from interp.models.structure import Heads, resolve
 from interp.models.tokens import target_id, word_of
-from interp.results import Result
+from interp.results import Result, chosen_seed
 
 if TYPE_CHECKING:
     from interp.models import VLM
@@ -50,7 +59,7 @@ class HeadResult(Result):
 
     `scores`, `null` and `p` `[layer, head]`: the explained share on rows that chose no word, its mean with random lists
     of as many words, and the share of lists (this one counted) that do as well; NaN where a layer has fewer heads, and of a
-    head that writes nothing.
+    head that writes nothing on those rows, once centred where that was asked for: these are not ranked.
     `layers` are the numbers of the layers, `words[layer][head]` the words taken, first to last.
     """
 
@@ -84,7 +93,7 @@ class HeadResult(Result):
             raise InputError(
                 f"n={n!r}: there are {len(others)} heads beside the top {n}, expected as many: ask for fewer"
             )
-        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(chosen_seed(seed)))
         return [others[index] for index in order[:n].tolist()]
 
     def scaling(self, factor: float, n: int, positions: Any = "all") -> list[Scale]:
@@ -124,12 +133,18 @@ class HeadResult(Result):
 def scale_heads(heads: Sequence[tuple[int, int]], factor: float, positions: Any = "all") -> list[Scale]:
     """The interventions that scale what these heads, each (layer, head), give: one a layer.
 
+    Raises `InputError` for a factor that is no finite number, and for heads that are no pairs of ints.
+
     >>> [(change.layers, change.heads) for change in scale_heads([(5, 1), (2, 0), (5, 3)], factor=-1)]
     [(2, (0,)), (5, (1, 3))]
     """
+    finite_number(factor, "factor")  # an intervention says it only when it is used
     of_layer: dict[int, list[int]] = defaultdict(list)
-    for layer, head in heads:
-        of_layer[layer].append(head)
+    for given in heads:
+        pair = as_ints(given) or []
+        if len(pair) != 2:
+            raise InputError(f"{shown(given)} among the heads: expected pairs of ints, (layer, head)")
+        of_layer[pair[0]].append(pair[1])
     return [
         Scale(site="z", layers=layer, heads=tuple(sorted(of_layer[layer])), positions=positions, factor=factor)
         for layer in sorted(of_layer)
@@ -153,8 +168,9 @@ def head_pursuit(
     that a head which always writes the same scores by what it changes. The null is made of `lists` random lists of tokens
     that are neither special nor among the words.
 
-    Raises `InputError` where site z was not captured or has other heads than the model, for fewer words than `k`, a word
-    named twice, fewer than two rows of data, and a vocabulary too small for random lists.
+    Raises `InputError` where site z was not captured or has other heads than the model, for no words or fewer than `k`, a word
+    named twice, fewer than two rows of data, a vocabulary too small for random lists, a seed that is no int from 0 on, and
+    a `center` that is neither True nor False; `InputTypeError` for what are no activations.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -169,7 +185,10 @@ def head_pursuit(
         raise InputTypeError(f"acts is a {type(acts).__name__}: expected what interp.capture(sites=('z',)) gives")
     if "z" not in acts:
         raise InputError(f"site 'z' was not captured: these were, {', '.join(acts)}, capture with sites=('z',)")
-    tokens = [target_id(vlm, word) for word in ([words] if isinstance(words, str | int) else words)]
+    refuse_no_bool("center", center)
+    tokens = [target_id(vlm, word) for word in (words if _are_several(words) else [words])]
+    if not tokens:
+        raise InputError(f"words={shown(words)} names none: expected the words of a concept")
     count = as_int(k)
     if count is None or not 1 <= count <= len(tokens):
         raise InputError(f"k={shown(k)}: expected 1 to {len(tokens)}, the number of words")
@@ -177,6 +196,7 @@ def head_pursuit(
         raise InputError(f"words={shown(words)} names a token more than once: name each once")
     if as_int(lists) is None or lists < 1:
         raise InputError(f"lists={shown(lists)}: expected 1 random list of words or more")
+    seed = chosen_seed(seed)
     unit, usable = directions(dictionary_of(vlm, "head").rows)
     drawn = _random_lists(vlm, usable.cpu(), tokens, lists, seed)
     chosen = [torch.tensor(tokens), *drawn]
@@ -189,8 +209,9 @@ def head_pursuit(
     for at, layer in enumerate(layers):
         said = []
         for head, written in enumerate(_contributions(vlm, layer, acts["z"][at])):
+            written, _ = near_one(written)  # else the squares of what is tiny are lost
             mean = written[~test].mean(dim=0) if center else 0.0
-            train, held = written[~test] - mean, written[test] - mean
+            train, held = (_beyond_rounding(written[side] - mean, written) for side in (~test, test))
             for turn, these in enumerate(chosen):
                 shares[turn, at, head], ids = _score(train, held, unit[these.to(unit.device)], count)
                 if not turn:
@@ -206,6 +227,11 @@ def head_pursuit(
         concept=tuple(word_of(vlm, token) for token in tokens),
         provenance=replace(acts.provenance, seed=seed),
     )
+
+
+def _are_several(words: Any) -> bool:
+    """Whether these are words, and not one of them."""
+    return isinstance(words, Iterable) and not isinstance(words, str) and as_int(words) is None
 
 
 def _contributions(vlm: VLM, layer: int, z: Any) -> Iterator[Tensor]:
@@ -224,6 +250,13 @@ def _contributions(vlm: VLM, layer: int, z: Any) -> Iterator[Tensor]:
         slices = (projection(features) - projection(torch.zeros_like(features))).float().split(place.d_head)
     for head, weights in enumerate(slices):
         yield as_rows(states[:, head].to(weights.device, torch.float32) @ weights, f"head {head} of layer {layer}")
+
+
+def _beyond_rounding(change: Tensor, written: Tensor) -> Tensor:
+    """What is left of a head when its mean is taken off; zeros where that is rounding, as a head's that never changes."""
+    rounding = ROUNDINGS * torch.finfo(written.dtype).eps
+    # By size, not by length: the squares of what is tiny are lost.
+    return change if change.abs().max() > rounding * written.abs().max() else torch.zeros_like(change)
 
 
 def _score(train: Tensor, held: Tensor, unit: Tensor, k: int) -> tuple[float, list[int]]:

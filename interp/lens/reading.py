@@ -91,7 +91,8 @@ def read_states(
 def provenance_of(
     vlm: VLM, batch: Batch, interventions: Sequence[Intervention], notes: tuple[str, ...] = ()
 ) -> Provenance:
-    """Where a reading comes from."""
+    """Where a reading comes from. Raises what `VLM.refuse_unfit` raises."""
+    vlm.refuse_unfit(batch, interventions)
     return Provenance(
         model=vlm.name,
         revision=vlm.revision,

@@ -19,6 +19,7 @@ know that.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from interp.models.batch import fingerprint
 from interp.models.encodings import shown
 from interp.models.forward import Read, run_forward
 from interp.models.intervals import bootstrap_mean
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, chosen_seed
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ShareResult(Result):
     each key gets, mean over queries and heads, 0 for keys that were not asked about; its sum over positions is the share.
 
     A layer without attention weights (linear attention, convolutions, weights that could not be proved) is NaN, and so
-    are heads that a layer has fewer of than others, and rows that lack queries or keys, which do not count.
+    are heads that a layer has fewer of than others, and rows that lack queries or keys, which do not count: the provenance
+    notes how many these are.
     """
 
     values: Float[Tensor, "layer head"]
@@ -76,7 +78,7 @@ class ShareResult(Result):
         """The slope of the share over depth, per layer, with its 95 % interval: least squares on the mean over heads of
         each row, then the mean over rows and its bootstrap. Layers without weights are left out.
 
-        Raises `InputError` where fewer than two layers have weights.
+        Raises `InputError` where fewer than two layers have weights, and for a seed that is no int from 0 on.
         """
         of_rows = self.per_row.nanmean(dim=-1)
         of_rows = of_rows[~of_rows.isnan().all(dim=1)]
@@ -85,7 +87,7 @@ class ShareResult(Result):
             raise InputError(f"{len(layers)} of {len(self.values)} layers have a share: a slope needs two or more")
         depth = layers.double() - layers.double().mean()
         slopes = of_rows[:, layers].double() @ depth / depth.square().sum()
-        low, high = bootstrap_mean(slopes, seed)
+        low, high = bootstrap_mean(slopes, chosen_seed(seed))
         return float(slopes.mean()), float(low), float(high)
 
     def to_frame(self) -> pd.DataFrame:
@@ -154,8 +156,9 @@ def attention_share(
 
     One forward pass with eager attention, reduced where the weights are made. `seed` is that of the bootstrap.
 
-    Raises `InputError` where no row has both queries and keys, and for a model on a server whose attention is not eager;
-    `LayoutError` where the weights were proved in no layer.
+    Raises `InputError` where no row has both queries and keys, for a seed that is no int from 0 on, for weights that are no
+    numbers, and for a model on a server whose attention is not eager; `LayoutError` where the weights were proved in no
+    layer.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -164,6 +167,7 @@ def attention_share(
     >>> interp.lens.attention_share(vlm, batch, queries="last", keys="image").values.shape
     torch.Size([8, 4])
     """
+    vlm.refuse_unfit(batch, interventions)
     masks = (batch.positions.select(queries), batch.positions.select(keys))
     return _shares(vlm, batch, {(_said(queries), _said(keys)): masks}, interventions, seed)[0]
 
@@ -184,6 +188,7 @@ def attention_masses(
     named = isinstance(kinds, list | tuple) and all(isinstance(kind, str) for kind in kinds)
     if not named or not len(kinds) == len(set(kinds)) == 2:
         raise InputError(f"kinds={shown(kinds)}: expected two names of positions that differ, as in ('image', 'text')")
+    vlm.refuse_unfit(batch, interventions)
     first, second = kinds
     masks = {kind: batch.positions.select(kind) for kind in kinds}
     both = torch.stack([mask.any(dim=1) for mask in masks.values()]).all(dim=0)[:, None]
@@ -204,10 +209,12 @@ def _shares(
     interventions: Sequence[Intervention],
     seed: int,
 ) -> list[ShareResult]:
-    """One result for each pair of queries and keys, of which the names and the masks are given."""
-    edits = vlm.edits_of(batch, interventions)
-    for (queries, keys), masks in asked.items():
-        if not torch.stack([mask.any(dim=1) for mask in masks]).all(dim=0).any():
+    """One result for each pair of queries and keys, of which the names and the masks are given; rows that lack one lack it
+    in all pairs."""
+    edits, seed = vlm.edits_of(batch, interventions), chosen_seed(seed)
+    counted = {pair: torch.stack([mask.any(dim=1) for mask in masks]).all(dim=0) for pair, masks in asked.items()}
+    for (queries, keys), rows in counted.items():
+        if not rows.any():
             raise InputError(
                 f"queries={queries!r}, keys={keys!r}: no row of this batch has positions of both, expected one"
             )
@@ -220,37 +227,47 @@ def _shares(
             reads.append(Read(("weights", pair, layer), "pattern", layer, mean_to_keys, masks))
             reads.append(Read(("chance", pair, layer), "mask", layer, even_share, masks))
     seen = {key: value.cpu() for key, value in run_forward(vlm, batch, edits, reads, logits=None).items()}
+    left_out = int((~torch.stack(list(counted.values())).all(dim=0)).sum())
+    needed = " or ".join(dict.fromkeys(itertools.chain.from_iterable(asked)))
     provenance = Provenance(
         model=vlm.name,
         revision=vlm.revision,
         data=fingerprint(batch),
         seed=seed,
         interventions=tuple(map(repr, interventions)),
+        notes=(f"{left_out} of {len(batch)} rows lack {needed} and do not count",) if left_out else (),
     )
     results = []
     for pair in asked:
         weights = {layer: seen["weights", pair, layer] for layer in layers}
         chances = {layer: seen["chance", pair, layer] for layer in layers}
-        results.append(_result(vlm, pair, weights, chances, seed, provenance))
+        results.append(_result(vlm, pair, counted[pair], weights, chances, seed, provenance))
     return results
 
 
 def _result(
-    vlm: VLM, pair: tuple[str, str], weights: dict[int, Tensor], chances: dict[int, Tensor], seed: int, made: Provenance
+    vlm: VLM,
+    pair: tuple[str, str],
+    counted: Tensor,
+    weights: dict[int, Tensor],
+    chances: dict[int, Tensor],
+    seed: int,
+    made: Provenance,
 ) -> ShareResult:
+    """The shares of one pair, of which the rows that are `counted` (Bool `[row]`) have queries and keys."""
     depth, n_heads = vlm.structure.n_layers, vlm.structure.n_heads
     rows, _, length = next(iter(weights.values())).shape
     by_head = torch.full((rows, depth, n_heads), torch.nan)
     by_position = torch.full((rows, depth, length), torch.nan)
     chance = torch.full((rows, depth), torch.nan)
     for layer, each in weights.items():
+        _refuse_no_numbers(vlm, layer, each, counted)
         by_head[:, layer, : each.shape[1]] = each.sum(dim=-1)
         by_position[:, layer] = each.mean(dim=1)
         chance[:, layer] = chances[layer]
-    counted = by_head[~by_head.isnan().flatten(1).all(dim=1)]
-    low, high = bootstrap_mean(counted, seed)
+    low, high = bootstrap_mean(by_head[counted], seed)
     return ShareResult(
-        values=counted.mean(dim=0),
+        values=by_head[counted].mean(dim=0),
         low=low,
         high=high,
         chance=chance.nanmean(dim=0),
@@ -261,6 +278,15 @@ def _result(
         keys=pair[1],
         provenance=made,
     )
+
+
+def _refuse_no_numbers(vlm: VLM, layer: int, weights: Tensor, counted: Tensor) -> None:
+    wrong = (weights.isnan().flatten(1).any(dim=1) & counted).nonzero().flatten().tolist()
+    if wrong:
+        raise InputError(
+            f"the attention weights of row {wrong[0]} in layer {layer} are no numbers in this run of {vlm.name!r}: expected "
+            "states that it can take, make the interventions smaller"
+        )
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------

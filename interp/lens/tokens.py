@@ -28,10 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.lens.decomposition import as_rows
+from interp.lens.decomposition import as_rows, near_one
 from interp.models.encodings import shown
 from interp.models.positions import as_int
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, chosen_seed
 
 MEASURES = ("zipf", "zipf_slope", "heaps", "entropy", "conditional_entropy")
 # How many points the growth of the vocabulary is looked at.
@@ -68,15 +68,15 @@ class TokenStats(Result):
 def quantise(states: Any, codes: int = 256, seed: int = 0) -> Int[Tensor, " token"]:
     """The code of each state `[token, width]` in a codebook of k-means (scikit-learn's MiniBatchKMeans).
 
-    Raises `InputError` where there are not as many states as codes.
+    Raises `InputError` where there are not as many states as codes, and for a seed that is no int from 0 on.
     """
     from sklearn.cluster import MiniBatchKMeans
 
-    values = as_rows(states, "states").float().cpu().numpy()
+    values = near_one(as_rows(states, "states"))[0].float().cpu().numpy()  # the squares of what is huge are infinite
     count = as_int(codes)
     if count is None or not 2 <= count <= len(values):
         raise InputError(f"codes={shown(codes)}: expected 2 to {len(values)}, the number of states")
-    return torch.from_numpy(MiniBatchKMeans(count, random_state=seed, n_init=3).fit_predict(values)).long()
+    return torch.from_numpy(MiniBatchKMeans(count, random_state=chosen_seed(seed), n_init=3).fit_predict(values)).long()
 
 
 def visual_token_stats(codes: Any, rows: Any = None, draws: int = 10, seed: int = 0) -> TokenStats:
@@ -84,13 +84,14 @@ def visual_token_stats(codes: Any, rows: Any = None, draws: int = 10, seed: int 
     is of where it is not the second shape, and without it all are one.
 
     Raises `InputError` for what are no ints, for fewer than two codes or three tokens, for rows that are not one a token,
-    and where no image has two tokens.
+    where no image has two tokens, and for a seed that is no int from 0 on.
 
     >>> stats = visual_token_stats([[0, 1, 0, 1], [0, 1, 2, 1]])
     >>> round(stats["entropy"], 3), stats.counts.tolist()
     (0.974, [4, 3, 1])
     """
     tokens, images = _tokens(codes, rows)
+    seed = chosen_seed(seed)
     if as_int(draws) is None or draws < 1:
         raise InputError(f"draws={shown(draws)}: expected 1 or more")
     follows = images[1:] == images[:-1]
@@ -115,7 +116,7 @@ def visual_token_stats(codes: Any, rows: Any = None, draws: int = 10, seed: int 
 
 def _tokens(codes: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """Codes numbered from 0 without gaps, and the image of each."""
-    given = np.asarray(codes)
+    given = _array(codes, "codes")
     if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or given.size < 3:
         raise InputError(
             f"codes of shape {given.shape} and type {given.dtype}: expected ints [token] or [image, token], three or more"
@@ -123,13 +124,23 @@ def _tokens(codes: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     if rows is not None and given.ndim == 2:
         raise InputError(f"rows were given with codes of shape {given.shape}: expected codes [token], or no rows")
     images = np.repeat(np.arange(len(given)), given.shape[1]) if given.ndim == 2 else np.zeros(len(given), dtype=int)
-    images = images if rows is None else np.asarray(rows)
+    images = images if rows is None else _array(rows, "rows")
     if images.shape != (given.size,):
         raise InputError(f"rows of shape {images.shape} for {given.size} tokens: expected one a token")
     found, tokens = np.unique(given.reshape(-1), return_inverse=True)
     if len(found) < 2:
         raise InputError(f"all {given.size} tokens are code {found[0]}: expected two codes or more")
     return tokens, images
+
+
+def _array(given: Any, name: str) -> np.ndarray:
+    """An array on the CPU. Raises `InputError` for lists that are not of one length."""
+    try:
+        return np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}={shown(given)} makes no array: expected rows of one length, or codes [token] with rows="
+        ) from None
 
 
 # The measures ------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
+from interp.lens.data import batches_of
 from interp.lens.fitting import (
     Training,
     collect,
@@ -38,7 +39,6 @@ from interp.lens.result import LensResult
 from interp.models import VLM, Batch, Intervention
 from interp.models.batch import fingerprint
 from interp.models.encodings import shown
-from interp.models.positions import as_int
 from interp.results import Provenance, Result
 
 
@@ -89,15 +89,15 @@ class TunedLens(Result):
     ) -> TunedLens:
         """Fit a translator to each state but the last, to make KL(final || reading) small at `positions` of `data`.
 
-        `data` is a list of `Batch`, a list of `(image, text)` or anything with `pairs()` (scenes of the toy), which is
+        `data` is any data: batches, a list of `(image, text)`, scenes, a data set or a folder, of which all but batches is
         prepared `batch_size` rows at a time; images and texts may be mixed where the model takes that in one batch. States
         are collected in one forward pass a batch and kept on the CPU in the model's precision: ``(n_layers + 1) x positions
         x width`` numbers. `positions_at_once` (256, fewer with a very large vocabulary) is what one step is made of. A share
         `held_out` of the rows is measured alone, half as many say when to stop; see `interp.lens.fitting`. Two
         rows with one picture may fall on both sides, and then the held-out numbers flatter.
 
-        Raises `InputError` for data that is none of these, fewer than 3 rows, positions that select nothing, and a model
-        whose weights are not here.
+        Raises what `interp.lens.data.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
+        select nothing, a setting of the training that is out of range, and a model whose weights are not here.
         """
         at_once = default_at_once(vlm.structure.vocab_size) if positions_at_once is None else positions_at_once
         how = Training(epochs, learning_rate, at_once, patience, seed)
@@ -206,19 +206,3 @@ def readout_hash(vlm: VLM) -> str | None:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
-    """Data as batches: a list of them as it is, `(image, text)` rows prepared `size` at a time."""
-    rows = data.pairs() if hasattr(data, "pairs") else [data] if isinstance(data, Batch) else data
-    if not isinstance(rows, list | tuple) or not rows:
-        raise InputError(f"data={shown(data)}: expected a list of Batch or of (image, text), or scenes")
-    if all(isinstance(row, Batch) for row in rows):
-        return list(rows)
-    if not all(isinstance(row, list | tuple) and len(row) == 2 for row in rows):
-        wrong = next(row for row in rows if not isinstance(row, list | tuple) or len(row) != 2)
-        raise InputError(f"{shown(wrong)} among the data: expected (image, text) in each place, or a Batch in each")
-    if (as_int(size) or 0) < 1:
-        raise InputError(f"batch_size={shown(size)}: expected 1 or more rows")
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [vlm.prepare([text for _, text in part], [image for image, _ in part]) for part in parts]

@@ -17,15 +17,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.errors import shown as shown  # also found here, where most of what is shown is checked
 from interp.models.grids import patch_grids
-
-
-def shown(value: Any) -> str:
-    """A value as a message names it, in one line: an array by its kind and shape, anything else as it is written."""
-    if getattr(value, "shape", ()):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    written = " ".join(repr(value).split())
-    return written if len(written) <= 120 else f"{written[:117]}..."
 
 
 def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_id: int | None) -> None:

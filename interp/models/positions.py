@@ -10,7 +10,6 @@ row of patches, words that name its tiles. So images are told apart by how many 
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models.encodings import shown
 from interp.models.grids import Grid, Sheet, find_grid
+from interp.results import as_int
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
 
@@ -118,16 +118,6 @@ class Positions:
 def is_kind(name: str) -> bool:
     """Whether a name is that of a kind of position, and so none for a span."""
     return name in NAMES or re.fullmatch(r"image_\d+", name) is not None
-
-
-def as_int(value: Any) -> int | None:
-    """An int, numpy's and torch's too; None for anything else: no float is rounded, and no bool is a number."""
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 def as_ints(given: Any) -> list[int] | None:

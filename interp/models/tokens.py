@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +20,15 @@ def target_ids(vlm: VLM, targets: Any, rows: int) -> Tensor:
     """Targets as Int `[rows]`: one token id or word for all rows, or one a row.
 
     A word must be the one token that continues a prompt: it is tokenized behind a space and, where that gives several
-    pieces, as it stands. Raises `InputError` with its pieces where it is more than one token, for what is neither id nor
-    word, and where there are not as many as rows.
+    pieces, as it stands. Raises `InputError` with its pieces where it is more than one token, for one that the vocabulary
+    does not have, for what is neither id nor word, and where there are not as many as rows.
     """
     if hasattr(targets, "tolist"):  # torch's and numpy's
         targets = targets.tolist()
+    if isinstance(targets, Mapping | Set | bytes | bytearray):  # these have no order of rows, or are numbers unawares
+        raise InputError(
+            f"targets={shown(targets)}: expected a word or a token id for all rows, or a list of one a row"
+        )
     several = isinstance(targets, Iterable) and not isinstance(targets, str)
     each = list(targets) if several else [targets] * rows
     if len(each) != rows:
@@ -55,6 +59,11 @@ def target_id(vlm: VLM, target: Any) -> int:
         if len(pieces) == 1 and pieces[0] != unknown:
             return pieces[0]
     names = vlm.tokenizer.convert_ids_to_tokens(pieces)
+    if pieces == [unknown]:
+        raise InputError(
+            f"target {target!r} is no word of this vocabulary, it becomes {names[0]!r}: expected a word that is one token, or "
+            "an id"
+        )
     raise InputError(
         f"target {target!r} is {len(pieces)} tokens, {names!r}: expected a word that is one token, or an id"
     )

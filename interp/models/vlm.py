@@ -230,16 +230,23 @@ class VLM:
 
     # Running
 
-    def edits_of(self, batch: Batch, interventions: Sequence[Intervention], new: int = 0) -> list[Edit]:
-        """All edits of these interventions on this batch and `new` tokens behind it, in the order they are given."""
+    def refuse_unfit(self, batch: Any, interventions: Any = ()) -> None:
+        """Refuse, before anything is computed, what is no batch of this model and what are no interventions.
+
+        Raises `InputTypeError` for either, `InputError` for a batch that was made for another model.
+        """
         self._refuse_foreign(batch)
         if not isinstance(interventions, Sequence) or isinstance(interventions, str):
-            raise InputTypeError(f"interventions={interventions!r}: expected a list of interventions")
+            raise InputTypeError(f"interventions={shown(interventions)}: expected a list of interventions")
         for intervention in interventions:
             if not isinstance(intervention, Intervention):
                 raise InputTypeError(
                     f"{shown(intervention)} is no intervention: expected Patch, Ablate, Knockout or the like"
                 )
+
+    def edits_of(self, batch: Batch, interventions: Sequence[Intervention], new: int = 0) -> list[Edit]:
+        """All edits of these interventions on this batch and `new` tokens behind it, in the order they are given."""
+        self.refuse_unfit(batch, interventions)
         return [edit for intervention in interventions for edit in intervention.edits(self, batch, new)]
 
     def logits(

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, LayoutError
-from interp.interventions.choices import chosen_seed
 from interp.models import VLM, Batch
 from interp.models.forward import Read, run_forward, take_each
 from interp.models.gradients import Slope, run_gradients
@@ -34,6 +33,7 @@ from interp.models.vlm import Intervention
 from interp.patching.grid import Grid, grid_of, result_of
 from interp.patching.metrics import Bound, Measure, Metric, measured, name_of, of_run
 from interp.patching.result import PatchResult
+from interp.results import chosen_seed
 
 # Positions of all rows that share a backward pass. Its memory is the graph: of a model of 7 B parameters in 16 bits 6 MB a
 # position, which makes 6 GB, and fits beside the weights on a card of 24 GB. A row of an image's tokens fills a pass alone.

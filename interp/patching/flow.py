@@ -29,7 +29,6 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.interventions import Knockout
-from interp.interventions.choices import chosen_seed
 from interp.models import VLM, Batch
 from interp.models.batch import fingerprint
 from interp.models.encodings import shown
@@ -39,7 +38,7 @@ from interp.patching.controls import others_before
 from interp.patching.metrics import Measure, Metric, name_of
 from interp.patching.rows import answers_of, batches_of, logits_of, measures_of
 from interp.patching.windows import centred
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, chosen_seed
 
 EDGES = (("image", "question"), ("question", "last"), ("image", "last"))
 _NOTHING = 1e-6

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
 from interp.interventions import Skip
-from interp.interventions.choices import chosen_seed
 from interp.models import VLM, Batch
 from interp.models.batch import fingerprint
 from interp.models.encodings import shown
@@ -34,7 +33,7 @@ from interp.patching.controls import others_before
 from interp.patching.metrics import Measure, Metric, kl_divergence, name_of
 from interp.patching.rows import batches_of, logits_of, measures_of
 from interp.patching.windows import onward, sliding
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, chosen_seed
 
 Plan = Sequence[Any]  # the interventions of one window
 _NOTHING = 1e-12

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.interventions.choices import chosen_seed
 from interp.models import VLM, Batch
 from interp.models.forward import Read, run_forward, take_each
 from interp.models.resume import Cell, Versions
@@ -28,6 +27,7 @@ from interp.patching.cells import run_cells
 from interp.patching.grid import Grid, grid_of, result_of
 from interp.patching.metrics import Bound, Measure, Metric, measured, name_of, of_run
 from interp.patching.result import PatchResult
+from interp.results import chosen_seed
 
 
 def patch_sweep(

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 _NAMED = {"attn_out": "attention", "mlp_out": "MLP"}
 
 
-def attribution_figure(result: AttributionResult, title: str | None = None, height: int = 400) -> go.Figure:
-    """A bar a component, in the order of the forward pass; of a result that is parted into heads, the map of these."""
-    if any(part.head is not None for part in result.parts):
-        return heads_figure(result, title=title, height=height)
+def attribution_figure(
+    result: AttributionResult, source: str | None = None, title: str | None = None, height: int = 400
+) -> go.Figure:
+    """A bar a component, in the order of the forward pass; of a result that is parted into heads, the map of these, with
+    `source` as in `heads_figure`."""
+    if source is not None or any(part.head is not None for part in result.parts):
+        return heads_figure(result, source, title, height)
     figure = new_figure(title or f"Direct attribution of {_what(result)}", "component", "logits", height)
     kinds = list(dict.fromkeys(_NAMED.get(part.kind, "other") for part in result.parts))
     values, low, high = (numbers(bound) for bound in (result.values, result.low, result.high))

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 from interp.plots.pictures import add_slider, picture_figure
 from interp.plots.series import Series, series_figure
 from interp.plots.theme import label, numbers
+from interp.results import as_int
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,18 +82,20 @@ def lens_on_image(
     Raises `InputError` where the grid is no such pair (of an image whose tokens are no rectangle there is none) or does not
     hold as many patches as the result has positions in this row, and for a word that no patch says.
     """
-    if not isinstance(grid, tuple | list) or len(grid) != 2 or not all(isinstance(side, int) for side in grid):
+    sides = [as_int(side) for side in grid] if isinstance(grid, tuple | list) else []
+    if len(sides) != 2 or None in sides:
         raise InputError(f"grid={grid!r}: expected (rows, columns), one of those in batch.positions.grid({row})")
-    rows, columns = grid
+    rows, columns = (side for side in sides if side is not None)
     of_row = [index for index, at in enumerate(list(result.rows)) if int(at) == row]
     if rows * columns != len(of_row):
         raise InputError(
-            f"a grid of {rows} x {columns} patches for {len(of_row)} positions of row {row}: expected as many"
+            f"a grid of {rows} x {columns} patches for {len(of_row)} positions of row {row}: expected as many, of "
+            "several images read one alone, as with positions='image_0'"
         )
     states = result.top_probs.shape[0]
-    first = states - 1 if state is None else state
-    if not 0 <= first < states:
-        raise InputError(f"state={state!r}: this result has states 0 to {states - 1}")
+    first = as_int(states - 1 if state is None else state)
+    if first is None or not 0 <= first < states:
+        raise InputError(f"state={shown(state)}: this result has states 0 to {states - 1}")
     font = max(7, min(14, round(size / columns / 6.5)))
     longest = max(3, int(size / columns / (0.58 * font)))
     figure = picture_figure(image, columns, rows, -0.5, size)
@@ -128,8 +131,8 @@ def _menu_words(said: dict[str, list[list[int]]], words: Sequence[str] | None) -
     """The words of the menu, those that are chosen or the most frequent ones."""
     if words is None:
         return sorted(said, key=lambda word: (-sum(map(len, said[word])), word))[:_WORDS]
-    if isinstance(words, str):
-        raise InputError(f"words={words!r} is one string: expected a list of words")
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"words={shown(words)}: expected a list of words")
     chosen = [word.strip() or word for word in words]
     unsaid = [word for word in chosen if word not in said]
     if unsaid:

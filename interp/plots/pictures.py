@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from interp.errors import InputTypeError, shown
 from interp.plots.theme import TEMPLATE
 
 if TYPE_CHECKING:
@@ -105,8 +106,10 @@ def _nearest(lines: Sequence[float], edge: float) -> int:
 
 def as_uri(image: Image) -> str:
     """The picture as a data URI; a small one enlarged without smoothing, so that its pixels stay what they are."""
-    from PIL.Image import Resampling
+    from PIL.Image import Image, Resampling
 
+    if not isinstance(image, Image):
+        raise InputTypeError(f"image={shown(image)} is a {type(image).__name__}: expected a picture of PIL")
     factor = _SHARPEST // max(image.size)
     picture = image.convert("RGB")
     if factor > 1:

@@ -6,6 +6,7 @@ uniform codes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,14 @@ _MOST_WORDS = 24
 
 def decomposition_figure(result: DecompositionResult, title: str | None = None, height: int = 380) -> go.Figure:
     """The words that were taken most, by the number of vectors that took them; the title says what they explain, beside
-    random dictionaries."""
-    taken = Counter(word for word in result.ids.flatten().tolist() if word >= 0).most_common(_MOST_WORDS)
-    share = float(result.explained.nanmean())
-    titled = title or f"Words taken: {share:.1%} explained, random dictionaries {result.chance:.1%}"
+    random dictionaries where any were drawn. Tokens that read alike, as one with a space before it does, are one word."""
+    vectors = range(len(result.ids))
+    taken = Counter(word for vector in vectors for word in dict.fromkeys(result.words(vector))).most_common(_MOST_WORDS)
+    drawn = "" if math.isnan(result.chance) else f", random dictionaries {result.chance:.1%}"
+    titled = title or f"Words taken: {float(result.explained.nanmean()):.1%} explained{drawn}"
     figure = new_figure(titled, "word", "vectors", height)
     figure.add_bar(
-        x=[label(f"{result.vocabulary[str(word)]}") for word, _ in taken],
+        x=[label(word) for word, _ in taken],
         y=[count for _, count in taken],
         marker={"color": COLOURS[0]},
         hovertemplate="%{x}: %{y} vectors<extra></extra>",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.probes.inputs import classes_of
 from interp.probes.linear import LinearProbe, check_strength
 
 Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # parameters [state, ...] to losses [state] and gradients
@@ -32,7 +33,8 @@ def fit_batched(states: Tensor, y: Any, C: float = 1.0) -> tuple[LinearProbe, ..
 
     `y` is one label an example, as for `LinearProbe`, and so is `C`. The probes are those that `LinearProbe.fit` gives, up
     to the tolerance of the solvers. Raises `InputError` for a `C` that is not positive, states of another shape or
-    precision or not finite, and labels that are not one an example, or of one class.
+    precision or not finite, and labels that are not one an example, are no strings or integers, or are of one class;
+    `InputTypeError` for labels without a length.
 
     >>> states = torch.randn(3, 100, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> probes = fit_batched(states, (states[2, :, 1] > 0).long().numpy())
@@ -49,22 +51,24 @@ def fit_batched(states: Tensor, y: Any, C: float = 1.0) -> tuple[LinearProbe, ..
         raise InputError(f"states {seen}: expected a tensor [state, example, feature] in float32 or float64")
     if not states.isfinite().all():
         raise InputError("states has numbers that are not finite: leave such examples out")
-    if len(y) != states.shape[1]:
-        raise InputError(f"{len(y)} labels for {states.shape[1]} examples: expected one an example")
-    classes, numbers = np.unique(np.asarray(y), return_inverse=True)
-    if len(classes) < 2:
-        raise InputError(f"all labels are {classes[0]!r}, one class: a classifier takes two classes or more")
-    mean = states.mean(dim=1, keepdim=True)
-    spread = states.std(dim=1, keepdim=True, correction=0)
+    classes, numbers = classes_of(y, states.shape[1])
+    # Near 1 by a power of two, which rounds nothing: the squares of what is huge or tiny are infinite or lost.
+    largest = states.abs().amax(dim=1, keepdim=True)
+    unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent - 1), 1)
+    x = states / unit
+    mean = x.mean(dim=1, keepdim=True)
+    spread = x.std(dim=1, keepdim=True, correction=0)
     floor = 10 * torch.finfo(states.dtype).eps * mean.abs()
     scale = torch.where(spread > floor, spread, torch.ones_like(spread))
-    x = (states - mean) / scale
+    x = (x - mean) / scale
     loss = logistic_loss(x, torch.from_numpy(numbers).to(x.device), len(classes), C)
     free = 1 if len(classes) == 2 else len(classes)
     solved = minimise(loss, x.new_zeros(len(x), x.shape[2] + 1, free))
+    units = unit.double()
+    parts = (solved, (mean * units)[:, 0], (scale * units)[:, 0])
     return tuple(
-        LinearProbe.from_state({"kind": "logistic", "C": float(C), "classes_": classes, **_folded(*each)})
-        for each in zip(*(part.to("cpu").double().numpy() for part in (solved, mean[:, 0], scale[:, 0])), strict=True)
+        LinearProbe.from_state({"kind": "logistic", "C": float(C), "classes_": list(classes), **_folded(*each)})
+        for each in zip(*(part.to("cpu").double().numpy() for part in parts), strict=True)
     )
 
 

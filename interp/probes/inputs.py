@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError, InputTypeError, shown
 
 States = Any  # a tensor or array [state, example, feature], or Activations, of which `acts[site][...]` is one
 Labels = Any  # one str or int an example: a list, an array, a pandas column
@@ -27,14 +27,15 @@ def states_of(acts: States, site: str, name: str) -> np.ndarray | Tensor:
     one, or numbers that are not finite.
     """
     if not isinstance(acts, Tensor | np.ndarray):
-        if isinstance(acts, list | tuple) or not hasattr(acts, "__getitem__"):
+        if isinstance(acts, list | tuple | str | bytes) or not hasattr(acts, "__getitem__"):
             raise InputTypeError(f"{name} is a {type(acts).__name__}: expected activations, a tensor or an array")
         acts = acts[site][...]
     if not (not acts.is_complex() if isinstance(acts, Tensor) else acts.dtype.kind in "fiub"):
         raise InputError(f"{name} has dtype {acts.dtype!s}: expected real numbers")
     states = _tensor(acts.detach()) if isinstance(acts, Tensor) else _array(acts)
     if states.ndim != 3 or 0 in states.shape:
-        raise InputError(f"{name} has shape {tuple(states.shape)!r}: expected [state, example, feature]")
+        of_heads = ", give one head's, as in acts['z'][:, :, 0]" if states.ndim == 4 else ""
+        raise InputError(f"{name} has shape {tuple(states.shape)!r}: expected [state, example, feature]{of_heads}")
     bad = [(state, example) for state, each in enumerate(states) for example in _not_finite(each)]
     if bad:
         raise InputError(
@@ -52,7 +53,10 @@ def one_each(values: Labels, n: int, name: str) -> tuple[np.ndarray, np.ndarray]
         raise InputTypeError(f"{name} is a {type(values).__name__}: expected one label an example") from None
     if isinstance(values, str | bytes | dict) or length != n:
         raise InputError(f"{length} {name} for {n} examples: expected one an example")
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    try:
+        array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name}={shown(values)} are of several lengths: expected strings or integers") from None
     if array.ndim != 1 or array.dtype.kind not in "iubUSOT":
         raise InputError(f"{name} have shape {array.shape!r} and dtype {array.dtype!s}: expected strings or integers")
     if array.dtype.kind in "OT":

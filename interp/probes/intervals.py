@@ -9,12 +9,13 @@ one group. There Wilson's interval is given, with a group for an example.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 
 _Z = 1.959964
 _DRAWS = 1000
@@ -24,13 +25,15 @@ _BOUNDS = (0.025, 0.975)
 def wilson_interval(share: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `n` trials: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
-    Unlike p -+ z sqrt(p(1-p)/n) it stays within [0, 1] and has a width at p = 0 and 1.
+    Unlike p -+ z sqrt(p(1-p)/n) it stays within [0, 1] and has a width at p = 0 and 1. Raises `InputError` for a share that
+    is none and for trials that are no positive number.
 
     >>> [round(bound, 3) for bound in wilson_interval(0.5, 100)]
     [0.404, 0.596]
     """
-    if not 0 <= share <= 1 or n <= 0:
-        raise InputError(f"share={share!r} of n={n!r}: expected a share in [0, 1] of a positive number")
+    share, n = (each.item() if isinstance(each, Tensor) and not each.ndim else each for each in (share, n))
+    if not (isinstance(share, Real) and isinstance(n, Real) and 0 <= share <= 1 and 0 < n < math.inf):
+        raise InputError(f"share={shown(share)} of n={shown(n)}: expected a share in [0, 1] of a positive number")
     square = _Z**2 / n
     middle = share + square / 2
     reach = _Z * math.sqrt(share * (1 - share) / n + square / (4 * n))

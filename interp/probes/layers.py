@@ -28,7 +28,7 @@ from interp.probes.intervals import bootstrap_bounds
 from interp.probes.linear import LinearProbe
 from interp.probes.result import ProbeResult
 from interp.probes.splits import split_rows
-from interp.results import Provenance
+from interp.results import Provenance, chosen_seed
 
 
 def probe_layers(
@@ -62,7 +62,7 @@ def probe_layers(
 
     Raises `InputError` where labels, groups or types are not one an example, labels are of one class, a class has too few
     examples (or groups) for both sides, no type stands on both sides, features are not finite, or `transfer` has other
-    states, examples or features.
+    states, examples or features; and for a seed that is no int from 0 on.
 
     >>> rng = np.random.default_rng(0)
     >>> states = rng.normal(size=(2, 200, 8))
@@ -70,7 +70,7 @@ def probe_layers(
     >>> (found.accuracy > 0.9).tolist(), (found.p < 0.01).tolist(), found.n_test
     ([False, True], [False, True], 60)
     """
-    states = states_of(acts, site, "acts")
+    seed, states = chosen_seed(seed), states_of(acts, site, "acts")
     classes, numbers = classes_of(labels, states.shape[1])
     if not isinstance(test_size, Real) or not 0 < test_size < 1:
         raise InputError(f"test_size={test_size!r}: expected a share between 0 and 1")

@@ -27,7 +27,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 
 Features = Any  # a tensor of any floating type or an array [example, feature]; scikit-learn's checks run on it
 _MAX_ITERATIONS = 5000
@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.
 def check_strength(C: Any) -> None:
     """Raises `InputError` where `C` is no positive number."""
     if not isinstance(C, Real) or not float(C) > 0:
-        raise InputError(f"C={C!r}: expected a positive number, the inverse of the regularisation")
+        raise InputError(f"C={shown(C)}: expected a positive number, the inverse of the regularisation")
 
 
 def _gives_probabilities(probe: LinearProbe) -> bool:
@@ -99,8 +99,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Features, y: Any) -> LinearProbe:
         """Standardise `X` [example, feature], choose the hyperplanes that tell the classes of `y` [example] apart."""
-        if self.kind not in KINDS:
-            raise InputError(f"kind={self.kind!r} is unknown: use one of {tuple(KINDS)}")
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
+            raise InputError(f"kind={shown(self.kind)} is unknown: use one of {tuple(KINDS)}")
         check_strength(self.C)
         X, y = validate_data(self, _array(X), y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
@@ -109,10 +109,14 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             raise InputError(f"all labels are {self.classes_[0]!r}, one class: a classifier takes two classes or more")
         self.mean_ = X.mean(axis=0, dtype=np.float64)
         centred = X - self.mean_.astype(X.dtype)
-        spread = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(X)).astype(np.float64)
-        # a feature that does not vary but for rounding stays as it is, near 0, instead of becoming noise of size 1
-        self.scale_ = np.where(spread > _ROUNDINGS * np.finfo(X.dtype).eps * np.abs(self.mean_), spread, 1.0)
-        centred /= self.scale_.astype(X.dtype)
+        unit = _power_of_two(np.maximum(centred.max(axis=0), -centred.min(axis=0)))
+        centred /= unit  # else the squares of what is huge or tiny are infinite or lost
+        spread = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(X)) * unit.astype(np.float64)
+        size = np.abs(self.mean_)
+        # a feature that does not vary but for rounding is brought near 0, instead of becoming noise of size 1
+        varies = spread > _ROUNDINGS * np.finfo(X.dtype).eps * size
+        self.scale_ = np.where(varies, spread, np.where(spread > 0, size, 1.0))
+        centred *= (unit / self.scale_).astype(X.dtype)
         weights, offsets = KINDS[self.kind](centred, numbers, float(self.C))
         self.coef_ = weights / self.scale_
         self.intercept_ = offsets - self.coef_ @ self.mean_
@@ -157,6 +161,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             setattr(probe, name, np.asarray(state[name]))
         probe.n_features_in_ = probe.coef_.shape[1]
         return probe
+
+
+def _power_of_two(sizes: np.ndarray) -> np.ndarray:
+    """The powers of two just below these sizes, in their precision, 1 below 0: dividing by them rounds nothing."""
+    return np.where(sizes > 0, np.ldexp(np.ones_like(sizes), np.frexp(sizes)[1] - 1), 1)
 
 
 def _array(x: Features) -> Any:

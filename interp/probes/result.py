@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 from interp.probes.linear import LinearProbe
-from interp.results import Result
+from interp.results import Result, as_int
 
 _COLUMNS = ("accuracy", "low", "high", "p", "control", "control_task", "selectivity")
 _TRANSFER = ("transfer", "transfer_low", "transfer_high")
@@ -77,17 +77,18 @@ class ProbeResult(Result):
         >>> int(found.direction(0, "right").argmax()), int(found.direction(0, "left").argmin())
         (1, 1)
         """
-        if isinstance(state, bool) or not -len(self.probes) <= state < len(self.probes):
-            raise InputError(f"state={state!r}: expected one of the {len(self.probes)} that were probed")
+        number, depth = as_int(state), len(self.probes)
+        if number is None or not -depth <= number < depth:
+            raise InputError(f"state={shown(state)}: expected one of the {depth} that were probed, an int from 0")
         if label not in self.classes:
             raise InputError(f"label={label!r} is no class of this probe: use one of {self.classes!r}")
-        weights = self.probes[state].coef_
+        weights = self.probes[number].coef_
         if len(self.classes) == 2:
             weights = np.concatenate([-weights, weights])
         read = weights[self.classes.index(label)] - weights.mean(axis=0)
         length = np.linalg.norm(read)
         if length == 0:
-            raise InputError(f"the probe of state {state} tells no classes apart: it has no direction")
+            raise InputError(f"the probe of state {number} tells no classes apart: it has no direction")
         return torch.from_numpy(read / length).float()
 
     def to_frame(self) -> pd.DataFrame:

@@ -63,6 +63,26 @@ def test_what_is_no_factor(toy, mixed, factor):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("direction", "scale", "words"),
+    [
+        (torch.ones(128), 1e39, r"scale=1e\+39: expected a finite number"),
+        (torch.full((128,), 1e30), 1e10, r"scale=10000000000\.0 times the direction is too large for torch.float32"),
+        (
+            torch.ones(128, dtype=torch.float16),
+            1e5,
+            r"scale=100000\.0 times the direction is too large for torch.float16",
+        ),
+        (torch.full((128,), torch.nan), 1.0, r"direction of shape \(128,\) has numbers that are not finite"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(toy, mixed, direction, scale, words):
+    change = Steer(direction=direction, layers=0, positions="last", scale=scale)
+    with pytest.raises(interp.InputError, match=words) as caught:
+        toy.logits(mixed, [change])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_factor_too_large_for_states_is_refused(toy, mixed):
     with pytest.raises(interp.InputError, match=r"factor=1e\+39: expected a finite number"):
         toy.logits(mixed, [Scale(layers=0, positions="last", factor=1e39)])

@@ -202,3 +202,11 @@ def test_what_is_no_dictionary(toy):
         dictionary_of(toy, "neck")
     with pytest.raises(interp.InputError, match="2 words for 3 rows"):
         Dictionary(normal(3, 4), ("a", "b"))
+
+
+def test_chance_is_that_of_the_words_that_can_be_taken():
+    """Rows of zeros are no words: random dictionaries neither have as many more words nor lie nearer to zero for them."""
+    generator = torch.Generator().manual_seed(0)
+    words, vectors = torch.randn(40, 16, generator=generator) + 1, torch.randn(30, 16, generator=generator)
+    padded = torch.cat([words, torch.zeros(400, 16)])
+    assert vocabulary_decomposition(vectors, padded, 3).chance == vocabulary_decomposition(vectors, words, 3).chance

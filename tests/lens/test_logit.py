@@ -112,8 +112,8 @@ def test_words_that_are_left_out_add_nothing():
 
 
 def test_a_state_without_numbers_is_not_taken_for_a_sure_one(toy, mixed):
-    broken = Steer(direction=torch.full((128,), torch.inf), layers=3, positions="all", scale=1.0)
-    lens = logit_lens(toy, mixed, positions="last", targets="red", interventions=[broken])
+    half = Steer(direction=torch.full((128,), 3e38), layers=3, positions="all", scale=1.0)
+    lens = logit_lens(toy, mixed, positions="last", targets="red", interventions=[half, half])
     assert lens.entropy[-1].isnan().all()
     assert lens.kl.isnan().all()  # final is NaN, so nothing has a distance to it
     assert (lens.target_ranks[-1] == lens.vocab_size).all()

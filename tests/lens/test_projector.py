@@ -1,5 +1,6 @@
 """What a projector does, on clouds with known answers and against plain hooks on the toy."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 import interp
+import zoo
 from interp.lens import ProjectorResult, dictionary_of, neighbours_kept, projector_report, spread_of, word_alignment
+from interp.lens.merging import move_as_told, trials
 from interp.lens.projector import projected
 from interp.toy.language import COLOURS
 
@@ -36,16 +39,13 @@ def test_spread_of_a_known_spectrum():
     assert ratio == pytest.approx(1 / (shares**2).sum())
 
 
-def test_neighbours_are_scikit_learns(monkeypatch):
-    from interp.lens import projector
+def test_neighbours_are_scikit_learns():
 
     before, after = normal(90, 6), normal(90, 4, seed=1) + normal(90, 6)[:, :4]
     near, still = (
         NearestNeighbors(n_neighbors=8).fit(x.numpy()).kneighbors(return_distance=False) for x in (before, after)
     )
     expected = np.mean([len(set(a) & set(b)) / 8 for a, b in zip(near, still, strict=True)])
-    assert neighbours_kept(before, after, 8) == pytest.approx(expected)
-    monkeypatch.setattr(projector, "_PAIRS_AT_ONCE", 500)
     assert neighbours_kept(before, after, 8) == pytest.approx(expected)
     assert neighbours_kept(before, before @ torch.linalg.qr(normal(6, 6))[0] * 3 + 1, 8) == 1
     strangers = np.mean([neighbours_kept(before, normal(90, 6, seed=seed), 8) for seed in range(2, 12)])
@@ -76,7 +76,7 @@ def test_patches_are_what_the_projector_gets_and_gives(toy, seen):
         toy.model(**toy.inputs_of(batch))
     handle.remove()
     before, after, rows = projected(toy, batch)
-    assert torch.equal(before, held["given"].flatten(0, -2))
+    assert torch.equal(before[:, 0], held["given"].flatten(0, -2))
     assert torch.equal(after, held["gave"].flatten(0, -2))
     assert torch.equal(rows, torch.arange(30).repeat_interleave(36))
     acts = interp.capture(toy, [batch], sites=("resid",), positions="image", reduce="none", progress=False)
@@ -86,7 +86,8 @@ def test_patches_are_what_the_projector_gets_and_gives(toy, seen):
 def test_the_report_is_its_parts(toy, seen, tmp_path):
     scenes, batch, objects = seen
     found = projector_report(toy, batch, objects, top_k=3, k=7)
-    before, after, _ = projected(toy, batch)
+    made_of, after, _ = projected(toy, batch)
+    before = made_of[:, 0]
     for at, cloud in enumerate((before, after)):
         assert (float(found.entropy[at]), float(found.participation[at])) == pytest.approx(spread_of(cloud))
     assert float(found.kept[1]) == pytest.approx(neighbours_kept(before, after, 7))
@@ -137,9 +138,105 @@ def test_a_projector_elsewhere_is_measured_alike(toy, remote_toy, seen):
     assert there.alignment_p == here.alignment_p
 
 
-def test_scenes_are_prepared_first(toy, seen):
-    with pytest.raises(interp.InputTypeError, match="data has a Scene: expected batches"):
-        projector_report(toy, seen[0])
+def test_scenes_are_taken_as_their_batches(toy, seen):
+    scenes, batch, objects = seen
+    whole, found = projector_report(toy, batch, objects), projector_report(toy, scenes, objects, batch_size=12)
+    assert torch.equal(whole.rows, found.rows)
+    assert torch.equal(whole.word_ids, found.word_ids)
+    torch.testing.assert_close(whole.entropy, found.entropy)
+    assert found.alignment == pytest.approx(whole.alignment, abs=1e-5)
+
+
+def test_rows_without_an_image_have_no_patches(toy, few):
+    data = [(None, "a red 3 at top ."), (few[0].image, None), (None, "a blue 7 at left .")]
+    found = projector_report(toy, data, batch_size=1)
+    assert found.rows.tolist() == [1] * 36
+
+
+@pytest.fixture(scope="module")
+def merging():
+    """A model whose projector makes one token of four patches, and a batch for it."""
+    vlm = interp.load(model=copy.deepcopy(zoo.build("qwen2_vl")), device="cpu", check=False)
+    return vlm, vlm.prepare(encoding=zoo.encode("qwen2_vl"))
+
+
+def test_merged_patches_stand_beside_their_token(merging):
+    """The projector is given the patches of one token alone."""
+    vlm, batch = merging
+    made_of, after, rows = projected(vlm, batch)
+    merger = vlm.model.get_submodule(vlm.structure.projector)
+    with torch.no_grad():
+        alone = torch.cat([merger(four) for four in made_of])
+    assert made_of.shape == (16, 4, 64)
+    torch.testing.assert_close(alone, after, atol=1e-5, rtol=1e-5)
+    acts = interp.capture(vlm, [batch], sites=("resid",), positions="image", reduce="none", progress=False)
+    torch.testing.assert_close(acts["resid"][0], after, atol=1e-5, rtol=1e-5)
+    assert rows.tolist() == acts.rows.tolist()
+
+
+def test_merged_patches_are_measured_each_side_by_its_own_number(merging):
+    vlm, batch = merging
+    made_of, after, _ = projected(vlm, batch)
+    shows = torch.arange(6) < 2
+    found = projector_report(vlm, batch, [[(shows, 7)], [(torch.ones(10, dtype=torch.bool), [9, 11])]], k=3)
+    assert found.merged == 4
+    assert found.entropy[:2].tolist() == pytest.approx([spread_of(made_of.flatten(0, 1))[0], spread_of(after)[0]])
+    assert float(found.kept[1]) == pytest.approx(neighbours_kept(made_of.mean(dim=1), after, 3))
+    assert found.kept_chance == 3 / 15
+    four = made_of.flatten(1)
+    mapped = four @ torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
+    assert (float(found.entropy[2]), float(found.participation[2])) == pytest.approx(spread_of(mapped))
+    assert float(found.kept[2]) == pytest.approx(neighbours_kept(made_of.mean(dim=1), mapped, 3))
+    assert found.word_ids.shape == (16, 5)
+    shapes = torch.stack([after[:2].mean(dim=0), after[6:].mean(dim=0)])
+    assert found.alignment == pytest.approx(
+        word_alignment(shapes, [[7], [9, 11]], dictionary_of(vlm, "embed").rows).value, abs=1e-6
+    )
+
+
+class Mixing(torch.nn.Module):
+    """A merger whose tokens are made of other patches than those that stand together."""
+
+    def __init__(self, merger, mix):
+        super().__init__()
+        self.merger, self.mix = merger, mix
+
+    def forward(self, x):
+        return self.merger(self.mix(x))
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x.roll(1, dims=0),
+        lambda x: x.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1),
+        lambda x: torch.cat([x[:-1], x[-1:] + x[:1]]),  # one foreign patch in one token
+        lambda x: x * (torch.arange(len(x)) % 4 > 0)[:, None],  # a patch of each that does not count
+    ],
+)
+def test_what_each_token_is_made_of_is_proved(merging, mix):
+    vlm, _ = merging
+    merger = vlm.model.get_submodule(vlm.structure.projector)
+    given = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    assert bool(move_as_told(given, merger, given, trials(16, 4), 1e-2))
+    assert not bool(move_as_told(given, Mixing(merger, mix), given, trials(16, 4), 1e-2))
+
+
+def test_a_projector_that_pools_squares_is_refused():
+    vlm = interp.load(model=zoo.build("gemma3"), device="cpu", check=False)
+    with pytest.raises(interp.LayoutError, match=r"makes 32 tokens of 128 patches and it could not be proved[^\n]*$"):
+        projected(vlm, vlm.prepare(encoding=zoo.encode("gemma3")))
+
+
+def test_a_projector_that_gives_more_than_tokens_is_tried_by_them(merging):
+    """Some give their weights beside the tokens; one of these pools with learnt queries, and is refused by name."""
+    vlm, _ = merging
+    merger = vlm.model.get_submodule(vlm.structure.projector)
+    given = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    assert bool(move_as_told(given, lambda x: (merger(x), None), given, trials(16, 4), 1e-2))
+    pooling = interp.load(model=zoo.build("kosmos-2.5"), device="cpu", check=False)
+    with pytest.raises(interp.LayoutError, match=r"it could not be proved of which each[^\n]*$"):
+        projected(pooling, pooling.prepare(encoding=zoo.encode("kosmos-2.5")))
 
 
 def test_a_projector_that_gives_words_is_seen(toy, seen):
@@ -173,6 +270,7 @@ def test_what_cannot_be_measured(call, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_objects_that_do_not_fit(toy, seen, mixed):
     _, batch, objects = seen
     for wrong, words in [
@@ -183,5 +281,19 @@ def test_objects_that_do_not_fit(toy, seen, mixed):
     ]:
         with pytest.raises(interp.InputError, match=words):
             projector_report(toy, batch, wrong)
+    for wrong, words in [
+        (7, "objects=7: expected a list for each row"),
+        ([7] * 30, "an object of row 0 is 7: expected a pair"),
+        ([["red"]] * 30, "an object of row 0 is 'red': expected a pair"),
+        ([[(np.ones(36, dtype=bool), None)]] * 30, "an object of row 0 is .*: expected a pair"),
+        ([[(None, "red")]] * 30, "an object of row 0 is .*: expected a pair"),
+        ([[(np.ones(36, dtype=bool), [])]] * 30, "an object of row 0 has no word"),
+        ([[(np.full(36, np.nan), "red")]] * 30, "a mask of 36 and 36 in it, of torch.float64: expected a Bool"),
+    ]:
+        with pytest.raises(interp.InterpError, match=words) as caught:
+            projector_report(toy, batch, wrong)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(interp.InputError, match="shuffles=0: expected an int, 1 or more"):
+        projector_report(toy, batch, shuffles=0)
     with pytest.raises(interp.InputError, match="has no image"):
         projector_report(toy, mixed.row(1))

@@ -1,6 +1,7 @@
 """Head pursuit: a head made to write three words is found, and what is scaled is what the toy answers with."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -109,6 +110,44 @@ def test_heads_are_ranked_by_what_random_words_do_not_explain(result):
     assert list(zip(frame["layer"], frame["head"], strict=True)) == ranked
     layer, head = ranked[0]
     assert frame["words"][0].split() == list(result.words[layer][head])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_factor_is_said_at_once(result):
+    for factor in ("x", None, True, float("nan"), 1e39):
+        with pytest.raises(interp.InputError, match=rf"^factor={re.escape(repr(factor))}: expected a finite number"):
+            result.scaling(factor, 1)
+
+
+class Changed(dict):
+    """Activations whose z is another one."""
+
+    def __init__(self, acts, z):
+        super().__init__(z=z)
+        self.layers, self.places, self.provenance = acts.layers, acts.places, acts.provenance
+
+
+def test_scores_do_not_depend_on_the_unit_of_z(toy, acts, result):
+    tiny = head_pursuit(toy, Changed(acts, acts["z"][...] * 2.0**-90), COLOURS, k=3, lists=20)
+    torch.testing.assert_close(tiny.scores, result.scores, atol=1e-4, rtol=0)
+    assert tiny.words == result.words
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_a_head_that_always_writes_the_same_changes_nothing(toy, acts, result, size):
+    """Centred, what is left of it is rounding, whose direction may be anything."""
+    z = acts["z"][...].clone()
+    z[3, :, 1] = size * z[3, 0, 1]
+    plain, centred = (
+        head_pursuit(toy, Changed(acts, z), COLOURS, k=3, lists=20, center=each) for each in (False, True)
+    )
+    assert not plain.scores.isnan().any()
+    assert centred.scores.isnan().nonzero().tolist() == [[3, 1]]
+    assert centred.p.isnan().nonzero().tolist() == [[3, 1]]
+    assert centred.words[3][1] == ()
+    assert (3, 1) not in centred.top(31)
+    with pytest.raises(interp.InputError, match="n=32: expected 1 to 31"):
+        centred.top(32)
 
 
 def test_scaling_has_an_intervention_a_layer():

@@ -5,7 +5,7 @@ import torch
 
 import interp
 import zoo
-from interp.interventions import Knockout, Reweight
+from interp.interventions import Knockout, Reweight, Steer
 from interp.lens import MassResult, ShareResult, attention_masses, attention_share
 from interp.models.attention import eager
 
@@ -28,6 +28,26 @@ def test_a_share_is_what_the_models_own_weights_say(toy, mixed, weights):
     assert result.per_row[1].isnan().all()  # no image
     torch.testing.assert_close(result.values, result.per_row[[0, 2]].mean(dim=0))
     assert ((result.low <= result.values) & (result.values <= result.high)).all()
+
+
+def test_rows_without_queries_or_keys_are_noted(toy, mixed):
+    note = "1 of 3 rows lack text or image and do not count"
+    masses = attention_masses(toy, mixed, ("text", "image"))
+    assert attention_share(toy, mixed).provenance.notes == (note,)
+    assert masses.provenance.notes == masses.shares[3].provenance.notes == (note,)
+    assert attention_share(toy, mixed, "last", "text").provenance.notes == ()
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_weights_that_are_no_numbers_are_not_left_out(toy, mixed, layer):
+    half = Steer(
+        direction=torch.full((128,), 3e38),
+        layers=layer,
+        positions=mixed.positions["all"] & (torch.arange(3) == 2)[:, None],
+        scale=1,
+    )
+    with pytest.raises(interp.InputError, match=rf"weights of row 2 in layer {layer} are no numbers[^\n]*$"):
+        attention_share(toy, mixed, interventions=[half, half])
 
 
 def test_chance_counts_the_keys_that_are_seen(toy, mixed):

@@ -98,6 +98,12 @@ def test_clusters_become_codes(tmp_path):
     assert again.measures == found.measures
 
 
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+def test_codes_do_not_depend_on_the_unit_of_the_states(unit):
+    states = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(quantise(states * unit, codes=5), quantise(states, codes=5))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -108,6 +114,11 @@ def test_clusters_become_codes(tmp_path):
         (lambda: visual_token_stats([0, 1, 2], [0, 1, 2]), "no image has two tokens"),
         (lambda: visual_token_stats([[0, 1, 2]], [0, 1, 2]), "or no rows"),
         (lambda: visual_token_stats([0, 1, 2], draws=0), "draws=0"),
+        (
+            lambda: visual_token_stats([[0, 1], [2]]),
+            r"codes=\[\[0, 1\], \[2\]\] makes no array: expected rows of one length",
+        ),
+        (lambda: visual_token_stats([0, 1, 2], [[0], 1, 1]), r"rows=\[\[0\], 1, 1\] makes no array"),
         (lambda: visual_token_stats([0, 1, 2])["zip"], "measure 'zip': expected one of zipf"),
         (lambda: quantise(torch.ones(4, 2), codes=5), "codes=5: expected 2 to 4"),
     ],

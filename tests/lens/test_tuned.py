@@ -101,6 +101,65 @@ def test_what_cannot_be_bettered_stays_as_it_is():
     assert not bias.any()
 
 
+def test_rows_that_were_held_back_say_when_to_stop():
+    """What the model says has nothing to do with the states: what is learnt on some rows is wrong on others, and no
+    translator is kept. After `patience` epochs without a gain none is tried."""
+    states, finals = torch.randn(2, 60, 8, generator=torch.Generator().manual_seed(0))
+    train, stop = torch.arange(60) < 30, torch.arange(60) >= 30
+    seen = []
+
+    def read(state):
+        seen.append(len(state))
+        return (4 * state).log_softmax(-1)
+
+    how = Training(epochs=40, learning_rate=1.0, at_once=30, patience=40, seed=0)
+    found, _ = fit_translator(states, finals, train, stop, read, how)
+    plain, tuned = (kl_to_final(states[stop], finals[stop], read, 30, each).mean() for each in (None, found))
+    assert tuned <= plain
+    seen.clear()
+    fit_translator(finals, finals, train, stop, read, Training(40, 1.0, 30, 2, 0))
+    assert (
+        len(seen) == 2 + 2 * 4
+    )  # of each a final and a reading: before, and in two epochs one step and one measurement
+
+
+def test_a_step_does_not_depend_on_the_unit_of_the_states():
+    states = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    finals = states + torch.arange(8) / 4
+    sides = torch.arange(60) % 2 == 0, torch.arange(60) % 2 == 1
+    how = Training(3, 0.1, 8, 3, 0)
+    (matrix, bias), epoch = fit_translator(states, finals, *sides, lambda x: x.log_softmax(-1), how)
+    (same, large), _ = fit_translator(1024 * states, 1024 * finals, *sides, lambda x: (x / 1024).log_softmax(-1), how)
+    assert epoch > 0
+    torch.testing.assert_close(same, matrix, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(large / 1024, bias, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_in_half_precision_has_translators_in_full(data, tmp_path):
+    vlm = interp.load("toy", device="cpu", dtype=torch.bfloat16)
+    lens = TunedLens.fit(vlm, data[:40], epochs=3, batch_size=20)
+    assert lens.matrices.dtype == lens.biases.dtype == torch.float32
+    assert (lens.kl_tuned[:4] < lens.kl_plain[:4]).all()
+    again = TunedLens.load(lens.save(tmp_path / "lens.safetensors"))
+    batch = vlm.prepare(["<image>"], [interp.toy.scenes(1, seed=3)[0].image])
+    read = tuned_lens(vlm, batch, again)
+    assert (read.kl[:4].mean(dim=1) < logit_lens(vlm, batch).kl[:4].mean(dim=1)).all()
+    assert not read.kl[-1].any()
+
+
+def test_rows_without_a_position_do_not_count(toy, data):
+    lens = TunedLens.fit(toy, [*data[-20:], *data[:6]], positions="image", epochs=1)
+    assert (lens.n_train, lens.n_held_out) == (4, 1)
+
+
+def test_the_norm_belongs_to_the_readout_as_the_head_does(toy, lens, mixed):
+    other = interp.load("toy", device="cpu")
+    with torch.no_grad():
+        other.model.get_submodule(other.structure.norm).weight[0] += 1
+    with pytest.raises(interp.InputError, match="with norm and head"):
+        tuned_lens(other, mixed, lens)
+
+
 def test_rows_are_split_whole_and_drawn_whole():
     sides = split_rows(20, 0.2, seed=3)
     assert [int(side.sum()) for side in sides] == [14, 2, 4]
@@ -149,9 +208,9 @@ def test_what_it_does_not_take(toy, stage1, lens, mixed, data, tiny):
         tuned_lens(toy, mixed, "lens.safetensors")
     with pytest.raises(interp.InputError, match="2 rows"):
         TunedLens.fit(toy, data[:2])
-    with pytest.raises(interp.InputError, match="among the data"):
+    with pytest.raises(interp.InputError, match=r"row 1 of the data is .*: expected \(image, text\)"):
         TunedLens.fit(toy, [data[0], "a red 3 at top ."])
-    with pytest.raises(interp.InputError, match=r"data=.*expected a list"):
+    with pytest.raises(interp.InputTypeError, match=r"'pictures', and no folder there: expected the path of a folder"):
         TunedLens.fit(toy, "pictures")
     with pytest.raises(interp.InputError, match=r"held_out=0\.9"):
         TunedLens.fit(toy, data, held_out=0.9)

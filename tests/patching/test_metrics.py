@@ -42,7 +42,8 @@ def test_a_metric_bound_to_a_row_is_that_rows(toy):
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        ("elephant", r"'elephant' is 1 tokens, \['<unk>'\]"),
+        ("elephant", "'elephant' is no word of this vocabulary, it becomes '<unk>': expected a word that is one token"),
+        ("red elephant", r"'red elephant' is 2 tokens, \['red', '<unk>'\]"),
         ("red green", r"is 2 tokens, \['red', 'green'\]"),
         (75, "token ids go from 0 to 74"),
         (["red"], "1 targets for 2 rows"),

@@ -16,6 +16,15 @@ def test_words_are_counted_and_shown_as_they_are():
     assert f"random dictionaries {found.chance:.1%}" in found.plot().layout.title.text
 
 
+def test_tokens_that_read_alike_are_one_word():
+    """A vector that takes both counts once; and no chance is said where none was drawn."""
+    words = Dictionary(torch.eye(3), ("red", "red", "blue"))
+    found = vocabulary_decomposition(torch.tensor([[2.0, 1, 0], [0, 2, 1]]), words, k=2, draws=0)
+    (bars,) = found.plot().data
+    assert (bars.x, bars.y) == (("red", "blue"), (2, 1))
+    assert found.plot().layout.title.text == "Words taken: 100.0% explained"
+
+
 def test_heads_are_drawn_by_their_margin():
     scores, null = torch.tensor([[0.5, 0.1], [0.2, torch.nan]]), torch.tensor([[0.1, 0.2], [0.2, torch.nan]])
     found = HeadResult(scores, null, torch.full((2, 2), 0.5), (3, 7), ((("a",), ("b",)), (("c",),)), ("a", "b", "c"))

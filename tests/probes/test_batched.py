@@ -76,6 +76,16 @@ def test_states_that_stay_on_their_device_give_the_same_answers():
     assert (batched == alone).mean() > 0.995
 
 
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+def test_probes_do_not_depend_on_the_unit_of_the_features(unit):
+    x, y = planted(3)
+    x[..., 5], x[..., 6] = 50, 50 * (1 + 1e-7 * (y == "red"))
+    x = torch.tensor(x, dtype=torch.float32)
+    for plain, scaled, at in zip(fit_batched(x, y), fit_batched(x * unit, y), x, strict=True):
+        assert plain.predict(at).tolist() == scaled.predict(at * unit).tolist()
+        np.testing.assert_allclose(scaled.coef_ * unit, plain.coef_, atol=2e-3 * abs(plain.coef_).max())
+
+
 def test_refusals():
     x, y = planted(2)
     with pytest.raises(InputError, match="C=0"):
@@ -85,6 +95,7 @@ def test_refusals():
     there = torch.tensor(x)
     for states, labels, message in [
         (there, y[:5], "5 labels for 300 examples"),
+        (there, np.linspace(0, 1, 300), r"labels have shape \(300,\) and dtype float64: expected strings or integers"),
         (there / 0, y, "states has numbers that are not finite"),
         (there.half(), y, r"torch.float16: expected a tensor \[state, example, feature\] in float32 or float64"),
         (there[0], y, r"states of shape \(300, 12\)"),

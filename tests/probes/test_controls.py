@@ -97,6 +97,13 @@ def test_a_probe_that_memorises_types_has_no_selectivity():
     assert probe_layers(states, labels).selectivity is None
 
 
+def test_a_control_task_needs_no_shuffled_control():
+    states = np.random.default_rng(0).normal(size=(2, 80, 4))
+    found = probe_layers(states, np.arange(80) % 2, types=np.arange(80) % 5, control=0, permutations=0)
+    assert found.control is None
+    assert found.control_task is not None
+
+
 def test_a_type_has_one_label():
     rng = np.random.default_rng(0)
     types, numbers = rng.integers(20, size=200), rng.integers(3, size=200)

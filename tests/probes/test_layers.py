@@ -103,6 +103,29 @@ def test_the_control_of_groups_is_near_chance():
     assert found.control[0] == pytest.approx(0.5, abs=0.2)
 
 
+def test_each_shuffle_is_another():
+    """The mean of several differs from the first, and tends to chance."""
+    states = np.random.default_rng(0).normal(size=(4, 80, 5))
+    labels = np.arange(80) % 2
+    one, several = (probe_layers(states, labels, control=times, permutations=0).control for times in (True, 20))
+    assert one is not None
+    assert several is not None
+    assert not torch.equal(one, several)
+    assert several.numpy() == pytest.approx(0.5, abs=0.06)
+
+
+def test_an_interval_of_transfer_is_over_groups_too():
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.arange(60), 6)
+    labels = rng.integers(2, size=60)[image]
+    states = rng.normal(size=(1, 60, 8))[:, image]  # a probe is right about all patches of an image or about none
+    found = probe_layers(states, labels, groups=image, transfer=states, permutations=0)
+    assert found.transfer_low is not None
+    assert found.transfer_high is not None
+    assert torch.equal(found.transfer_low, found.low)
+    assert torch.equal(found.transfer_high, found.high)
+
+
 def test_transfer_reads_the_other_modality_where_the_code_is_shared():
     states, labels = planted(first=0)
     other = np.random.default_rng(1).normal(size=states.shape)
@@ -189,6 +212,7 @@ def test_frame_is_tidy():
     assert frame.transfer.isna().all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_refusals_are_one_line():
     states, labels = planted(n=60)
     broken = states.copy()
@@ -201,10 +225,18 @@ def test_refusals_are_one_line():
         ((states, "red"), "3 labels for 60 examples"),
         ((states, [0.5] * 60), "expected strings or integers"),
         ((states, [None, *labels[1:]]), "labels contain None"),
+        (
+            (states, [[0], *[[0, 1]] * (len(labels) - 1)]),
+            r"labels=\[\[0\], .* are of several lengths: expected strings",
+        ),
         ((states, ["red"] * 60), "all labels are 'red', one class"),
         ((states, rare), "class .*'violet'.* has 1 examples"),
         ((broken, labels), "1 rows that are not finite, the first at state 3, example 7"),
         ((states[0], labels), r"acts has shape \(60, 10\)"),
+        (
+            (states[:, :, None], labels),
+            r"acts has shape \(5, 60, 1, 10\).*, give one head's, as in acts\['z'\]\[:, :, 0\]",
+        ),
         ((states, labels, "resid", np.arange(59)), "59 groups for 60 examples"),
         ((states, labels, "resid", np.zeros(60, int)), "class 'blue' has 1 groups"),
         ((states, labels, "resid", one_image), "class 'red' has 1 groups"),
@@ -216,11 +248,45 @@ def test_refusals_are_one_line():
         ((states.astype(str), labels), "acts has dtype <U.*: expected real numbers"),
         ((states, labels, "resid", None, 0.3, -1), r"control=-1"),
         ((states, labels, "resid", None, 0.3, True, states[:4]), r"transfer has shape \(4, 60, 10\)"),
+        ((states, labels, "resid", None, 0.3, True, None, -1), "seed=-1: expected an int from 0 on"),
+        ((states, labels, "resid", None, 0.3, True, None, 2**32), "seed=4294967296: expected an int from 0 on"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             probe_layers(*arguments)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputTypeError, match="acts is a str: expected activations"):
+        probe_layers("states", labels)
+    with pytest.raises(InputError, match=r"kind=\['ridge'\] is unknown: use one of"):
+        probe_layers(states, labels, kind=["ridge"])
     with pytest.raises(InputTypeError, match="acts is a list"):
         probe_layers([[1.0]], labels)
-    with pytest.raises(InputError, match=r"share=1\.5"):
-        wilson_interval(1.5, 10)
+    for share, n in [
+        (1.5, 10),
+        ("a", 3),
+        ("0.5", 3),
+        (0.5, "3"),
+        (None, 3),
+        (0.5, 0),
+        (float("nan"), 3),
+        (0.5, np.inf),
+    ]:
+        with pytest.raises(InputError, match=r"^share=.* of n=.*: expected a share in \[0, 1\] of a positive number$"):
+            wilson_interval(share, n)
+    assert wilson_interval(torch.tensor(0.5), torch.tensor(10)) == wilson_interval(0.5, 10)
+
+
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "mean_difference"])
+def test_probes_do_not_depend_on_the_unit_of_the_features(kind, unit):
+    """Features of float32 as large or small as it holds, one that is constant and one that varies by rounding alone."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=200)
+    states = rng.normal(size=(2, 200, 8)) * np.logspace(-3, 3, 8)
+    states[1, :, :3] += 2 * np.logspace(-3, 3, 8)[:3] * np.eye(3)[y]
+    states[..., 6], states[..., 7] = 300, 300 * (1 + 1e-7 * np.eye(3)[y][:, 1])
+    states, labels = states.astype(np.float32), np.array(["red", "green", "blue"])[y]
+    plain, scaled = (probe_layers(each, labels, kind=kind) for each in (states, states * np.float32(unit)))
+    assert plain.accuracy[1] > 0.7
+    for name in ("accuracy", "control", "p"):
+        assert torch.equal(getattr(plain, name), getattr(scaled, name))
+    torch.testing.assert_close(plain.direction(1, "red"), scaled.direction(1, "red"), atol=1e-3, rtol=0)

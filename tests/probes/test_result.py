@@ -46,11 +46,14 @@ def test_without_its_directions_a_probe_gives_one_answer(kind):
     assert len(set(found.probes[0].predict(left))) == 1
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_refusals_are_one_line():
     states, found = probed(3, "logistic")
     for arguments, message in [
         ((2, "red"), "state=2: expected one of the 2"),
         ((True, "red"), "state=True"),
+        ((0.5, "red"), "state=0.5: expected one of the 2 that were probed, an int from 0"),
+        (("0", "red"), "state='0': expected one of the 2"),
         ((0, "violet"), r"label='violet' is no class of this probe: use one of \('blue', 'green', 'red'\)"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
