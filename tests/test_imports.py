@@ -22,6 +22,8 @@ ALLOWED = {
     "interventions": {"models"},
     **{room: {"interventions", "models"} for room in METHODS},
     "interop": {"activations", "interventions", "models"},
+    # data are read in one way wherever they are taken, and patches are clouds like any other
+    "lens": {"activations", "interventions", "models", "geometry"},
     "plots": {*METHODS, "interventions", "models", "geometry", "probes"},
     "reports": {*METHODS, "plots", "interventions", "models", "geometry", "probes"},
     "cli": {*METHODS, "reports", "plots", "interventions", "models", "geometry", "probes"},

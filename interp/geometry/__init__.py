@@ -1,4 +1,4 @@
-"""The geometry of representations: how many dimensions they fill, and how far two of them agree.
+"""The geometry of representations: what their clouds of points look like, and how far two of them agree.
 
 These functions know no model. They take clouds of points, a tensor or array `[example, feature]` (or `[state, example,
 feature]` for a stack of layers), and return numbers with their errors and chance levels.
@@ -14,24 +14,88 @@ True
 from __future__ import annotations
 
 from interp.geometry.alignment import AlignmentMatrix, BypassResult, alignment_matrix
+from interp.geometry.approximate import ApproximateNeighbors, approximate_neighbors
 from interp.geometry.clouds import distinct_rows
-from interp.geometry.dimension import Estimate, dimension_scaling, intrinsic_dimension
+from interp.geometry.clusters import Peaks, adjusted_rand, density_peaks, find_peaks, homogeneity
+from interp.geometry.comparison import GeometryComparison, compare
+from interp.geometry.correlation import IdCorrelation, id_correlation
+from interp.geometry.density import Density, log_density
+from interp.geometry.dimension import Estimate, dimension_scaling, intrinsic_dimension, plateau
+from interp.geometry.imbalance import differentiable_imbalance, information_imbalance
+from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
+from interp.geometry.measures import MEASURES
+from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
-from interp.geometry.overlap import label_overlap, mutual_knn, neighbor_overlap, overlap_chance, overlap_interval
+from interp.geometry.overlap import (
+    cycle_knn,
+    label_overlap,
+    mutual_knn,
+    neighbor_overlap,
+    overlap_chance,
+    overlap_interval,
+)
+from interp.geometry.scaling import clamp, massive_features, standardise
+from interp.geometry.spectra import (
+    curvature,
+    curvature_per_example,
+    eigenvalues,
+    participation_ratio,
+    spectral_entropy,
+)
+from interp.geometry.subspaces import principal_angles, procrustes, pwcca, svcca
+from interp.geometry.weighting import FeatureWeights, learn_weights
 
 __all__ = [
+    "MEASURES",
     "AlignmentMatrix",
+    "ApproximateNeighbors",
     "BypassResult",
+    "Density",
     "Estimate",
+    "FeatureWeights",
+    "GeometryComparison",
+    "IdCorrelation",
+    "ModalityGap",
     "Neighbors",
+    "Peaks",
+    "adjusted_rand",
     "alignment_matrix",
+    "approximate_neighbors",
+    "cka",
+    "cknna",
+    "clamp",
+    "compare",
+    "curvature",
+    "curvature_per_example",
+    "cycle_knn",
+    "density_peaks",
+    "differentiable_imbalance",
     "dimension_scaling",
+    "distance_correlation",
     "distinct_rows",
+    "eigenvalues",
+    "find_peaks",
+    "homogeneity",
+    "id_correlation",
+    "information_imbalance",
     "intrinsic_dimension",
     "label_overlap",
+    "learn_weights",
+    "log_density",
+    "massive_features",
+    "modality_gap",
     "mutual_knn",
     "nearest_neighbors",
     "neighbor_overlap",
     "overlap_chance",
     "overlap_interval",
+    "participation_ratio",
+    "plateau",
+    "principal_angles",
+    "procrustes",
+    "pwcca",
+    "rsa",
+    "spectral_entropy",
+    "standardise",
+    "svcca",
 ]

@@ -1,8 +1,10 @@
 """Clouds of points: what every measure of geometry takes, and what is refused.
 
 A cloud is `[example, feature]`: one vector an example, at one layer. A stack of them, `[state, example, feature]`, has
-the same examples at every layer. Either may be a torch tensor (of any floating type, on any device) or a numpy array;
-all measures compute in float64, where the squared distances of half-precision states neither overflow nor cancel.
+the same examples at every layer. Either may be a torch tensor (of any floating type, on any device) or a numpy array.
+Products of clouds are made in float32 for clouds of float32 or less, which is twice as fast, and in float64 for others;
+clouds of whole numbers, which are full of exact ties, are taken to float64. What is sensitive (the differences of close
+points, logarithms, sums, decompositions) is float64 for all.
 
 Equal rows are no small matter here. A point at distance 0 has no ratio of distances, and among equal points the
 nearest ones are nobody in particular. Each measure says what it does with them; `distinct_rows` gives the rows that
@@ -11,10 +13,12 @@ remain when they are dropped, in all clouds jointly, so that rows stay paired.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,11 +30,16 @@ if TYPE_CHECKING:
     Cloud = Tensor | np.ndarray
 else:
     Cloud = Any
+_FEW = 32
+_AT_ONCE = 2**23  # numbers looked at together
+Labels = Any  # one label an example: a list, an array, a tensor, a pandas column
 States = Any  # a Cloud with one dimension more, or something of which `[...]` is one, such as a site of activations
 
 
 def as_cloud(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
-    """`x` `[example, feature]` as a float64 tensor on its device (on the CPU where the device has no float64).
+    """`x` `[example, feature]` as a tensor of float32 or float64 on its device (on the CPU where that has no float64).
+
+    Half precision becomes float32; whole numbers, of whatever type, become float64; other types stay as they are.
 
     Raises `InputTypeError` where `x` is neither tensor nor array, and `InputError` where it is not two-dimensional,
     has fewer than two rows or no feature, or is not finite.
@@ -39,7 +48,7 @@ def as_cloud(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
 
 
 def as_pair(x: Cloud, y: Cloud, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
-    """Two clouds whose rows are paired, as float64 tensors on the device of the first.
+    """Two clouds whose rows are paired, as tensors on the device of the first.
 
     Raises what `as_cloud` raises, and `InputError` where the numbers of rows differ.
     """
@@ -49,7 +58,7 @@ def as_pair(x: Cloud, y: Cloud, names: tuple[str, str] = ("x", "y")) -> tuple[Te
 
 
 def as_states(x: States, name: str = "states") -> Float[Tensor, "state n d"]:
-    """`x` `[state, example, feature]` as a float64 tensor; `x[...]` is taken where `x` is neither tensor nor array.
+    """`x` `[state, example, feature]` as `as_cloud` has it; `x[...]` is taken where `x` is neither tensor nor array.
 
     Raises what `as_cloud` raises, naming the first state that is not finite.
     """
@@ -57,10 +66,45 @@ def as_states(x: States, name: str = "states") -> Float[Tensor, "state n d"]:
 
 
 def as_paired_states(x: States, y: States, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-    """Two stacks of clouds with paired examples, as float64 tensors on the device of the first; see `as_pair`."""
+    """Two stacks of clouds with paired examples, on the device of the first; see `as_pair`."""
     first, second = as_states(x, names[0]), as_states(y, names[1])
     _check_paired(first, second, names, 1)
     return first, second.to(first.device)
+
+
+def as_labels(labels: Labels, name: str = "labels") -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
+    """The distinct labels in order of appearance, and each example's number among them.
+
+    Raises `InputError` where labels are not one an example, or some are missing: a missing label is no class of its own.
+
+    >>> [found.tolist() for found in as_labels(["b", "a", "b"])]
+    [['b', 'a'], [0, 1, 0]]
+    """
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+        labels = labels.double() if labels.is_floating_point() else labels  # numpy has no bfloat16
+    try:
+        array = np.asarray(labels)
+        if array.dtype.kind in "US":  # a NaN among strings has become one of them
+            array = np.asarray(labels, dtype=object)
+    except ValueError:
+        raise InputError(f"{name} have unequal lengths: expected one label an example") from None
+    if array.ndim != 1 or not len(array):
+        raise InputError(f"{name} have shape {array.shape!r}: expected one label an example")
+    numbers, distinct = pd.factorize(array)
+    missing = np.flatnonzero(np.isinf(array) | (numbers < 0) if array.dtype.kind == "f" else numbers < 0)
+    if len(missing):
+        raise InputError(
+            f"{len(missing)} of {len(array)} {name} are missing or not finite, the first at example {missing[0]}: drop these"
+            " examples"
+        )
+    return distinct, numbers
+
+
+def precision(x: Cloud) -> torch.dtype:
+    """What a cloud is given back in: float32 for one of float32 or less, float64 for any other."""
+    given = _as_tensor(x, "x").dtype
+    return torch.float32 if given.is_floating_point and given.itemsize <= 4 else torch.float64
 
 
 def check_k(k: int, n: int, name: str = "k") -> None:
@@ -79,10 +123,34 @@ def duplicates(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
     >>> duplicates(torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, 1.0]])).tolist()
     [2]
     """
-    _, inverse = torch.unique(cloud, dim=0, return_inverse=True)
-    order = torch.arange(len(cloud), device=cloud.device)
-    first = torch.full((len(cloud),), len(cloud), device=cloud.device).scatter_reduce(0, inverse, order, "amin")
-    return (first[inverse] != order).nonzero().flatten()
+    first = first_equal(cloud)
+    return (first != torch.arange(len(cloud), device=cloud.device)).nonzero().flatten()
+
+
+def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+    """For each row the number of the first row that equals it, its own where there is none.
+
+    Rows are told apart by a sum of their bits, each times a random odd number, modulo 2^64: exact in whatever order it is
+    added up, and equal for unequal rows once in 2^63. Rows with equal sums are compared.
+
+    >>> first_equal(torch.tensor([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]])).tolist()
+    [0, 1, 0]
+    """
+    n, d = cloud.shape
+    order = torch.arange(n, device=cloud.device)
+    if d > _FEW and bool((first_equal(cloud[:, :_FEW]) == order).all()):
+        return order  # a few features tell all rows apart
+    bits = torch.int32 if cloud.dtype == torch.float32 else torch.int64
+    odd = torch.randint(2**62, (d,), generator=torch.Generator().manual_seed(0)).mul_(2).add_(1).to(cloud.device)
+    step = max(1, _AT_ONCE // d)
+    sums = torch.cat([((part + 0.0).view(bits).long() * odd).sum(dim=1) for part in cloud.split(step)])  # -0.0 is 0.0
+    _, inverse = torch.unique(sums, return_inverse=True)
+    first = torch.full((n,), n, device=cloud.device).scatter_reduce(0, inverse, order, "amin")[inverse]
+    repeated = (first != order).nonzero().flatten()
+    if len(repeated):
+        unlike = torch.cat([(cloud[rows] != cloud[first[rows]]).any(dim=1) for rows in repeated.split(step)])
+        first[repeated[unlike]] = repeated[unlike]
+    return first
 
 
 def distinct_rows(*clouds: Any) -> Int[Tensor, " kept"]:
@@ -123,9 +191,18 @@ def _as_tensor(x: Any, name: str) -> Tensor:
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "fiub":
             raise InputError(f"{name} has dtype {x.dtype!s}: expected numbers")
-        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
+        kept = x.dtype if x.dtype in (np.float16, np.float32) else np.float64
+        if np.ma.is_masked(x):
+            raise InputError(
+                f"{name} has {np.ma.count_masked(x)} masked values: drop or fill them, every value counts here"
+            )
+        with warnings.catch_warnings():  # that an array is read-only: nothing here writes to what it was given
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(np.ascontiguousarray(x, dtype=kept))
     if x.is_complex():
         raise InputError(f"{name} has dtype {x.dtype!s}: expected real numbers")
+    if x.layout != torch.strided:
+        raise InputError(f"{name} has layout {x.layout!s}: expected a dense tensor, pass to_dense()")
     return x.detach()
 
 
@@ -137,15 +214,22 @@ def _finite(x: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
         raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{wanted}] with two examples or more")
     if x.device.type == "mps":  # which has no float64
         x = x.cpu()
-    x = x.to(torch.float64)
-    bad = ~torch.isfinite(x).all(dim=-1)
-    if bad.any():
+    if x.dtype != torch.float64:
+        x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
+    if not torch.isfinite(torch.stack(torch.aminmax(x))).all():  # NaN is the least and the most
+        bad = ~torch.isfinite(x).all(dim=-1)
         places = bad.nonzero()
         where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, places[0].tolist(), strict=False))
         raise InputError(
             f"{name} has {len(places)} rows that are not finite, the first at {where}: drop or repair them"
         )
-    return x
+    return x.double() if _whole(x) else x
+
+
+def _whole(x: Tensor) -> bool:
+    """Whether all values are whole numbers; most clouds are known by their first row not to be."""
+    first = x.flatten(end_dim=-2)[0]
+    return bool((first == first.round()).all()) and bool((x == x.round()).all())
 
 
 def _check_paired(first: Tensor, second: Tensor, names: tuple[str, str], axis: int) -> None:

@@ -9,27 +9,33 @@ two of its neighbours says what d is, whatever the density. Three estimators use
 - **MLE** (Levina and Bickel 2004): all of the k nearest at once.
 
 All look at one scale, the distance over which the ratio is taken, and all come out too low in high dimensions (a
-Gaussian in 20 dimensions, 2,000 points: 14 by GRIDE 16/32). Compare values at equal numbers of points and equal ranks
-only, and see over `dimension_scaling` whether there is a plateau.
+Gaussian in 20 dimensions, 2,000 points: 14 by GRIDE 16/32). The reason is how far they have to reach: where the
+neighbours are 0.6 times as far as any two points are, nothing is flat or even any more. An estimate says so (`warning`); on
+Gaussians, cubes and spheres of 2 to 40 dimensions with 500 to 5,000 points it was 10 to 50 % too low wherever it did.
+Compare values at equal numbers of points and equal ranks only, and see over `dimension_scaling` whether there is a
+`plateau`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, as_cloud, check_k, duplicates
-from interp.geometry.neighbors import nearest_neighbors
+from interp.geometry.clouds import check_k
+from interp.geometry.neighbors import Graph, Neighbors, graph_of, level, refuse_copies, size_of
 from interp.results import Result
 
+FAR = 0.6  # neighbours farther than this part of the distance of any two points are too far
 _RANGE = (1e-3, 1e3)  # where GRIDE looks for its dimension
 _HALVINGS = 100
 
@@ -39,7 +45,8 @@ class Estimate(Result):
     """An intrinsic dimension: its `value`, standard `error`, the number `n` of points, and its `scale`.
 
     `scale` is the mean distance to the farthest neighbour used: the 2nd for 2NN, n2-th for GRIDE, k-th for MLE.
-    `ranks` are the neighbours whose distances were compared.
+    `ranks` are the neighbours whose distances were compared, and `reach` is the scale as a part of the distance of any two
+    points (the root of its mean square).
     """
 
     value: float
@@ -48,15 +55,27 @@ class Estimate(Result):
     scale: float
     method: str = "2nn"
     ranks: tuple[int, int] = (1, 2)
+    reach: float = math.nan
+
+    @property
+    def warning(self) -> str:
+        """Why the value is known to be too low, in one line; empty where it is not."""
+        if not self.reach > FAR:
+            return ""
+        return (
+            f"too low by 10 % or more: neighbour {self.ranks[1]} of {self.n} points is {self.reach:.2f} as far as any two"
+            f" points are, over {FAR:g}; more points or smaller ranks would help"
+        )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row: method, ranks, value, error, n, scale."""
+        """One row: method, ranks, value, error, n, scale, reach, warning."""
         row = {"method": self.method, "first_rank": self.ranks[0], "last_rank": self.ranks[1], "value": self.value}
-        return pd.DataFrame([{**row, "error": self.error, "n": self.n, "scale": self.scale}])
+        how = {"error": self.error, "n": self.n, "scale": self.scale, "reach": self.reach, "warning": self.warning}
+        return pd.DataFrame([{**row, **how}])
 
 
 def intrinsic_dimension(
-    x: Cloud,
+    x: Graph,
     method: str = "2nn",
     fraction: float = 0.9,
     n1: int = 16,
@@ -88,24 +107,27 @@ def intrinsic_dimension(
     >>> round(intrinsic_dimension(plane).value)
     2
     """
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
         raise InputError(f"fraction={fraction!r}: expected a share between 0 and 1; method='2nn-ml' uses all points")
     known: dict[str, tuple[tuple[int, int], Callable[[Tensor], tuple[float, float]]]] = {
-        "2nn": ((1, 2), partial(_two_nn, fraction=fraction)),
+        "2nn": ((1, 2), partial(two_nn, fraction=fraction)),
         "2nn-ml": ((1, 2), _two_nn_likelihood),
         "gride": ((n1, n2), partial(_gride, n1=n1, n2=n2)),
-        "mle": ((1, k), _levina_bickel),
+        "mle": ((1, k), levina_bickel),
         "mle-inverse": ((1, k), _mackay_ghahramani),
     }
-    if method not in known:
+    if method not in tuple(known):
         raise InputError(f"method={method!r} is unknown: use one of {tuple(known)}")
     (first, last), estimator = known[method]
-    distances = _distances(as_cloud(x), first, last, metric)
+    graph = _graph(x, first, last, metric)
+    distances = _distances(graph, last)
+    _refuse_ties(distances, first, last)
     value, error = estimator(distances)
-    return Estimate(value, error, len(distances), float(distances[:, last - 1].mean()), method, (first, last))
+    scale = float(distances[:, last - 1].mean())
+    return Estimate(value, error, len(distances), scale, method, (first, last), scale / graph.extent)
 
 
-def dimension_scaling(x: Cloud, range_max: int = 256, metric: str = "euclidean") -> list[Estimate]:
+def dimension_scaling(x: Graph, range_max: int = 256, metric: str = "euclidean") -> list[Estimate]:
     """GRIDE over scales: one `Estimate` for each of the ranks (1, 2), (2, 4), (4, 8), ... up to `range_max`.
 
     A dimension is a property of the cloud where it hardly changes with the scale; at the smallest scales noise raises
@@ -118,49 +140,90 @@ def dimension_scaling(x: Cloud, range_max: int = 256, metric: str = "euclidean")
     >>> [found.ranks for found in dimension_scaling(np.random.default_rng(0).normal(size=(100, 2)), range_max=8)]
     [(1, 2), (2, 4), (4, 8)]
     """
-    if isinstance(range_max, bool) or not isinstance(range_max, int) or range_max < 2:
+    if isinstance(range_max, bool) or not isinstance(range_max, int | np.integer) or range_max < 2:
         raise InputError(f"range_max={range_max!r}: expected an integer of 2 or more")
-    cloud = as_cloud(x)
-    steps = int(math.log2(min(range_max, len(cloud) - 1)))
+    n = size_of(x)
+    steps = int(math.log2(min(range_max, n - 1)))
     if steps < 1:
-        raise InputError(f"{len(cloud)} examples have no two neighbours each: pass 3 or more")
-    distances = _distances(cloud, 1, 2**steps, metric)
+        raise InputError(f"{n} examples have no two neighbours each: pass 3 or more")
+    graph = _graph(x, 1, 2**steps, metric)
+    distances, whole = _distances(graph, 2**steps), graph.extent
     found = []
     for step in range(steps):
         first, last = 2**step, 2 ** (step + 1)
+        _refuse_ties(distances, first, last)
         value, error = _gride(distances, first, last)
-        found.append(Estimate(value, error, len(cloud), float(distances[:, last - 1].mean()), "gride", (first, last)))
+        scale = float(distances[:, last - 1].mean())
+        found.append(Estimate(value, error, n, scale, "gride", (first, last), scale / whole))
     return found
 
 
-def _distances(cloud: Tensor, first: int, last: int, metric: str) -> Float[Tensor, "n k"]:
-    """Distances to the neighbours up to rank `last`, on the CPU, after refusing what has no ratio of them."""
-    check_k(first, len(cloud), "the first rank")
-    check_k(last, len(cloud), "the last rank")
+def plateau(estimates: Sequence[Estimate], tolerance: float = 0.1) -> range | None:
+    """Where a dimension hardly depends on the scale: the longest run of `estimates` in which each differs from the one
+    before by `tolerance` of it or less, as a half-open range of their numbers; None where no two do.
+
+    Of runs of equal length it is the one that changes least from end to end. Estimates that are known to be too low take
+    no part. (A definition of ours; studies choose the scale by eye.)
+
+    Raises `InputError` where `estimates` are none, and for a tolerance that is not above 0.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = np.pad(rng.uniform(size=(2000, 2)), ((0, 0), (0, 8))) + 0.003 * rng.normal(size=(2000, 10))
+    >>> found = dimension_scaling(sheet)
+    >>> [round(each.value, 1) for each in found][:3], plateau(found).start > 2  # noise first, then the sheet
+    ([3.9, 2.9, 2.4], True)
+    """
+    if (
+        not isinstance(estimates, Sequence)
+        or not estimates
+        or not all(isinstance(each, Estimate) for each in estimates)
+    ):
+        raise InputError(f"estimates={estimates!r}: expected what dimension_scaling gives")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number) or not tolerance > 0:
+        raise InputError(f"tolerance={tolerance!r}: expected a share above 0")
+    steady = [
+        abs(after.value - before.value) <= tolerance * before.value and not before.warning and not after.warning
+        for before, after in pairwise(estimates)
+    ]
+    runs = []
+    for start in range(len(steady)):
+        stop = next((end for end in range(start, len(steady)) if not steady[end]), len(steady))
+        if stop > start:
+            change = abs(math.log(estimates[stop].value / estimates[start].value))
+            runs.append((start - stop, change, start, stop + 1))
+    return range(*min(runs)[2:]) if runs else None
+
+
+def _graph(x: Graph, first: int, last: int, metric: str) -> Neighbors:
+    n = size_of(x)
+    check_k(first, n, "the first rank")
+    check_k(last, n, "the last rank")
     if first >= last:
         raise InputError(f"ranks {first} and {last}: the first must be smaller than the last")
-    distances = nearest_neighbors(cloud, last, metric).distances.cpu()
-    if (distances[:, 0] == 0).any():
-        rows = duplicates(cloud)
+    return graph_of(x, last, metric)
+
+
+def _distances(graph: Neighbors, last: int) -> Float[Tensor, "n k"]:
+    """Distances to the neighbours up to rank `last`, on the CPU, after refusing points that have no ratio of them."""
+    refuse_copies(graph, "ratio of distances")
+    return graph.distances[:, :last].cpu()
+
+
+def _refuse_ties(distances: Float[Tensor, "n k"], first: int, last: int) -> None:
+    """Refuse ratios of 1, but for rounding: one has no likelihood where there are ranks between, and where half the ratios
+    of next neighbours are 1 their logarithms are rounding errors."""
+    n = len(distances)
+    tied = int(level(distances[:, first - 1], distances[:, last - 1]).sum())
+    if 2 * tied >= n or (tied and last - first > 1):
         raise InputError(
-            f"{int((distances[:, 0] == 0).sum())} of {len(cloud)} examples equal another (rows {_some(rows)} repeat"
-            " earlier ones) and have no ratio of distances: keep distinct_rows(x), of all paired clouds jointly"
-        )
-    level = distances[:, first - 1] == distances[:, last - 1]
-    if level.all() or (level.any() and last - first > 1):
-        raise InputError(
-            f"{int(level.sum())} of {len(cloud)} examples have neighbours {first} and {last} at the same distance:"
+            f"{tied} of {n} examples have neighbours {first} and {last} at the same distance:"
             " points on a lattice have no intrinsic dimension at this scale, use ranks farther apart"
         )
-    return distances
 
 
-def _some(rows: Tensor) -> str:
-    shown = ", ".join(str(row) for row in rows[:3].tolist())
-    return f"{shown}, ..." if len(rows) > 3 else shown
-
-
-def _two_nn(distances: Tensor, fraction: float) -> tuple[float, float]:
+def two_nn(distances: Tensor, fraction: float) -> tuple[float, float]:
+    """2NN and its error, from distances to the two nearest, in order."""
     n = len(distances)
     kept = int(n * fraction)
     if kept < 1:
@@ -206,7 +269,8 @@ def _inverse_dimensions(distances: Tensor) -> Float[Tensor, " n"]:
     return inverse
 
 
-def _levina_bickel(distances: Tensor) -> tuple[float, float]:
+def levina_bickel(distances: Tensor) -> tuple[float, float]:
+    """MLE and its error, from distances to the nearest, in order."""
     dimensions = 1 / _inverse_dimensions(distances)
     return float(dimensions.mean()), float(dimensions.std() / math.sqrt(len(dimensions)))
 

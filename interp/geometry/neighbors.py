@@ -1,39 +1,101 @@
 """The graph of nearest neighbours: what intrinsic dimension, overlaps and densities are all read from.
 
 In thousands of dimensions coordinates say little, but who is near whom still does, and it survives rotation, shift
-and scaling. So most measures here look at a cloud through one thing only: each point's neighbours, in order.
+and scaling. So most measures here look at a cloud through one thing only: each point's neighbours, in order. The graph
+is made once (`nearest_neighbors`) and every measure that needs no more takes it in place of the cloud.
 
-Three decisions matter. *A point is not its own neighbour*: it is left out by its index, not by being the first in the
-list, which is another point where two are equal. *Distances do not cancel*: they are computed as |a|^2 + |b|^2 - 2ab
-about the centre, which is fast, and again from the differences a - b wherever the first form lost digits. *Ties are
-fair*: where several points are equally far and not all can be among the k nearest, each is one in part (`shares`), as
-often as a random choice would take it. A cloud of equal points then says nothing, instead of agreeing with any other.
+It is exact, and costs little more than the product of the cloud with itself. Four decisions matter. *A point is not its
+own neighbour*: it is left out by its index, not by being the first in the list, which is another point where two are
+equal. *Distances do not cancel*: they are made as |a|^2 + |b|^2 - 2ab about the centre, which is one matrix product, and
+again from the differences a - b wherever that lost digits. *Equal rows are equally far*: products are made with distinct
+rows alone, so that copies of a point have the same distance to the last bit. *Ties are fair*: where several points are
+equally far and not all can be among the k nearest, each is one in part (`shares`), as often as a random choice would take
+it. A cloud of equal points then says nothing, instead of agreeing with any other.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, as_cloud, check_k
+from interp.geometry.clouds import Cloud, as_cloud, check_k, duplicates, first_equal
 
 METRICS = ("euclidean", "cosine")
-_BLOCK = 2**23  # numbers held at once in a block of distances: 64 MiB
-_CANCELLED = 1e-4  # below this part of |a|^2 + |b|^2 a squared distance is computed again, from the difference
-_MANY = 0.02  # where more than this share of a block is lost, all of it is computed from differences
-_DIGITS = 2.0**36  # squared distances that differ by less than 1 in this are the same: rounding must not break ties
+_BLOCK = 2**22  # numbers held at once in a block of distances: 16 or 32 MiB
+# Below this part of |a|^2 + |b|^2 a squared distance is made again, from the difference: half the digits are left above.
+_CANCELLED = {torch.float32: 2e-3, torch.float64: 1e-4}
+_DEEP = 256  # with fewer features a product costs no more than the copy of its half
+_WHOLE = 2**29  # bytes of a table of all pairs that may be held
+_MANY = 0.02  # where more than this share of a block is lost, all of it is made from differences
+# Squared distances that differ by less than this part are tied. Points on a lattice are, and rounding must not part them;
+# float32 has too few digits for that, there copies of one point alone are tied.
+TIED = {torch.float32: 0.0, torch.float64: 2.0**-36}
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """Each point's k nearest others, nearest first: their `indices` and `distances`, both `[example, k]`."""
+    """Each point's k nearest others, nearest first: their `indices` and `distances`, both `[example, k]`.
+
+    `next_distance` `[example]` is that of the neighbour after the last (infinity where there is none), which says whether
+    the last place is tied. `extent` is how far any two points are, the root of the mean square of all distances; `metric`
+    how distances were taken and `cloud` what of.
+    """
 
     indices: Int[Tensor, "n k"]
     distances: Float[Tensor, "n k"]
+    next_distance: Float[Tensor, " n"]
+    extent: float
+    metric: str
+    cloud: Float[Tensor, "n d"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def k(self) -> int:
+        """How many neighbours each point has."""
+        return self.indices.shape[1]
+
+    @cached_property
+    def points(self) -> Points:
+        """The cloud made ready for distances, for what the lists do not say."""
+        return ready(self.cloud, self.metric)
+
+    @cached_property
+    def level_anywhere(self) -> bool:
+        """Whether any two neighbours of a point that follow each other are equally far."""
+        return bool(level(self.distances[:, :-1], self.distances[:, 1:]).any()) or bool(self.tied(self.k).any())
+
+    def permuted(self, order: Int[Tensor, " n"]) -> Neighbors:
+        """The graph of the same points in another order: point i is what was `order[i]`."""
+        order = order.to(self.indices.device)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        indices = place[self.indices[order]]
+        return Neighbors(
+            indices, self.distances[order], self.next_distance[order], self.extent, self.metric, self.cloud[order]
+        )
+
+    def tied(self, k: int) -> Bool[Tensor, " n"]:
+        """Where the neighbour after the k-th is as far as the k-th, so that who is among the k is a matter of chance."""
+        after = self.distances[:, k] if k < self.k else self.next_distance
+        return level(self.distances[:, k - 1], after)
+
+
+# Wider at run time than what is meant, as `Cloud` is.
+if TYPE_CHECKING:
+    Graph = Cloud | Neighbors
+else:
+    Graph = Any
 
 
 def nearest_neighbors(x: Cloud, k: int, metric: str = "euclidean") -> Neighbors:
@@ -41,7 +103,8 @@ def nearest_neighbors(x: Cloud, k: int, metric: str = "euclidean") -> Neighbors:
 
     `metric` is "euclidean", or "cosine": the Euclidean distance of the rows on the unit sphere, sqrt(2 - 2 cos), which
     orders neighbours as the cosine does. Among equally far points the order is arbitrary. Computed in blocks of rows,
-    in float64, on the device of `x`.
+    on the device of `x`, in float32 for clouds of float32 or less: distances are then right to 1e-4, and neighbours whose
+    distances differ by less may change places. Arrays give arrays where a measure is one; a graph holds tensors.
 
     Raises `InputError` where k >= n, the metric is unknown, or `x` is no finite cloud (or has a zero row, for cosine).
 
@@ -49,27 +112,89 @@ def nearest_neighbors(x: Cloud, k: int, metric: str = "euclidean") -> Neighbors:
     >>> found.indices.tolist(), found.distances.tolist()
     ([[1, 2], [0, 2], [1, 0]], [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0]])
     """
-    cloud = place(as_cloud(x), metric)
-    n = len(cloud)
-    check_k(k, n)
-    indices, distances = [], []
-    for rows in blocks(n, n):
-        nearest = squared_distances(cloud, rows).topk(k, largest=False)
-        indices.append(nearest.indices)
-        distances.append(nearest.values.sqrt())
-    return Neighbors(torch.cat(indices), torch.cat(distances))
+    return _graph(as_cloud(x), k, metric, "x")
 
 
-def place(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
-    """The cloud whose Euclidean distances order points as `metric` does: itself, or its rows at unit length."""
+def _graph(cloud: Float[Tensor, "n d"], k: int, metric: str, name: str) -> Neighbors:
+    check_k(k, len(cloud))
+    points = ready(cloud, metric, name)
+    n = points.n
+    width = min(k + 1, n - 1)
+    indices = torch.empty(n, width, dtype=torch.int64, device=cloud.device)
+    distances = torch.empty(n, width, dtype=torch.float64, device=cloud.device)
+    for rows, products in points.products(blocks(n, n)):
+        indices[rows], distances[rows] = points.nearest(rows, products, width)
+    after = distances[:, k] if width > k else distances.new_full((n,), torch.inf)
+    return Neighbors(indices[:, :k], distances[:, :k], after, points.extent, metric, cloud)
+
+
+def graph_of(x: Graph, k: int, metric: str = "euclidean", name: str = "x", columns: int | None = None) -> Neighbors:
+    """`x` itself where it is a graph of at least `k` neighbours by `metric`, else the graph of the cloud `x`, of `columns`
+    neighbours where so many are wanted and there are.
+
+    Raises `InputError` for a graph of fewer neighbours or another metric, and what `nearest_neighbors` raises.
+    """
+    if not isinstance(x, Neighbors):
+        cloud = as_cloud(x, name)
+        check_k(k, len(cloud))
+        return _graph(cloud, max(k, min(columns or k, len(cloud) - 1)), metric, name)
+    check_k(k, len(x))
+    _check_metric(x, metric, name)
+    if x.k < k:
+        raise InputError(f"{name} is a graph of {x.k} neighbours and {k} are needed: make it with k={k} or more")
+    return x
+
+
+def pair_of(x: Graph, y: Graph, k: int, metric: str, columns: int | None = None) -> tuple[Neighbors, Neighbors]:
+    """Two graphs whose points are paired; raises what `graph_of` raises, and where the numbers of points differ."""
+    first, second = _paired(x, y)
+    return graph_of(first, k, metric, "x", columns), graph_of(second, k, metric, "y", columns)
+
+
+def points_of(x: Graph, y: Graph, metric: str = "euclidean") -> tuple[Points, Points]:
+    """Two clouds, or those that two graphs were made of, ready for distances; raises what `pair_of` raises."""
+    found = []
+    for part, name in zip(_paired(x, y), ("x", "y"), strict=True):
+        if isinstance(part, Neighbors):
+            _check_metric(part, metric, name)
+        found.append(part.points if isinstance(part, Neighbors) else ready(part, metric, name))
+    return found[0], found[1]
+
+
+def size_of(x: Graph) -> int:
+    """The number of points of a cloud or a graph; raises what `as_cloud` raises."""
+    return len(x) if isinstance(x, Neighbors) else len(as_cloud(x))
+
+
+def _paired(x: Graph, y: Graph) -> tuple[Tensor | Neighbors, Tensor | Neighbors]:
+    first = x if isinstance(x, Neighbors) else as_cloud(x, "x")
+    second = y if isinstance(y, Neighbors) else as_cloud(y, "y")
+    if len(first) != len(second):
+        raise InputError(f"x has {len(first)} examples and y {len(second)}: rows must be paired")
+    device = (first.cloud if isinstance(first, Neighbors) else first).device
+    return first, second if isinstance(second, Neighbors) else second.to(device)
+
+
+def _check_metric(x: Neighbors, metric: str, name: str) -> None:
     if metric not in METRICS:
         raise InputError(f"metric={metric!r} is unknown: use one of {METRICS}")
-    if metric == "euclidean":
-        return cloud
-    lengths = cloud.norm(dim=1, keepdim=True)
-    if (lengths == 0).any():
-        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
-    return cloud / lengths
+    if x.metric != metric:
+        raise InputError(f"{name} is a graph by {x.metric!r} and metric={metric!r} was asked for: pass one of the two")
+
+
+def refuse_copies(graph: Neighbors, lacks: str) -> None:
+    """Refuse points at distance 0 from another, which have no `lacks`, and say which rows to drop."""
+    equal = int((graph.distances[:, 0] == 0).sum())
+    if equal:
+        rows = duplicates(place(graph.cloud, graph.metric)).tolist()
+        repeated = ", ".join(map(str, rows[:3])) + (", ..." if len(rows) > 3 else "")
+        how, first = (
+            ("equal", "") if graph.metric == "euclidean" else ("point the same way as", "rows of unit length and ")
+        )
+        raise InputError(
+            f"{equal} of {len(graph)} examples {how} another (rows {repeated} repeat earlier ones) and have no {lacks}: take"
+            f" {first}keep distinct_rows(x), of all paired clouds jointly"
+        )
 
 
 def blocks(n: int, width: int) -> list[slice]:
@@ -78,28 +203,173 @@ def blocks(n: int, width: int) -> list[slice]:
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def squared_distances(cloud: Float[Tensor, "n d"], rows: slice) -> Float[Tensor, "r n"]:
-    """Squared Euclidean distances of `cloud[rows]` to all points, with infinity where a row meets itself."""
-    centred = cloud - cloud.mean(dim=0)
-    lengths = centred.square().sum(dim=1)
-    scale = lengths[rows, None] + lengths
-    squared = (scale - 2 * (centred[rows] @ centred.T)).clamp_(min=0)
-    index = torch.arange(len(cloud), device=cloud.device)
-    squared[index[rows] - rows.start, index[rows]] = torch.inf
-    lost = (squared <= _CANCELLED * scale).nonzero()
-    if len(lost) > _MANY * squared.numel():
-        exact = torch.cdist(cloud[rows], cloud, compute_mode="donot_use_mm_for_euclid_dist").square()
-        squared = torch.where(squared.isinf(), squared, exact)
-        lost = lost[:0]
-    for pairs in lost.split(max(1, _BLOCK // cloud.shape[1])):
-        here, there = pairs.T
-        squared[here, there] = (cloud[here + rows.start] - cloud[there]).square().sum(dim=1)
-    digits, exponent = torch.frexp(squared)
-    rounded = torch.ldexp((digits * _DIGITS).round() / _DIGITS, exponent)
-    return torch.where(squared.isinf(), squared, rounded)
+def place(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
+    """The cloud whose Euclidean distances order points as `metric` does: itself, or its rows at unit length."""
+    if metric not in METRICS:
+        raise InputError(f"metric={metric!r} is unknown: use one of {METRICS}")
+    if metric == "euclidean":
+        return cloud
+    cloud = cloud / cloud.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(cloud.dtype).tiny)
+    lengths = cloud.norm(dim=1, keepdim=True)
+    if (lengths == 0).any():
+        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
+    return cloud / lengths
 
 
-def shares(distances: Float[Tensor, "*b r n"], k: int) -> Float[Tensor, "*b r n"]:
+def ready(cloud: Float[Tensor, "n d"], metric: str = "euclidean", name: str = "x") -> Points:
+    """The distinct rows of a cloud about their centre, in units in which squares neither overflow nor vanish."""
+    placed = place(cloud, metric, name)
+    first = first_equal(placed)
+    kept, copies = torch.unique(first, return_inverse=True)
+    distinct = placed if len(kept) == len(placed) else placed[kept]
+    values = torch.sub(distinct, distinct.mean(dim=0), out=empty_table(distinct, *distinct.shape))
+    most = max(abs(float(end)) for end in torch.aminmax(values))
+    unit = 2.0 ** math.floor(math.log2(most)) if most > 0 else 1.0
+    lengths = torch.linalg.vector_norm(values.div_(unit), dim=1).square()
+    return Points(values, lengths, distinct, unit, None if len(kept) == len(placed) else copies)
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """A cloud made ready for distances: its distinct rows, and which of them each example is.
+
+    `values` are the rows about their centre in units of `unit`, `lengths` their squared lengths, `rows` themselves, of
+    which differences lose nothing.
+    """
+
+    values: Float[Tensor, "m d"]
+    lengths: Float[Tensor, " m"]
+    rows: Float[Tensor, "m d"]
+    unit: float
+    copies: Int[Tensor, " n"] | None
+
+    @property
+    def n(self) -> int:
+        """The number of examples, copies counted."""
+        return len(self.values) if self.copies is None else len(self.copies)
+
+    @property
+    def extent(self) -> float:
+        """How far any two examples are, in the units of the cloud: the root of the mean square of their distances."""
+        spread = self.lengths.sum(dtype=torch.float64)
+        if self.copies is not None:  # the centre of distinct rows is not that of all examples
+            spread = self.lengths[self.copies].sum(dtype=torch.float64)
+            spread = spread - self.n * self.values[self.copies].mean(dim=0, dtype=torch.float64).square().sum()
+        return self.unit * math.sqrt(2 * max(float(spread), 0.0) / (self.n - 1))
+
+    def number(self, examples: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
+        """Which distinct row each example is."""
+        return examples if self.copies is None else self.copies[examples]
+
+    def products(self, parts: Sequence[slice]) -> Iterator[tuple[slice, Float[Tensor, "r m"]]]:
+        """Each of `parts`, slices that make up all examples in order, with |b|^2 - 2ab of its rows a and all distinct b.
+
+        The table is symmetric: where all of it can be held, one half is computed and the other copied. A block is the
+        caller's to change, until the next one is asked for.
+        """
+        m, d = self.values.shape
+        if self.copies is not None or d < _DEEP or m * m * self.values.element_size() > _WHOLE:
+            held = empty_table(self.values, max(part.stop - part.start for part in parts), m)
+            for rows in parts:
+                yield rows, self._products(rows, out=held[: rows.stop - rows.start])
+            return
+        table = empty_table(self.values, m, m)
+        for rows in parts:
+            right = table[rows, rows.start :]
+            torch.addmm(right, self.values[rows], self.values[rows.start :].T, beta=0, alpha=-2, out=right)
+            table[rows.stop :, rows] = right[:, rows.stop - rows.start :].T
+            yield rows, table[rows].add_(self.lengths)
+
+    def _products(self, rows: slice | Int[Tensor, " r"], out: Tensor | None = None) -> Float[Tensor, "r m"]:
+        own = self.number(torch.arange(self.n, device=self.values.device)[rows])
+        return torch.addmm(self.lengths, self.values[own], self.values.T, alpha=-2, out=out)
+
+    def nearest(
+        self, rows: slice, products: Float[Tensor, "r m"], k: int
+    ) -> tuple[Int[Tensor, "r k"], Float[Tensor, "r k"]]:
+        """The k nearest others of each of `rows`, in order, and how far they are (in the units of the cloud)."""
+        here = torch.arange(self.n, device=self.values.device)[rows]
+        own = self.number(here)
+        # |a|^2 is the same along a row: the order can do without it.
+        squared = products if self.copies is None else products[:, self.copies]
+        squared[torch.arange(len(here), device=here.device), here] = torch.inf
+        found = squared.topk(k, largest=False)
+        indices, nearest = found.indices, found.values.double()
+        scale = self.lengths[own, None].double() + self.lengths[self.number(indices)]
+        nearest = (nearest + self.lengths[own, None]).clamp_(min=0)
+        lost = nearest <= _CANCELLED[self.values.dtype] * scale
+        whole = lost[:, -1]  # the border itself lost its digits: who is within is not known
+        if whole.any():
+            again = self.squared(here[whole]).topk(k, largest=False)
+            indices[whole], nearest[whole], lost[whole] = again.indices, again.values.double(), False
+        if lost.any():
+            at = lost.nonzero()
+            nearest[lost] = self.apart(here[at[:, 0]], indices[lost])
+            nearest, order = nearest.sort(dim=1)
+            indices = indices.gather(1, order)
+        return indices, nearest.sqrt_().mul_(self.unit)
+
+    def squared(self, rows: slice | Int[Tensor, " r"]) -> Float[Tensor, "r n"]:
+        """Squared distances of `rows` to all examples, in units of `unit`, with infinity where an example meets itself."""
+        return self.squared_from(rows, self._products(rows))
+
+    def squared_from(self, rows: slice | Int[Tensor, " r"], products: Float[Tensor, "r m"]) -> Float[Tensor, "r n"]:
+        """`squared`, from the products of these rows, which it changes."""
+        here = torch.arange(self.n, device=self.values.device)[rows]
+        own = self.number(here)
+        number = torch.arange(len(here), device=here.device)
+        squared = products.add_(self.lengths[own, None])
+        squared[number, own] = torch.inf
+        share = _CANCELLED[self.values.dtype]
+        if (squared.amin(dim=1) <= share * (self.lengths[own] + self.lengths.max())).any():  # else none can be lost
+            lost = squared <= share * (self.lengths[own, None] + self.lengths)
+            at = lost.nonzero()
+            if len(at) > _MANY * lost.numel():
+                squared = self._all_exactly(own).to(squared.dtype)
+            elif len(at):
+                parts = [self._differences(own[pairs[:, 0]], pairs[:, 1]) for pairs in at.split(self._pairs)]
+                squared[at[:, 0], at[:, 1]] = torch.cat(parts).to(squared.dtype)
+        squared[number, own] = 0
+        if self.copies is not None:
+            squared = squared[:, self.copies]
+        squared[torch.arange(len(here), device=here.device), here] = torch.inf
+        return squared
+
+    @property
+    def _pairs(self) -> int:
+        """How many pairs of rows are looked at together."""
+        return max(1, _BLOCK // self.values.shape[1])
+
+    def apart(self, first: Int[Tensor, " p"], second: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """The squared distance of each example of `first` from that of `second`, in units of `unit`, from differences."""
+        one, other = self.number(first), self.number(second)
+        parts = zip(one.split(self._pairs), other.split(self._pairs), strict=True)
+        return torch.cat([self._differences(a, b) for a, b in parts])
+
+    def _differences(self, one: Int[Tensor, " p"], other: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
+        return ((self.rows[one].double() - self.rows[other]) / self.unit).square().sum(dim=1)
+
+    def _all_exactly(self, own: Int[Tensor, " r"]) -> Float[Tensor, "r m"]:
+        some = self.rows[own].double() / self.unit
+        direct = "donot_use_mm_for_euclid_dist"
+        parts = [
+            torch.cdist(some, part.double() / self.unit, compute_mode=direct) for part in self.rows.split(self._pairs)
+        ]
+        return torch.cat(parts, dim=1).square_()
+
+
+def empty_table(values: Tensor, rows: int, columns: int) -> Float[Tensor, "r c"]:
+    """A table to write into, of the type of `values` and on their device.
+
+    On a CPU it is numpy's, which asks for large pages: to touch a new table of torch's takes as long as a third of the
+    product that is written there.
+    """
+    if values.device.type != "cpu":
+        return values.new_empty(rows, columns)
+    return torch.from_numpy(np.empty((rows, columns), dtype=values.numpy().dtype))
+
+
+def shares(squared: Float[Tensor, "*b r n"], k: int) -> Float[Tensor, "*b r n"]:
     """How far each point is one of the k nearest: 1, 0, or a part where the k-th place is tied; rows sum to k.
 
     Of t points tied for the last m places each gets m/t, the probability that a random order would give it one.
@@ -107,8 +377,14 @@ def shares(distances: Float[Tensor, "*b r n"], k: int) -> Float[Tensor, "*b r n"
     >>> shares(torch.tensor([[torch.inf, 1.0, 2.0, 2.0]]), k=2).tolist()
     [[0.0, 1.0, 0.5, 0.5]]
     """
-    last = distances.topk(k, dim=-1, largest=False, sorted=False).values.amax(dim=-1, keepdim=True)
-    nearer = (distances < last).to(distances.dtype)
-    tied = (distances == last).to(distances.dtype)
+    last = squared.topk(k, dim=-1, largest=False, sorted=False).values.amax(dim=-1, keepdim=True)
+    within = 1 + TIED[squared.dtype]
+    nearer = (squared * within < last).to(squared.dtype)
+    tied = (squared <= last * within).to(squared.dtype) - nearer
     left = k - nearer.sum(dim=-1, keepdim=True)
     return nearer.addcmul_(tied, left / tied.sum(dim=-1, keepdim=True))
+
+
+def level(distances: Float[Tensor, "*s"], after: Float[Tensor, "*s"]) -> Bool[Tensor, "*s"]:
+    """Where the later of two distances is no larger than the earlier, but for rounding."""
+    return after <= distances * (1 + TIED[distances.dtype])

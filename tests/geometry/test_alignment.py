@@ -9,6 +9,7 @@ import torch
 
 from interp.errors import InputError
 from interp.geometry import AlignmentMatrix, alignment_matrix, neighbor_overlap, overlap_interval
+from interp.geometry.subsampling import standard_error
 from interp.results import Result
 
 LAYERS = 9
@@ -99,6 +100,16 @@ def test_a_constant_state_is_at_chance_and_without_intervals_they_are_nan():
     assert found.phase() == range(3, 6)
 
 
+@pytest.mark.parametrize(("n", "k"), [(40, 5), (60, 10), (60, 30), (101, 10)])
+def test_states_that_say_nothing_are_at_chance_and_not_above_it_by_rounding(n, k):
+    visual, textual = planted(n=n)
+    visual[:] = 1.0
+    found = alignment_matrix(visual, textual, k=k)
+    assert found.phase() is None
+    assert not found.bypass(band=(0, 1)).intermediate
+    assert not found._above.any()
+
+
 def test_takes_what_gives_states_when_indexed():
     class Site:
         def __init__(self, states):
@@ -119,7 +130,8 @@ def test_frames_are_tidy():
     row = frame[(frame.visual == 2) & (frame.textual == 7)].iloc[0]
     assert row.value == found.values[2, 7]
     best = found.bypass().to_frame()
-    assert list(best.columns) == ["visual", "textual", "shift", "value", "low", "high", "chance"]
+    assert list(best.columns)[:7] == ["visual", "textual", "shift", "value", "low", "high", "chance"]
+    assert list(best.columns)[7:] == ["gain", "gain_low", "gain_high", "p"]
     assert best.value[3] == found.values[3, best.textual[3]]
 
 
@@ -139,7 +151,7 @@ def test_refusals():
         (lambda: alignment_matrix(visual, textual, k=40), "k=40 neighbours were asked of 40 examples"),
         (lambda: alignment_matrix(visual, textual[:, :30], k=5), "visual has 40 examples and textual 30"),
         (lambda: alignment_matrix(visual[0], textual, k=5), r"visual has shape \(40, 16\): expected \[state, example"),
-        (lambda: alignment_matrix(visual, textual, metric="cka"), "metric='cka' is unknown"),
+        (lambda: alignment_matrix(visual, textual, metric="cosine"), "metric='cosine' is unknown"),
         (lambda: alignment_matrix(visual, textual, k=5, subsamples=-1), "subsamples=-1"),
         (lambda: alignment_matrix(visual[:3], textual, k=5).phase(), "has no diagonal"),
         (lambda: matrix([0.5, 0.6]).phase(tau=0), "tau=0"),
@@ -152,3 +164,68 @@ def test_refusals():
 @pytest.mark.parametrize("module", ["", ".clouds", ".neighbors", ".dimension", ".overlap", ".alignment"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(f"interp.geometry{module}")).failed == 0
+
+
+@pytest.mark.parametrize(
+    "metric", ["information_imbalance", "cka", "cka_rbf", "distance_correlation", "svcca", "procrustes"]
+)
+def test_the_planted_phase_is_found_by_other_measures(metric):
+    found = alignment_matrix(*planted(), metric=metric)
+    assert found.phase() == range(3, 6)
+    assert alignment_matrix(*planted(shared=()), metric=metric).phase() is None
+
+
+def test_a_phase_is_measured_from_chance():
+    # 0.5 is 0.83 of 0.6, but half of the way from chance 0.4
+    assert matrix([0.5, 0.6], chance=0.4).phase() == range(1, 2)
+    assert matrix([0.5, 0.6], chance=0.0).phase() == range(0, 2)
+    # -0.1 of a signed measure is above its floor of -0.5
+    assert matrix([-0.1, -0.4], chance=-0.5).phase() == range(0, 1)
+
+
+def test_a_layer_of_a_phase_is_itself_above_chance():
+    assert matrix([0.58, 0.6], low=[0.05, 0.5]).phase() == range(1, 2)
+
+
+def test_the_floor_may_differ_from_layer_to_layer():
+    values = torch.diag(torch.tensor([0.5, 0.6]))
+    floor = torch.tensor([[0.5, 0.1], [0.1, 0.1]])
+    found = AlignmentMatrix(values, 0.2, values, values, "svcca", None, 301, 10, floor=floor)
+    assert found.phase() == range(1, 2)
+
+
+def test_the_gain_has_an_interval_and_a_p_that_knows_of_the_choice():
+    visual, textual = planted(entry=4)
+    found = alignment_matrix(visual, textual, k=10).bypass()
+    assert found.gain[0] == pytest.approx(found.entry_gain)
+    assert 0 < found.gain_low[0] < found.gain[0] < found.gain_high[0]
+    assert found.p[0] == pytest.approx(1 / 1001)
+    early = alignment_matrix(*planted(entry=0), k=10).bypass()
+    assert early.gain[0] < 0
+    assert early.p[0] > 0.9
+    whole = alignment_matrix(visual, textual, k=10)
+    chosen = 2 + int(whole.values[0, 2:-2].argmax())
+    expected = standard_error(whole.parts[:, 0, chosen] - whole.parts[:, 0, 0], whole.n)
+    assert float(found.gain_high[0] - found.gain[0]) == pytest.approx(1.959964 * float(expected))
+    none = alignment_matrix(visual, textual, k=10).bypass(band=(0.0, 0.1))  # between two layers
+    assert none.gain.isnan().all()
+    assert none.p.isnan().all()
+    assert alignment_matrix(visual, textual, metric="svcca", subsamples=0).bypass().p.isnan().all()
+
+
+def test_p_of_layers_that_share_nothing_is_even():
+    """The best of seven intermediate layers is above layer 0 nearly always, and p does not mind."""
+    found = [alignment_matrix(*planted(seed, n=60, shared=()), k=6, subsamples=0).bypass() for seed in range(30)]
+    gains, p = torch.cat([each.gain for each in found]), torch.cat([each.p for each in found])
+    assert (gains > 0).double().mean() > 0.8
+    assert (p <= 0.05).double().mean() < 0.1
+    assert 0.35 < float(p.mean()) < 0.65
+
+
+def test_a_stack_against_itself_and_kept_with_its_draws(tmp_path):
+    visual, _ = planted(n=60)
+    found = alignment_matrix(visual, visual, k=6)
+    assert found.values.diagonal().tolist() == [1.0] * LAYERS
+    again = Result.load(found.save(tmp_path / "matrix.safetensors"))
+    assert torch.equal(again.bypass().p, found.bypass().p)
+    assert torch.equal(again.bypass().gain_low, found.bypass().gain_low)

@@ -9,7 +9,8 @@ from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import cdist
 
 from interp.errors import InputError
-from interp.geometry import Estimate, dimension_scaling, intrinsic_dimension
+from interp.geometry import Estimate, dimension_scaling, intrinsic_dimension, log_density, nearest_neighbors, plateau
+from interp.geometry.dimension import FAR
 
 
 def gaussian(n, d, width=50, seed=0):
@@ -140,3 +141,80 @@ def test_an_estimate_is_a_result(tmp_path):
     found = intrinsic_dimension(gaussian(100, 3), "gride", n1=4, n2=8)
     assert Estimate.load(found.save(tmp_path / "d.safetensors")) == found
     assert found.to_frame().loc[0, ["method", "first_rank", "last_rank", "n"]].tolist() == ["gride", 4, 8, 100]
+
+
+@pytest.mark.parametrize("method", ["2nn", "gride", "mle"])
+@pytest.mark.parametrize("d", [2, 5, 10, 20, 40])
+def test_a_warning_means_too_low_by_a_tenth(method, d):
+    cloud = torch.randn(2000, d, generator=torch.Generator().manual_seed(0))
+    found = intrinsic_dimension(cloud, method)
+    if found.reach < 0.5:
+        assert found.value > 0.95 * d
+    if found.reach > FAR:
+        assert found.value < 0.9 * d
+    assert bool(found.warning) == (found.reach > FAR)
+
+
+def test_the_known_bias_comes_with_its_warning():
+    cloud = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0))
+    found = intrinsic_dimension(cloud, "gride")
+    assert found.value == pytest.approx(14.3, rel=0.03)
+    assert "too low by 10 % or more: neighbour 32 of 2000 points" in found.warning
+    assert found.to_frame().warning[0] == found.warning
+
+
+def test_the_plateau_of_a_noisy_sheet_lies_between_noise_and_border():
+    rng = np.random.default_rng(0)
+    sheet = np.pad(rng.uniform(size=(3000, 2)), ((0, 0), (0, 8))) + 0.003 * rng.normal(size=(3000, 10))
+    scaling = dimension_scaling(sheet)
+    band = plateau(scaling)
+    assert 1 < band.start < band.stop - 1
+    assert all(abs(scaling[item].value - 2) < 0.4 for item in band)
+    assert plateau(dimension_scaling(rng.normal(size=(2000, 40)))) is None  # all are known to be too low
+    steps = [Estimate(value, 0.1, 100, 1.0) for value in (8.0, 5.0, 4.9, 3.0, 2.9, 2.8, 1.0)]
+    assert plateau(steps) == range(3, 6)
+    assert plateau(steps, tolerance=0.01) is None
+    with pytest.raises(InputError, match=r"estimates=\[\]: expected what dimension_scaling gives"):
+        plateau([])
+    with pytest.raises(InputError, match="tolerance=0"):
+        plateau(steps, tolerance=0)
+
+
+def test_a_graph_gives_what_its_cloud_gives():
+    cloud = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    graph = nearest_neighbors(cloud, 64)
+    for method in ("2nn", "gride", "mle"):
+        assert intrinsic_dimension(graph, method) == intrinsic_dimension(cloud, method)
+    assert dimension_scaling(graph, range_max=64) == dimension_scaling(cloud, range_max=64)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.1, 1 / 3])
+def test_a_lattice_is_refused_in_any_unit_and_at_every_scale(unit):
+    """Rounding parts what is equally far, and a ratio of 1 + 1e-15 is a dimension of 1e14."""
+    grid = np.stack(np.meshgrid(*[np.arange(8.0)] * 2), axis=-1).reshape(-1, 2) * unit
+    line = np.arange(100.0)[:, None] * unit  # its two ends alone have no tie
+    for lattice in (grid, line):
+        for method in ("2nn", "2nn-ml"):
+            with pytest.raises(InputError, match=r"of \d+ examples have neighbours 1 and 2 at the same distance"):
+                intrinsic_dimension(lattice, method)
+        with pytest.raises(InputError, match="neighbours 1 and 2 at the same distance"):
+            dimension_scaling(lattice)
+    with pytest.raises(InputError, match="neighbours 2 and 4 at the same distance"):
+        dimension_scaling(np.random.default_rng(0).integers(0, 2, size=(300, 40)) * unit)
+
+
+def test_a_few_ties_of_the_two_nearest_are_no_lattice():
+    x = gaussian(300, 4, width=4)
+    without = intrinsic_dimension(x).value
+    x[:3] = [[100.0, 0, 0, 0], [101.0, 0, 0, 0], [102.0, 0, 0, 0]]  # the middle one has its neighbours equally far
+    assert intrinsic_dimension(x).value == pytest.approx(without, rel=0.1)
+
+
+@pytest.mark.parametrize("measure", [intrinsic_dimension, log_density])
+def test_rows_of_one_direction_are_copies_by_cosine(measure):
+    x = gaussian(100, 3)
+    x[40] = 2 * x[7]
+    with pytest.raises(
+        InputError, match=r"2 of 100 examples point the same way .* \(rows 40 repeat .* take rows of unit"
+    ):
+        measure(x, metric="cosine")

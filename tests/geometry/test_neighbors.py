@@ -6,9 +6,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from interp.errors import InputError, InputTypeError
-from interp.geometry import distinct_rows, nearest_neighbors
-from interp.geometry.clouds import as_states, duplicates
-from interp.geometry.neighbors import shares, squared_distances
+from interp.geometry import distinct_rows, intrinsic_dimension, nearest_neighbors, neighbor_overlap
+from interp.geometry.clouds import as_cloud, as_states, duplicates
+from interp.geometry.neighbors import ready, shares
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -69,9 +69,10 @@ def test_equal_rows_stay_tied_in_spite_of_rounding():
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     corners = np.array([[a, b, c] for a in (0.0, 1.0) for b in (0.0, 1.0) for c in (0.0, 1.0)]) @ turn / 3
     cloud = torch.tensor(corners).repeat(11, 1)
-    squared = squared_distances(cloud, slice(0, 88))
-    squared.fill_diagonal_(0)
-    assert len(squared.unique()) == 4  # of the corners of a cube: 0, 1, 2 and 3 ninths
+    squared = ready(cloud).squared(slice(0, 88))
+    found = shares(squared, 20)  # ten copies of each corner, and ten of the 33 points on the three corners next to it
+    assert [len(row.unique()) for row in found] == [3] * 88
+    assert found[found > 0].unique().tolist() == pytest.approx([10 / 33, 1])
 
 
 def test_distinct_rows_are_so_in_all_clouds_and_states():
@@ -99,6 +100,8 @@ def test_distinct_rows_are_so_in_all_clouds_and_states():
         (np.diag([1.0, 1.0, 0.0]), 1, "cosine", "1 rows of zeros"),
         (np.array([["a"], ["b"]]), 1, "euclidean", "expected numbers"),
         (np.eye(4) * 1j, 1, "euclidean", "expected numbers"),
+        (torch.eye(4).to_sparse(), 1, "euclidean", "layout torch.sparse_coo: expected a dense tensor"),
+        (np.ma.masked_greater(np.eye(4), 0.5), 1, "euclidean", "4 masked values"),
         (torch.eye(4) * 1j, 1, "euclidean", "expected real numbers"),
     ],
 )
@@ -106,6 +109,17 @@ def test_refusals_say_what_was_seen(x, k, metric, message):
     with pytest.raises(InputError, match=message) as caught:
         nearest_neighbors(x, k=k, metric=metric)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_read_only_array_is_taken_without_a_warning():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    x.flags.writeable = False
+    torch.set_warn_always(True)  # it says so once a process
+    try:
+        assert nearest_neighbors(x, 3).indices.shape == (20, 3)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_refuses_what_is_no_array():
@@ -128,3 +142,83 @@ def test_a_gpu_gives_the_same_graph():
     x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
     here, there = nearest_neighbors(x, k=20), nearest_neighbors(x.cuda(), k=20)
     assert torch.equal(here.indices, there.indices.cpu())
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-5])
+def test_float32_gives_the_graph_of_float64(spread):
+    """Tight groups far apart: in float32 |a|^2 + |b|^2 - 2ab has no digits left inside them."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(300, 20)) * spread + rng.normal(size=(6, 20))[np.arange(300) % 6]).float()
+    found, exact = nearest_neighbors(x, 12), nearest_neighbors(x.double(), 12)
+    torch.testing.assert_close(found.distances, exact.distances, rtol=1e-4, atol=0)
+    assert (found.indices == exact.indices).double().mean() > 0.99
+    assert found.extent == pytest.approx(exact.extent, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_squares_neither_overflow_nor_vanish_in_float32(scale):
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    found = nearest_neighbors(x * scale, 5)
+    assert torch.equal(found.indices, nearest_neighbors(x, 5).indices)
+    torch.testing.assert_close(found.distances / scale, nearest_neighbors(x, 5).distances, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_of_a_point_are_equally_far_to_the_last_bit(dtype):
+    some = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).to(dtype) + 100
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(1))
+    x = some.repeat(3, 1)[order]
+    found = nearest_neighbors(x, 8)
+    assert (found.distances[:, :2] == 0).all()
+    assert (found.distances[:, 2] == found.distances[:, 4]).all()  # the next point and its two copies
+    assert not found.tied(2).any()
+    assert found.tied(3).all()
+    assert found.tied(4).all()
+    squared = found.points.squared(slice(0, 120))
+    assert [len(row.unique()) for row in squared] == [41] * 120  # 0, the 39 others, and infinity to oneself
+
+
+def test_extent_is_the_root_of_the_mean_square_of_all_distances():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)).double().repeat(2, 1)[:100] * 7 + 3
+    expected = torch.pdist(x).square().mean().sqrt()
+    assert nearest_neighbors(x, 3).extent == pytest.approx(float(expected))
+
+
+def test_a_permuted_graph_is_the_graph_of_permuted_points():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    found, expected = nearest_neighbors(x, 7).permuted(order), nearest_neighbors(x[order], 7)
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.next_distance, expected.next_distance)
+
+
+def test_a_graph_serves_in_place_of_its_cloud_or_says_why_not():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    graph = nearest_neighbors(x, 7)
+    assert neighbor_overlap(graph, x, k=7) == 1
+    for call, message in [
+        (lambda: neighbor_overlap(graph, x, k=8), "x is a graph of 7 neighbours and 8 are needed: make it with k=8"),
+        (lambda: neighbor_overlap(x, graph, k=5, metric="cosine"), "y is a graph by 'euclidean' and metric='cosine'"),
+        (lambda: neighbor_overlap(graph, x[:40], k=5), "x has 50 examples and y 40"),
+        (lambda: intrinsic_dimension(graph, "gride"), "graph of 7 neighbours and 32 are needed"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_whole_numbers_are_taken_to_float64_where_their_ties_are_exact():
+    grid = torch.cartesian_prod(*[torch.arange(5.0)] * 3)
+    assert as_cloud(grid).dtype == torch.float64
+    assert as_cloud(grid + 0.5).dtype == torch.float32
+    found = nearest_neighbors(grid, 6)
+    inner = ((grid > 0) & (grid < 4)).all(dim=1)
+    torch.testing.assert_close(found.distances[inner], torch.ones(27, 6, dtype=torch.float64))
+
+
+def test_rows_that_are_nearly_equal_are_not_copies():
+    x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0))
+    x[1] = x[0]
+    x[1, 49] = torch.nextafter(x[0, 49], torch.tensor(10.0))
+    x[3] = x[2]
+    x[5, :40] = x[4, :40]
+    assert duplicates(x).tolist() == [3]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +11,18 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from interp.errors import InputError
-from interp.geometry import label_overlap, mutual_knn, neighbor_overlap, overlap_chance, overlap_interval
-from interp.geometry.overlap import half_samples
+from interp.geometry import (
+    adjusted_rand,
+    homogeneity,
+    label_overlap,
+    mutual_knn,
+    nearest_neighbors,
+    neighbor_overlap,
+    overlap_chance,
+    overlap_interval,
+)
+from interp.geometry.overlap import overlap_influence, overlap_values, overlap_within
+from interp.geometry.subsampling import half_samples, reach
 
 quick = settings(max_examples=25, deadline=None)
 sizes = st.tuples(st.integers(6, 40), st.integers(1, 6), st.integers(1, 6))
@@ -123,7 +136,7 @@ def test_interval_covers_what_other_draws_give():
 def test_interval_is_that_of_half_samples_with_neighbourhoods_of_the_same_reach():
     x, y = pair(0, n=81)
     halves = half_samples(81, 9, seed=2)
-    assert halves.sum(dim=1).tolist() == [40] * 9
+    assert [len(set(half)) for half in halves.tolist()] == [40] * 9
     parts = [neighbor_overlap(x[half], y[half], k=10) for half in halves.numpy()]  # 10 of 39 are 20 of 80, rounded
     error = np.std(parts, ddof=1) * np.sqrt(40 / 41)
     value, low, high = overlap_interval(x, y, k=20, subsamples=9, seed=2)
@@ -151,3 +164,71 @@ def test_refusals():
     ]:
         with pytest.raises(InputError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1] * 10,
+        ["a", "b"] * 10,
+        ["a", 1] * 10,
+        pd.Series(["a", 1] * 10),
+        pd.Series(["a", "b"] * 10, dtype="category", index=range(50, 70)),
+        np.array([True, False] * 10),
+        torch.tensor([0.0, 1.0] * 10, requires_grad=True),
+        torch.tensor([0.0, 1.0] * 10, dtype=torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_labels_of_any_kind(labels):
+    x, _ = pair(0, n=20)
+    assert label_overlap(x, labels, k=3) == label_overlap(x, np.arange(20) % 2, k=3)
+    assert homogeneity(labels, np.arange(20) % 2) == adjusted_rand(labels, np.arange(20) % 2) == 1
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, pd.NA, pd.NaT], ids=str)
+@pytest.mark.parametrize("pair_of_labels", [("a", "b"), (0.0, 1.0)])
+def test_a_missing_label_is_no_class(missing, pair_of_labels):
+    x, _ = pair(0, n=20)
+    labels = list(pair_of_labels) * 10
+    labels[3] = missing
+    for call in (lambda: label_overlap(x, labels, k=3), lambda: homogeneity(range(20), labels)):
+        with pytest.raises(InputError, match="1 of 20 labels are missing or not finite, the first at example 3"):
+            call()
+    with pytest.raises(InputError, match="1 of 20 clusters are missing"):
+        adjusted_rand(labels, range(20))
+
+
+def test_labels_of_unequal_lengths_are_refused():
+    with pytest.raises(InputError, match="labels have unequal lengths: expected one label an example"):
+        label_overlap(pair(0, n=20)[0], [[0], [0, 1]] * 10, k=3)
+
+
+def parts_of(x, k):
+    """Everyone's part in everyone's neighbourhood, ties shared."""
+    distances = ((x[:, None] - x) ** 2).sum(-1)
+    np.fill_diagonal(distances, np.inf)
+    last = np.sort(distances, axis=1)[:, k - 1 : k]
+    tied = distances == last
+    nearer = distances < last
+    return nearer + tied * (k - nearer.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("columns", [4, 12])
+@pytest.mark.parametrize("values", [3, 1000])  # with many ties, and with few
+def test_half_samples_and_influences_share_ties_too(columns, values):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, values, size=(2, 40, 2)).astype(float)
+    first, second = nearest_neighbors(x, columns), nearest_neighbors(y, columns)
+    half = half_samples(40, 2, 0)[0]
+    inner = reach(4, 40, 20)
+    expected = (parts_of(x[half], inner) * parts_of(y[half], inner)).sum() / 20 / inner
+    assert float(overlap_within([first], [second], half, 4)) == pytest.approx(expected, abs=1e-6)
+
+    both = parts_of(x, 4) * parts_of(y, 4) / 4
+    assert float(overlap_values([first], [second], 4)) == pytest.approx(both.sum(axis=1).mean(), abs=1e-6)
+    standing = [parts_of(cloud, 4).sum(axis=0) / 4 - 1 for cloud in (x, y)]
+    expected = both.sum(axis=1) + both.sum(axis=0) - both.sum(axis=1).mean() * (1 + standing[0] + standing[1])
+    value, influence = overlap_influence([first], [second], 4)
+    np.testing.assert_allclose(influence[0, 0], expected, atol=1e-6)
+    assert float(value) == pytest.approx(both.sum(axis=1).mean(), abs=1e-6)

@@ -1,0 +1,101 @@
+"""All pairs of a cloud's points, without ever holding all of them as one table.
+
+Kernels, distance correlation and representational similarity look at every pair of n examples: at 20,000 examples a
+table of 3.2 GB in float64, and several are needed at once. So a table is a function here, from a slice of rows to those
+rows, `[row, example]`, which is made anew each time it is asked for; what is computed from it goes block by block.
+
+Where values of all pairs have to be in order, for a median or for ranks, each pair is kept once and in float32. That is
+exact enough, and more than that: equal distances, which differ by rounding when computed in float64, are equal again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.geometry.neighbors import blocks
+
+Table = Callable[[slice], Tensor]  # from a slice of rows to the Float [row, example] of them
+
+_SAME = 1e-12  # a squared distance below this part of |a|^2 + |b|^2 is rounding: the points are equal
+
+
+def inner_products(x: Float[Tensor, "n d"]) -> Table:
+    """The table of inner products of rows."""
+    return lambda rows: x[rows] @ x.T
+
+
+def squared_distances(x: Float[Tensor, "n d"]) -> Table:
+    """The table of squared Euclidean distances of the rows of a centred cloud; 0 for a row and itself."""
+    lengths = x.square().sum(dim=1)
+    return lambda rows: _squares(x, lengths, rows, slice(0, len(x)))
+
+
+def distances(x: Float[Tensor, "n d"]) -> Table:
+    """The table of Euclidean distances of the rows of a centred cloud."""
+    squared = squared_distances(x)
+    return lambda rows: squared(rows).sqrt_()
+
+
+def gaussian(x: Float[Tensor, "n d"], width: float) -> Table:
+    """The table of exp(-distance^2 / (2 width^2)) of the rows of a centred cloud."""
+    squared = squared_distances(x)
+    return lambda rows: squared(rows).div_(-2 * width**2).exp_()
+
+
+def each_pair(x: Float[Tensor, "n d"], rows: slice, lengths: Float[Tensor, " n"]) -> Float[Tensor, " pair"]:
+    """The squared distances of `rows` to the rows that come after them, in float32, row after row.
+
+    `lengths` are the squared lengths of the rows of `x`, a centred cloud.
+    """
+    block = _squares(x, lengths, rows, slice(rows.start, len(x))).float()
+    return block[torch.ones_like(block, dtype=torch.bool).triu_(diagonal=1)]
+
+
+def sorted_squares(x: Float[Tensor, "n d"]) -> Float[Tensor, " pair"]:
+    """The squared distances of all n (n - 1) / 2 pairs of a centred cloud's rows, in order, in float32."""
+    n = len(x)
+    lengths = x.square().sum(dim=1)
+    values = torch.empty(n * (n - 1) // 2, dtype=torch.float32)
+    done = 0
+    for rows in blocks(n, 4 * n):  # a block is held several times over while its pairs are picked
+        found = each_pair(x, rows, lengths)
+        values[done : done + len(found)] = found.cpu()
+        done += len(found)
+    values.numpy().sort()  # in place: torch's sort would make indices too, of twice the size
+    return values.to(x.device)
+
+
+def median_distance(x: Float[Tensor, "n d"]) -> float:
+    """The median Euclidean distance of all pairs of a centred cloud's rows; of two in the middle the mean.
+
+    >>> round(median_distance(torch.tensor([[0.0], [1.0], [3.0], [7.0]]) - 2.75), 6)
+    3.5
+    """
+    values = sorted_squares(x)
+    middle = values[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return math.fsum(middle.double().sqrt().tolist()) / len(middle)
+
+
+def mean_ranks(ordered: Float[Tensor, " pair"], values: Float[Tensor, " some"]) -> Float[Tensor, " some"]:
+    """The ranks of `values` among `ordered`, from 1, the mean rank where several are equal.
+
+    >>> mean_ranks(torch.tensor([1.0, 2.0, 2.0, 5.0]), torch.tensor([5.0, 2.0])).tolist()
+    [4.0, 2.5]
+    """
+    ascending, order = values.sort()  # to look up in order is five times as fast: what is near is in the cache
+    below = torch.searchsorted(ordered, ascending, right=False)
+    ranks = (below + torch.searchsorted(ordered, ascending, right=True) + 1).double() / 2
+    return torch.empty_like(ranks).index_copy_(0, order, ranks)
+
+
+def _squares(
+    x: Float[Tensor, "n d"], lengths: Float[Tensor, " n"], rows: slice, columns: slice
+) -> Float[Tensor, "r c"]:
+    scale = lengths[rows, None] + lengths[columns]
+    squared = torch.addmm(scale, x[rows], x[columns].T, alpha=-2)
+    return squared.masked_fill_(squared <= _SAME * scale, 0)

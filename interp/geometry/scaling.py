@@ -1,0 +1,96 @@
+"""Features of unequal size: before distances are taken, or instead of taking them by angle.
+
+In most language models a few features of a few tokens are hundreds of times larger than all others ("massive
+activations", Sun et al. 2024). They carry hardly anything of what a token means, but a Euclidean distance is nearly made
+of them: who is near whom is then decided by one or two features. Three ways out, none of which is done silently:
+
+- `clamp` cuts values beyond so many times what is typical, feature by feature alike;
+- `standardise` gives every feature mean 0 and standard deviation 1, so that all count the same, also those of noise;
+- `metric="cosine"` in measures of neighbours takes away the length of rows, though not the large features.
+
+`massive_features` says which features they are. What is done to one layer or modality should be done to all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.geometry.centring import like
+from interp.geometry.clouds import Cloud, States, as_cloud, as_states, precision
+
+TIMES = 20.0
+
+
+def standardise(x: Cloud) -> Cloud:
+    """`x` `[example, feature]` with each feature's mean 0 and standard deviation 1 (ddof=1) over examples.
+
+    Constant features become 0. An array for an array, else a tensor on the device of `x`; computed in float64, given in the
+    precision of `x` (float32 for less).
+
+    Raises what `as_cloud` raises.
+
+    >>> standardise(torch.tensor([[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]])).tolist()
+    [[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    """
+    cloud = as_cloud(x)
+    varies = (cloud != cloud[0]).any(dim=0)
+    wide = cloud.double()
+    rest = wide - wide.mean(dim=0)
+    spread = torch.where(varies, rest.std(dim=0), 1.0)
+    return like(torch.where(varies, rest / spread, 0.0).to(precision(x)), x)
+
+
+def clamp(x: Cloud, times: float = TIMES) -> Cloud:
+    """`x` `[example, feature]` with values farther from a feature's median than `times` what is typical brought back to that.
+
+    Typical is the median over all features of their median absolute deviation, one number for the cloud, so that features
+    keep their proportions. An array for an array, else a tensor on the device of `x`; in the precision of `x` (float32 for
+    less).
+
+    Raises what `massive_features` raises.
+
+    >>> x = torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 900.0]])
+    >>> clamp(x, times=10).max()
+    tensor(7.5000)
+    """
+    cloud = as_cloud(x)
+    middle, typical = _typical(cloud, times)
+    cut = torch.minimum(torch.maximum(cloud, middle - times * typical), middle + times * typical)
+    return like(cut.to(precision(x)), x)
+
+
+def massive_features(states: States, times: float = TIMES) -> Int[Tensor, " feature"]:
+    """The features with a value farther than `times` what is typical from their median, in any of `states`.
+
+    `states` is a cloud `[example, feature]` or a stack of them `[state, example, feature]`; see `clamp` for what is typical.
+
+    Raises `InputError` where more than half of all features are constant, so that nothing is typical, and for `times` that
+    is not above 0.
+
+    >>> x = torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 900.0]])
+    >>> massive_features(x).tolist()
+    [1]
+    """
+    stack = as_states(states) if getattr(states, "ndim", 3) == 3 else as_cloud(states)[None]
+    found = torch.zeros(stack.shape[2], dtype=torch.bool, device=stack.device)
+    for cloud in stack:
+        middle, typical = _typical(cloud, times)
+        found |= ((cloud - middle).abs() > times * typical).any(dim=0)
+    return found.nonzero().flatten().cpu()
+
+
+def _typical(cloud: Tensor, times: float) -> tuple[Tensor, float]:
+    """Each feature's median, and the median over features of the median absolute deviation from it."""
+    if isinstance(times, bool) or not isinstance(times, int | float | np.number) or not 0 < times < float("inf"):
+        raise InputError(f"times={times!r}: expected a number above 0")
+    middle = cloud.quantile(0.5, dim=0) if len(cloud) < 2**14 else cloud.median(dim=0).values
+    typical = float((cloud - middle).abs().median(dim=0).values.median())
+    if not typical:
+        raise InputError(
+            f"half of the {cloud.shape[1]} features or more are nearly constant: nothing is typical of them"
+        )
+    return middle, typical

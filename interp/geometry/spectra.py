@@ -1,0 +1,164 @@
+"""Spectra: over how many directions does a cloud spread, and how much does its path bend from layer to layer?
+
+The eigenvalues of a cloud's covariance say how much of its variance lies along each of its principal axes. As shares p
+they are a distribution over directions, and any count of how many it spreads over is a number of effective dimensions:
+
+- `participation_ratio`: 1 / sum p^2. Equal shares in m directions give m; it looks at the large ones.
+- `spectral_entropy`: -sum p ln p as a part of the most it could be. Small shares count for more.
+
+Both are *linear* and *global*: a circle has two such dimensions, `intrinsic_dimension` finds one. Both are bounded by
+the number of examples as well as of features, so values are to be compared at equal numbers of both; what a Gaussian
+cloud without structure gives is the level to read them against.
+
+`curvature` looks at the same examples at many layers: each is a path through the space of states, and the angle between
+one step and the next says whether layers go on in one direction (0), write things unrelated to what the layer before
+wrote (pi/2), or take back what it did (towards pi).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.geometry.centring import centred, doubles, like
+from interp.geometry.clouds import Cloud, States, as_states
+
+_AT_MEAN = 1e-7  # a row shorter than this part of the longest is at the mean, but for rounding
+
+
+def eigenvalues(x: Cloud) -> Cloud:
+    """The eigenvalues of the covariance of `x` `[example, feature]`, largest first: Float `[min(example, feature)]`.
+
+    The covariance has n - 1 in its denominator; the eigenvalues sum to the total variance. With no more examples than
+    features the last one is 0, for n centred rows span n - 1 directions at most. An array for an array, else a tensor
+    on the device of `x`.
+
+    Raises what `as_cloud` raises, and `InputError` where all rows are equal.
+
+    >>> eigenvalues(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).mul(3).round().tolist()
+    [8.0, 2.0]
+    """
+    cloud = centred(x)
+    return like(_squares(cloud) / (len(cloud) - 1), x)
+
+
+def participation_ratio(x: Cloud) -> float:
+    """The number of directions that `x` `[example, feature]` spreads over: (sum l)^2 / sum l^2 of `eigenvalues(x)`.
+
+    From 1, all on a line, to min(n - 1, d), equally in all directions. A round Gaussian cloud of n points in d
+    dimensions gives n d / (n + d), not d. Unchanged by rotation, shift and scaling. A few features of enormous size, as
+    language models have, bring it near 1: standardise the columns to look past them. (Known from neuroscience: Gao et
+    al. 2017; here of the sample's covariance, without correction for its noise.)
+
+    Raises what `eigenvalues` raises.
+
+    >>> square = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> round(participation_ratio(square), 6)
+    2.0
+    """
+    shares = _shares(_unit_size(x))
+    return float(1 / shares.square().sum())
+
+
+def spectral_entropy(x: Cloud, normalise_rows: bool = True) -> float:
+    """How evenly `x` `[example, feature]` spreads over directions: -sum p ln p / ln min(n, d), in [0, 1].
+
+    The mean row is taken from all rows, each is then brought to length 1 (as it is with `normalise_rows=False`), and p
+    are the eigenvalues of Z'Z, or of ZZ', as shares. 0: all on a line; 1: equally in all min(n, d) directions. r equal
+    directions give ln r / ln min(n, d). A Gaussian cloud without structure is below 1, the more so the nearer n is to
+    d: 0.92 at n = d. A row at the mean itself has no direction and takes no part. With rows examples this is the
+    *dataset* entropy; with rows the tokens of one prompt, its *prompt* entropy.
+
+    This is the matrix entropy of Skean et al. (2025) at alpha = 1. Public code exists that sets negative *entries* of
+    the Gram matrix to 0, where rounding makes negative *eigenvalues*: for data of rank 5 it gives 0.57 for 0.28, and
+    numbers published with it are too high. Others divide by ln n or ln d, or by nothing.
+
+    Raises what `as_cloud` raises, and `InputError` for one feature, whose entropy is 0 of at most 0, and where all rows
+    are equal.
+
+    >>> square = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> round(spectral_entropy(square), 6)
+    1.0
+    >>> round(spectral_entropy(square, normalise_rows=False), 3)
+    0.469
+    """
+    cloud = _unit_size(x)
+    if cloud.shape[1] < 2:
+        raise InputError(
+            f"x has shape {tuple(cloud.shape)}: expected two features or more, one has nothing to spread over"
+        )
+    if normalise_rows:
+        lengths = cloud.norm(dim=1, keepdim=True)
+        cloud = torch.where(lengths > _AT_MEAN * lengths.amax(), cloud / lengths, 0.0)
+    return float(torch.special.entr(_shares(cloud)).sum() / math.log(min(cloud.shape)))
+
+
+def curvature(states: States) -> Cloud:
+    """How far examples turn at each layer: the mean of `curvature_per_example` over examples, Float `[state - 2]`.
+
+    In radians, in [0, pi]. Item l is the turn at state l + 1. Steps unrelated to each other, a random walk, give pi/2;
+    a straight line 0; states unrelated to each other 2 pi/3, since each step takes back half of the one before. An
+    example with a step of length 0 has no angle there and is left out; NaN where no example has one. An array for an
+    array, else a tensor on the device of `states`.
+
+    Raises what `curvature_per_example` raises.
+
+    >>> line = torch.arange(4.0)[:, None, None] * torch.ones(4, 5, 3)
+    >>> curvature(line).tolist()
+    [0.0, 0.0]
+    """
+    return like(_angles(states).nanmean(dim=1), states)
+
+
+def curvature_per_example(states: States) -> Cloud:
+    """The angle between each example's steps into and out of a state: Float `[state - 2, example]`, in radians.
+
+    With `states` `[state, example, feature]` and v_l = h_(l+1) - h_l it is arccos cos(v_(l-1), v_l), computed from the
+    sum and the difference of the two at unit length, which is exact for small angles. NaN where a step has length 0.
+    (The trajectory curvature of VLM studies, arXiv 2604.09425, for one example; the form is this package's.)
+
+    Raises what `as_states` raises, and `InputError` for fewer than three states.
+
+    >>> corner = torch.tensor([[[0.0, 0.0]] * 2, [[1.0, 0.0]] * 2, [[1.0, 1.0]] * 2])
+    >>> curvature_per_example(corner).mul(180 / math.pi).round().tolist()
+    [[90.0, 90.0]]
+    """
+    return like(_angles(states), states)
+
+
+def _angles(states: States) -> Float[Tensor, "turn n"]:
+    stack = as_states(states)
+    if len(stack) < 3:
+        raise InputError(f"states has shape {tuple(stack.shape)}: a turn takes three states, two steps")
+    angles = []
+    before = None
+    for here, there in pairwise(stack):  # state by state: float64 of a whole stack is large
+        step = doubles(there) - doubles(here)
+        lengths = step.norm(dim=1, keepdim=True)
+        unit = step / lengths  # 0 / 0 is NaN, and so is every angle with it
+        if before is not None:
+            angles.append(2 * torch.atan2((unit - before).norm(dim=1), (unit + before).norm(dim=1)))
+        before = unit
+    return torch.stack(angles)
+
+
+def _squares(cloud: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
+    """The squared singular values of `cloud`, largest first, from its smaller product with itself."""
+    product = cloud.T @ cloud if cloud.shape[1] <= len(cloud) else cloud @ cloud.T
+    return torch.linalg.eigvalsh(product).flip(0).clamp(min=0)
+
+
+def _unit_size(x: Cloud) -> Float[Tensor, "n d"]:
+    """`x` centred, its largest entry 1, so that no square of it overflows."""
+    cloud = centred(x)
+    return cloud / cloud.abs().amax()
+
+
+def _shares(cloud: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
+    squares = _squares(cloud)
+    return squares / squares.sum()
