@@ -71,6 +71,21 @@ def test_the_page_about_words_runs():
     assert names["stats"]["conditional_entropy"] < float(names["stats"].shuffled[4])
 
 
+def test_the_page_about_geometry_runs_and_says_what_comes_out():
+    names: dict = {}
+    for example in examples("docs/geometry.md", "python"):
+        exec(compile(example, "docs/geometry.md", "exec"), names)
+    assert (round(names["value"], 3), round(names["low"], 3), round(names["high"], 3)) == (0.495, 0.478, 0.513)
+    overlap = names["neighbor_overlap"]
+    assert round(overlap(names["large"], names["y"]), 2) == 0.07
+    assert names["matrix"].phase() == range(2, 9)
+    found = names["found"]
+    assert [round(float(part[0]), 2) for part in (found.gain, found.gain_low, found.gain_high)] == [-0.05, -0.07, -0.03]
+    assert (names["after"].n, names["after"].dropped.tolist()) == (299, [254])
+    changed = names["changed"].set_index(["measure", "state"])
+    assert changed.loc[("neighbor_overlap", 8), "z"].item() > 4
+
+
 def test_both_commands_of_the_readme_are_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     assert 'pip install --quiet -c constraints.txt -e ".[test]"' in ci

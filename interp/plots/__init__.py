@@ -32,32 +32,48 @@ _DRAWN_BY = {
     "ProjectorResult": ("interp.plots.words", "projector_figure"),
     "TokenStats": ("interp.plots.words", "tokens_figure"),
     "ProbeResult": ("interp.plots.probes", "probe_figure"),
-    "Estimate": ("interp.plots.geometry", "dimension_figure"),
-    "AlignmentMatrix": ("interp.plots.geometry", "alignment_figure"),
+    "Estimate": ("interp.plots.dimension", "estimates_figure"),
+    "AlignmentMatrix": ("interp.plots.alignment", "alignment_figure"),
+    "BypassResult": ("interp.plots.alignment", "bypass_figure"),
+    "GeometryComparison": ("interp.plots.comparison", "comparison_figure"),
+    "ModalityGap": ("interp.plots.geometry", "gap_figure"),
+    "IdCorrelation": ("interp.plots.geometry", "correlation_figure"),
+    "Peaks": ("interp.plots.geometry", "peaks_figure"),
+    "Density": ("interp.plots.geometry", "density_figure"),
+    "FeatureWeights": ("interp.plots.geometry", "weights_figure"),
 }
 _EXPORTS = {
     "accuracy_figure": "interp.plots.accuracy",
-    "alignment_figure": "interp.plots.geometry",
-    "alignment_figures": "interp.plots.geometry",
+    "alignment_figure": "interp.plots.alignment",
+    "alignment_figures": "interp.plots.alignment",
     "attribution_figure": "interp.plots.attribution",
+    "bypass_figure": "interp.plots.alignment",
+    "comparison_figure": "interp.plots.comparison",
+    "correlation_figure": "interp.plots.geometry",
     "decomposition_figure": "interp.plots.words",
-    "diagonal_figure": "interp.plots.geometry",
-    "dimension_figure": "interp.plots.geometry",
+    "density_figure": "interp.plots.geometry",
+    "diagonal_figure": "interp.plots.alignment",
+    "dimension_figure": "interp.plots.dimension",
     "flow_figure": "interp.plots.sweeps",
+    "gap_figure": "interp.plots.geometry",
     "heads_figure": "interp.plots.attribution",
+    "imbalance_figure": "interp.plots.comparison",
     "lens_figure": "interp.plots.lens",
     "lens_on_image": "interp.plots.lens",
     "mass_figure": "interp.plots.shares",
     "patch_figure": "interp.plots.patching",
     "patch_on_image": "interp.plots.patching",
+    "peaks_figure": "interp.plots.geometry",
     "probe_figure": "interp.plots.probes",
     "projector_figure": "interp.plots.words",
     "pursuit_figure": "interp.plots.words",
+    "scaling_figure": "interp.plots.dimension",
     "series_figure": "interp.plots.series",
     "share_figure": "interp.plots.shares",
     "sweep_figure": "interp.plots.sweeps",
     "tokens_figure": "interp.plots.words",
     "tuned_lens_figure": "interp.plots.lens",
+    "weights_figure": "interp.plots.geometry",
 }
 __all__ = ["figure", *_EXPORTS]
 
@@ -71,8 +87,8 @@ def _draw(result: Any, **options: Any) -> go.Figure:
 def figure(result: Any, **options: Any) -> go.Figure:
     """The figure of this result; `options` go to the function that draws its kind.
 
-    A list of `Estimate`, one a state, is drawn as a line over depth. Raises `InputTypeError` for anything that has no
-    figure.
+    A list of `Estimate` is drawn as a line over depth, or over scale where they are of unlike ranks. Raises
+    `InputTypeError` for anything that has no figure.
     """
     # A list has no type of its own to dispatch on: it is drawn as what it holds.
     kind = type(result[0]) if isinstance(result, list | tuple) and result else type(result)

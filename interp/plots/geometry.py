@@ -1,187 +1,226 @@
-"""Figures of geometry: intrinsic dimension over depth, and the visual layer x textual layer alignment matrix.
+"""What is said of one cloud, or of a pair of them, in a picture beside what it is read against.
 
-In the matrix a bright diagonal band says that image and caption of one scene have the same neighbours at the same
-depth: the abstraction phase, marked by a rectangle. The dots mark which textual layer each visual layer is most like;
-dots far right of the diagonal in the bottom rows are features that enter past the early textual layers.
+The gap between two clouds stands beside the same numbers of shuffled pairs, a correlation by dimension in the histogram of
+its shuffles, a cluster's peak above the saddle it is told apart by, learnt weights beside those that were fitted to
+shuffled rows. Measures over depth are drawn in `interp.plots.comparison`, dimensions in `interp.plots.dimension`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.series import Series, series_figure
-from interp.plots.theme import AMOUNT_SCALE, COLOURS, INK, MARK, TEMPLATE, label, new_figure, numbers
+from interp.plots.theme import CHANCE, COLOURS, MARK, TEMPLATE, label, new_figure, numbers
 
 if TYPE_CHECKING:
-    from interp.geometry import AlignmentMatrix, Estimate
+    from interp.geometry import Density, FeatureWeights, IdCorrelation, ModalityGap, Peaks
+
+_MOST = 24  # bars, or clusters with their sizes written out
 
 
-def dimension_figure(
-    estimates: Estimate | Sequence[Estimate] | Mapping[str, Sequence[Estimate]],
-    title: str = "Intrinsic dimension",
-    height: int = 380,
-) -> go.Figure:
-    """Intrinsic dimension over depth, one estimate a state; several modalities or models under their names.
+def gap_figure(result: ModalityGap, title: str | None = None, height: int = 340) -> go.Figure:
+    """The numbers of a modality gap, one a row, with their standard errors; grey marks are their controls.
 
-    Bars are one standard error. A dimension has no chance level: it is bounded by the number of features.
+    The bar of the cosine of all pairs is between its quartiles. The distance of the centres is in units of the spread.
     """
-    named = estimates if isinstance(estimates, Mapping) else {"dimension": _listed(estimates)}
-    figure = new_figure(title, "state (0 enters layer 0)", "dimension", height)
-    for index, (name, line) in enumerate(named.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        figure.add_scatter(
-            x=list(range(len(line))),
-            y=numbers(item.value for item in line),
-            error_y={"type": "data", "array": numbers(item.error for item in line), "thickness": 1.2, "width": 3},
-            mode="lines+markers",
-            name=label(name, 60),
-            line={"color": colour, "width": 2.2},
-            marker={"size": 6},
-            customdata=[[label(name, 60), item.n] for item in line],
-            hovertemplate="%{customdata[0]}<br>state %{x}: %{y:.2f} ± %{error_y.array:.2f} (n = %{customdata[1]})<extra></extra>",
-        )
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(dtick=1 if max(map(len, named.values()), default=0) <= 16 else None)
-    return figure
-
-
-def _listed(estimates: Estimate | Sequence[Estimate]) -> list[Estimate]:
-    return list(estimates) if isinstance(estimates, Sequence) else [estimates]
-
-
-def diagonal_figure(
-    matrices: Mapping[str, AlignmentMatrix],
-    title: str = "Overlap of image and caption at the same layer",
-    height: int = 380,
-) -> go.Figure:
-    """The diagonals of alignment matrices: the similarity of image and caption at equal depth, with intervals."""
-    series = {
-        name: Series(
-            values=matrix.values.diagonal(),
-            low=matrix.low.diagonal(),
-            high=matrix.high.diagonal(),
-            colour=COLOURS[index],
-        )
-        for index, (name, matrix) in enumerate(matrices.items())
+    named = {
+        "separability": (result.separability, result.separability_error, 0.5, "chance"),
+        "centre distance / spread": (result.centroid_relative, None, result.centroid_chance, "exchanged in pairs"),
+        "corrected cosine": (result.corrected_cosine, result.corrected_error, 0.0, "unrelated pairs"),
+        "cosine of all pairs": (result.all_pairs[1], None, None, ""),
+        f"cosine of pairs (p {result.p:.2g})": (result.paired_cosine, None, result.shuffled_cosine, "shuffled pairs"),
     }
-    chance = max(matrix.chance for matrix in matrices.values())
-    metric = label(next(iter(matrices.values())).metric.replace("_", " "))
-    return series_figure(series, title, metric, chance=chance, height=height)
-
-
-def alignment_figure(
-    matrix: AlignmentMatrix, title: str | None = None, tau: float = 0.8, height: int = 440
-) -> go.Figure:
-    """One alignment matrix, its phase (at `tau`) marked by a rectangle, each row's best textual layer by a dot."""
-    metric = label(matrix.metric.replace("_", " "))
-    figure = new_figure(title or f"{metric}, chance {matrix.chance:.3g}", "textual state", "visual state", height)
-    top = max(numbers(matrix.values.flatten()))
-    figure.add_trace(_heatmap(matrix, coloraxis="coloraxis"))
-    figure.update_layout(coloraxis=_coloraxis(metric, top, matrix.chance))
-    for trace in _marks(matrix, tau, legend=True):
-        figure.add_trace(trace)
-    _square(figure, [matrix])
+    figure = new_figure(title or f"Modality gap of {result.n} pairs", "value", "", height)
+    low, middle, high = result.all_pairs
+    figure.add_scatter(
+        x=[middle],
+        y=["cosine of all pairs"],
+        error_x={"type": "data", "array": [high - middle], "arrayminus": [middle - low], "thickness": 6, "width": 0},
+        mode="markers",
+        marker={"size": 1, "color": COLOURS[0]},
+        opacity=0.35,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    controlled = {name: each for name, each in named.items() if each[2] is not None}
+    figure.add_scatter(
+        x=[each[2] for each in controlled.values()],
+        y=list(controlled),
+        mode="markers",
+        name="control",
+        marker={"size": 14, "symbol": "line-ns", "line": {"color": CHANCE, "width": 3}},
+        customdata=[each[3] for each in controlled.values()],
+        hovertemplate="%{y}, %{customdata}: %{x:.3f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=numbers(each[0] for each in named.values()),
+        y=list(named),
+        error_x={"type": "data", "array": [each[1] for each in named.values()], "thickness": 1.4, "width": 4},
+        mode="markers",
+        name="value",
+        marker={"size": 9, "color": COLOURS[0]},
+        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+    )
+    figure.update_yaxes(categoryorder="array", categoryarray=list(named))
+    figure.add_vline(x=0, line={"color": CHANCE, "width": 1})
     return figure
 
 
-def alignment_figures(
-    matrices: Mapping[str, AlignmentMatrix], title: str | None = None, tau: float = 0.8, height: int = 460
-) -> go.Figure:
-    """Several alignment matrices side by side on one colour scale, so that they can be compared by eye."""
-    names = [f"{label(name, 40)}: {_phase_words(matrix, tau)}" for name, matrix in matrices.items()]
-    figure = make_subplots(rows=1, cols=len(matrices), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.06)
-    metric = label(next(iter(matrices.values())).metric.replace("_", " "))
-    chance = max(matrix.chance for matrix in matrices.values())
-    top = max(max(numbers(matrix.values.flatten())) for matrix in matrices.values())
+def correlation_figure(result: IdCorrelation, title: str | None = None, height: int = 340) -> go.Figure:
+    """The correlation by dimension (line) among what it is for shuffled rows (histogram), which is not about 0."""
+    p = "no shuffles" if result.p != result.p else f"p {result.p:.2g}, {len(result.null)} shuffles"
+    figure = new_figure(
+        title or f"Correlation by dimension {result.value:.2f} ({p})",
+        f"({result.d_x:.1f} + {result.d_y:.1f} - d of both) / {max(result.d_x, result.d_y):.1f}",
+        "shuffles",
+        height,
+    )
+    figure.add_histogram(
+        x=numbers(result.null),
+        name="rows shuffled",
+        marker={"color": CHANCE},
+        showlegend=True,
+        hovertemplate="%{x}: %{y} shuffles<extra></extra>",
+    )
+    figure.add_vline(
+        x=result.value,
+        line={"color": MARK, "width": 2.5},
+        name=f"as paired (d of both {result.d_joint:.1f})",
+        showlegend=True,
+    )
+    return figure
+
+
+def peaks_figure(result: Peaks, title: str | None = None, height: int = 380) -> go.Figure:
+    """Each cluster as a stick from its densest saddle (ring) to its peak (filled): the longer, the surer.
+
+    Bars are the errors of the densities. A cluster that touches no other has no stick. Where clusters are few their sizes
+    stand above them.
+    """
+    frame = result.to_frame()
+    count = len(frame)
+    clusters = "1 cluster" if count == 1 else f"{count} clusters"
+    figure = new_figure(
+        title or f"{clusters} at z = {result.z:g}, volumes in {result.dimension:.1f} dimensions",
+        "cluster",
+        "log density",
+        height,
+    )
+    touching = frame[frame["neighbor"] >= 0]
+    errors = [result.border_errors[row, other] for row, other in zip(touching.cluster, touching.neighbor, strict=True)]
+    figure.add_scatter(
+        x=[place for cluster in touching["cluster"] for place in (cluster, cluster, None)],
+        y=[at for row in touching.itertuples() for at in (row.saddle, row.log_density, None)],
+        mode="lines",
+        line={"color": COLOURS[0], "width": 4},
+        opacity=0.35,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=touching["cluster"].tolist(),
+        y=numbers(touching["saddle"]),
+        error_y={"type": "data", "array": numbers(errors), "thickness": 1.2, "width": 3},
+        mode="markers",
+        name="densest saddle",
+        marker={"size": 9, "color": COLOURS[1], "symbol": "circle-open"},
+        customdata=touching[["neighbor", "z"]].to_numpy().tolist(),
+        hovertemplate="cluster %{x} to %{customdata[0]}: %{y:.2f}, %{customdata[1]:.1f} errors down<extra></extra>",
+    )
+    figure.add_scatter(
+        x=frame["cluster"].tolist(),
+        y=numbers(frame["log_density"]),
+        error_y={"type": "data", "array": numbers(frame["error"]), "thickness": 1.2, "width": 3},
+        mode="markers+text" if count <= _MOST else "markers",
+        text=[f"n = {size}" for size in frame["size"]],
+        textposition="middle right",
+        name="peak",
+        marker={"size": 9, "color": COLOURS[0]},
+        customdata=frame[["size", "centre"]].to_numpy().tolist(),
+        hovertemplate="cluster %{x}: %{y:.2f}, %{customdata[0]} examples about %{customdata[1]}<extra></extra>",
+    )
+    figure.update_xaxes(dtick=1 if count <= _MOST else None, range=[-0.5, count - 0.3])
+    return figure
+
+
+def density_figure(result: Density, title: str | None = None, height: int = 340) -> go.Figure:
+    """The log density of all examples, densest first, with their errors; only differences mean something."""
+    order = result.values.argsort(descending=True)
+    values, errors = result.values[order], result.errors[order]
+    figure = new_figure(
+        title or f"Log density ({label(result.method)}), volumes in {result.dimension:.1f} dimensions",
+        "examples, densest first",
+        "log density",
+        height,
+    )
+    figure.add_scatter(
+        x=list(range(len(order))),
+        y=numbers(values),
+        error_y={"type": "data", "array": numbers(errors), "thickness": 0.8, "width": 0, "color": CHANCE},
+        mode="markers",
+        marker={"size": 4, "color": COLOURS[0]},
+        customdata=[list(pair) for pair in zip(order.tolist(), result.neighbors[order].tolist(), strict=True)],
+        hovertemplate="example %{customdata[0]}: %{y:.2f} ± %{error_y.array:.2f} (%{customdata[1]} neighbours)<extra></extra>",
+    )
+    return figure
+
+
+def weights_figure(result: FeatureWeights, title: str | None = None, height: int = 380) -> go.Figure:
+    """The heaviest features, and the way there: the imbalance on the examples fitted to, step by step.
+
+    Dotted levels are on held-out examples: with the weights found, with those it began with, and with weights fitted to
+    shuffled rows (their mean). A fit is worth how far the first lies below the other two.
+    """
+    frame = result.to_frame()[:_MOST]
+    shuffled = float(result.shuffled.mean())
+    figure = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.1)
     figure.update_layout(
         template=TEMPLATE,
         height=height,
-        title={"text": title or f"Visual x textual states: {metric}, chance {chance:.3g}"},
-        margin={"t": 76, "b": 90},
-        legend={"y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left"},
-        coloraxis=_coloraxis(metric, top, chance),
+        title={
+            "text": title or f"Weights: imbalance {result.start:.3f} to {result.held_out:.3f} (shuffled {shuffled:.3f})"
+        },
     )
-    for column, matrix in enumerate(matrices.values(), start=1):
-        figure.add_trace(_heatmap(matrix, coloraxis="coloraxis"), row=1, col=column)
-        for trace in _marks(matrix, tau, legend=column == 1):
-            figure.add_trace(trace, row=1, col=column)
-    figure.update_xaxes(title_text="textual state")
-    figure.update_yaxes(title_text="visual state", col=1)
-    _square(figure, matrices.values())
-    return figure
-
-
-def _phase_words(matrix: AlignmentMatrix, tau: float) -> str:
-    phase = matrix.phase(tau)
-    if phase is None:
-        return "no phase above chance"
-    return f"phase {phase.start} to {phase.stop - 1}" if len(phase) > 1 else f"phase {phase.start}"
-
-
-def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
-    low, high = numbers(matrix.low), numbers(matrix.high)
-    interval = [
-        ["" if None in (a, b) else f"<br>95 % {a:.3f} to {b:.3f}" for a, b in zip(*pair, strict=True)]
-        for pair in zip(low, high, strict=True)
-    ]
-    return go.Heatmap(
-        z=numbers(matrix.values),
-        coloraxis=coloraxis,
-        customdata=interval,
-        hovertemplate="visual %{y}, textual %{x}: %{z:.3f}%{customdata}<br>"
-        + f"chance {matrix.chance:.3g}<extra></extra>",
+    figure.add_bar(
+        x=[str(feature) for feature in frame["feature"]],
+        y=numbers(frame["weight"]),
+        marker={"color": COLOURS[0]},
+        showlegend=False,
+        hovertemplate="feature %{x}: %{y:.3f}<extra></extra>",
+        row=1,
+        col=1,
     )
-
-
-def _coloraxis(metric: str, top: float, chance: float) -> dict[str, Any]:
-    return {
-        "colorscale": AMOUNT_SCALE,
-        "cmin": 0,
-        "cmax": max(top, 2 * chance),
-        "colorbar": {"title": {"text": metric}, "thickness": 12},
+    steps = len(result.path)
+    figure.add_scatter(
+        x=list(range(steps)),
+        y=numbers(result.path),
+        mode="lines",
+        name="fitted to",
+        line={"color": COLOURS[0], "width": 2.2},
+        hovertemplate="step %{x}: %{y:.4f}<extra></extra>",
+        row=1,
+        col=2,
+    )
+    levels = {
+        "held out": result.held_out,
+        "held out, at the start": result.start,
+        "held out, shuffled": shuffled,
     }
-
-
-def _marks(matrix: AlignmentMatrix, tau: float, legend: bool) -> list[go.Scatter]:
-    """The rectangle of the abstraction phase, and a dot at the best textual layer of each visual one."""
-    marks = []
-    phase = matrix.phase(tau)
-    if phase is not None:
-        first, last = phase.start - 0.5, phase.stop - 0.5
-        marks.append(
-            go.Scatter(
-                x=[first, last, last, first, first],
-                y=[first, first, last, last, first],
-                mode="lines",
-                line={"color": MARK, "width": 2.5},
-                name=f"abstraction phase (diagonal at least {tau:g} of its maximum)",
-                legendgroup="phase",
-                showlegend=legend,
-                hoverinfo="skip",
-            )
+    for (name, level), colour in zip(levels.items(), (COLOURS[1], COLOURS[2], CHANCE), strict=True):
+        figure.add_scatter(
+            x=[0, max(1, steps - 1)],
+            y=[level, level],
+            mode="lines",
+            name=name,
+            line={"color": colour, "dash": "dot", "width": 2},
+            hovertemplate=f"{name}: %{{y:.4f}}<extra></extra>",
+            row=1,
+            col=2,
         )
-    best = matrix.bypass().best.tolist()
-    marks.append(
-        go.Scatter(
-            x=best,
-            y=list(range(len(best))),
-            mode="markers",
-            marker={"size": 7, "color": "white", "line": {"color": INK, "width": 1.5}},
-            name="most similar textual state",
-            legendgroup="best",
-            showlegend=legend,
-            hoverinfo="skip",
-        )
-    )
-    return marks
-
-
-def _square(figure: go.Figure, matrices: Iterable[AlignmentMatrix]) -> None:
-    """Axes that end where the cells do, with room for the line around a phase."""
-    rows, columns = (max(sizes) for sizes in zip(*(matrix.values.shape for matrix in matrices), strict=True))
-    figure.update_xaxes(dtick=1, showgrid=False, constrain="domain", range=[-0.6, columns - 0.4])
-    figure.update_yaxes(dtick=1, showgrid=False, range=[-0.6, rows - 0.4])
+    figure.update_xaxes(title_text="feature", type="category", row=1, col=1)
+    figure.update_yaxes(title_text="weight (largest 1)", row=1, col=1)
+    figure.update_xaxes(title_text="step", row=1, col=2)
+    figure.update_yaxes(title_text="imbalance", rangemode="tozero", row=1, col=2)
+    return figure

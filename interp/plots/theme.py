@@ -92,6 +92,12 @@ def _plain(value: Any) -> Any:
     return None if number != number else number
 
 
+def markers(colour: str, hollow: Iterable[bool], size: int = 7) -> dict[str, Any]:
+    """The markers of a line in its colour, rings where they are `hollow`: white inside, so that error bars end at them."""
+    inside = ["white" if ring else colour for ring in hollow]
+    return {"size": size, "color": inside, "line": {"color": colour, "width": 1.8}}
+
+
 def translucent(colour: str, opacity: float) -> str:
     """``#rrggbb`` with an opacity, for bands behind a line."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))

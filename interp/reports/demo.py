@@ -149,7 +149,9 @@ class Demo:
                 found[f"probes/{model}/{what} from {modality}"] = torch.stack([part.double() for part in parts])
         for model, geometry in self.geometry.items():
             matrix = geometry.alignment
+            bypass = matrix.bypass()
             found[f"alignment/{model}"] = torch.stack([matrix.values, matrix.low, matrix.high])
+            found[f"bypass/{model}"] = torch.stack([bypass.gain, bypass.gain_low, bypass.gain_high, bypass.p])
             for modality, line in geometry.dimensions.items():
                 found[f"dimension/{model}/{modality}"] = [[item.value, item.error] for item in line]
         for modality, overlaps in self.retained.items():

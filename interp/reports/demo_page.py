@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from interp.plots import (
     accuracy_figure,
     alignment_figures,
+    bypass_figure,
     diagonal_figure,
     dimension_figure,
     lens_on_image,
@@ -295,6 +296,12 @@ def _geometry(demo: Demo) -> Section:
                 caption="Bands are 95 % intervals from half-samples.",
             ),
             Figure(
+                bypass_figure({name: matrices[name].bypass() for name in (STAGE1, TUNED)}),
+                caption="Above: by how much an intermediate textual state is more like a visual state than textual state 0 "
+                "is; bars are 95 % intervals from half-samples, rings have a p of 0.05 or more. A bypass shows at the left "
+                "end. Below: the most similar textual state.",
+            ),
+            Figure(
                 series_figure(
                     retained,
                     f"Neighbours that tuning kept ({STAGE1} to {TUNED}, same state)",
@@ -305,7 +312,8 @@ def _geometry(demo: Demo) -> Section:
                 caption="Bands are 95 % intervals from half-samples.",
             ),
             Figure(
-                dimension_figure(dimensions), caption="Two-nearest-neighbours estimate; bars are one standard error."
+                dimension_figure(dimensions),
+                caption="Two-nearest-neighbours estimate; bars are one standard error, rings are known to be too low.",
             ),
         ],
     )

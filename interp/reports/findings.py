@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HALF = 0.5
 TAU = 0.8
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -187,21 +188,29 @@ def _width(demo: Demo) -> Finding:
     if not gained and not lost:
         comparison += " within the error"
     said = " and ".join(f"{_range(matrix.phase(TAU))} in {name}" for name, matrix in ((STAGE1, before), (TUNED, after)))
-    text = f"The abstraction phase, where this overlap is at least {TAU:.0%} of its maximum, is {said}: {comparison}."
+    text = (
+        f"The abstraction phase, where this overlap keeps at least {TAU:.0%} of its greatest height above chance, is {said}: "
+        f"{comparison}."
+    )
     return Finding("phase", text, "tuning extends the abstraction phase to more layers", change > 0)
 
 
 def _within(matrix: AlignmentMatrix) -> set[int]:
     """The states of the phase whose whole interval reaches the phase's threshold."""
-    phase, floor = matrix.phase(TAU), TAU * float(matrix.values.diagonal().max())
-    return {state for state in phase or () if float(matrix.low[state, state]) >= floor}
+    threshold = _threshold(matrix)
+    return {state for state in matrix.phase(TAU) or () if float(matrix.low[state, state]) >= threshold}
 
 
 def _outside(matrix: AlignmentMatrix) -> set[int]:
     """The states whose whole interval lies below the phase's threshold; all of them where there is no phase."""
-    floor = TAU * float(matrix.values.diagonal().max())
+    threshold = _threshold(matrix)
     states = range(len(matrix.values))
-    return {s for s in states if matrix.phase(TAU) is None or float(matrix.high[s, s]) < floor}
+    return {s for s in states if matrix.phase(TAU) is None or float(matrix.high[s, s]) < threshold}
+
+
+def _threshold(matrix: AlignmentMatrix) -> float:
+    """The overlap at which the phase ends."""
+    return matrix.chance + TAU * (float(matrix.values.diagonal().max()) - matrix.chance)
 
 
 def _range(phase: range | None) -> str:
@@ -211,15 +220,19 @@ def _range(phase: range | None) -> str:
 
 
 def _bypass(demo: Demo) -> Finding:
+    """The signature takes an intermediate best state, and a gain that both the interval and the permutations confirm."""
     matrix = demo.geometry[TUNED].alignment
     found = matrix.bypass()
-    best = int(found.best[0])
+    best, p = int(found.best[0]), float(found.p[0])
+    gain, low, high = (float(part[0]) for part in (found.gain, found.gain_low, found.gain_high))
+    holds = bool(found.intermediate) and low > 0 and p < LEVEL
     text = (
         f"What enters the language model of {TUNED} from the image is most like textual state {best} of "
-        f"{matrix.values.shape[1] - 1} (overlap {found.values[0]:.2f}, with textual state 0 {matrix.values[0, 0]:.2f}, chance "
-        f"{found.chance:.2f}): the bypass signature {'holds' if found.intermediate else 'does not hold'}."
+        f"{matrix.values.shape[1] - 1} (overlap {found.values[0]:.2f}, chance {found.chance:.2f}); the gain of the best "
+        f"intermediate textual state over the first is {gain:.2f} (95 % interval {low:.2f} to {high:.2f}, p {p:.2g}): the bypass "
+        f"signature {'holds' if holds else 'does not hold'}."
     )
-    return Finding("bypass", text, "visual features enter intermediate layers directly", bool(found.intermediate))
+    return Finding("bypass", text, "visual features enter intermediate layers directly", holds)
 
 
 def _dimension(demo: Demo) -> Finding:

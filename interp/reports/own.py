@@ -327,7 +327,12 @@ def _tokens(found: Study) -> Section:
     blocks: list[Any] = [Text(f"The tokens of this prompt as points: {counts}.")]
     if geometry.dimensions:
         figure = dimension_figure({f"{name} tokens": line for name, line in geometry.dimensions.items()})
-        blocks.append(Figure(figure, caption="Two-nearest-neighbours estimate; bars are one standard error."))
+        blocks.append(
+            Figure(
+                figure,
+                caption="Two-nearest-neighbours estimate; bars are one standard error, rings are known to be too low.",
+            )
+        )
     if geometry.apart is not None:
         figure = series_figure(
             {"own modality": Series(values=geometry.apart)},

@@ -12,7 +12,6 @@ from PIL import Image
 
 from interp import plots
 from interp.errors import InputError, InputTypeError
-from interp.geometry import alignment_matrix, intrinsic_dimension
 from interp.lens import logit_lens
 from interp.patching import logit_difference, patch_sweep
 from interp.plots.series import Series
@@ -173,6 +172,27 @@ def test_a_grid_that_does_not_fit_is_refused(toy, few):
     for grid in (None, [(6, 6)], [(6, 6), (6, 6)], "66"):
         with pytest.raises(InputError, match=r"grid=.*expected \(rows, columns\)"):
             plots.lens_on_image(read, few[0].image, grid)
+    for state in ("last", -1, 2.0):
+        with pytest.raises(InputError, match=f"state={state!r}: this result has states 0 to 8"):
+            plots.lens_on_image(read, few[0].image, (6, 6), state=state)
+    for words in ("red", [3]):
+        with pytest.raises(InputError, match=r"words=.*: expected a list of words"):
+            plots.lens_on_image(read, few[0].image, (6, 6), words=words)
+    for image in (None, "scene.png"):
+        with pytest.raises(InputTypeError, match=f"image={image!r} is a .*: expected a picture of PIL"):
+            plots.lens_on_image(read, image, (6, 6))
+
+
+def test_one_of_several_images_of_a_row(toy, few):
+    """Sides of a grid may be numpy's, as those of an array are."""
+    batch = toy.prepare(["<image> and <image>"], [[few[0].image, few[1].image]])
+    grid = tuple(np.array(batch.positions.grid(0)[1]))
+    with pytest.raises(InputError, match=r"6 x 6 patches for 72 positions .* as with positions='image_0'"):
+        plots.lens_on_image(logit_lens(toy, batch), few[1].image, grid)
+    read = logit_lens(toy, batch, positions="image_1")
+    figure = plots.lens_on_image(read, few[1].image, grid)
+    shown = np.array(drawn(figure, "heatmap")[-1].z).flatten()
+    np.testing.assert_array_equal(shown, read.top_probs[-1, :, 0].numpy())
 
 
 def test_a_large_picture_is_not_enlarged(toy, few):
@@ -211,49 +231,6 @@ def test_probes_show_p_and_the_control_task(states):
     assert set(line.marker.symbol) == {"circle", "circle-open"}
     bare = probe_layers(states, labels, permutations=0, control=False)
     assert set(drawn(plots.figure(bare), "scatter")[1].marker.symbol) == {"circle"}
-
-
-def test_dimensions_have_their_errors(states):
-    estimates = [intrinsic_dimension(state) for state in states]
-    for figure in (plots.figure(estimates), plots.dimension_figure({"image": estimates})):
-        (line,) = drawn(figure, "scatter")
-        np.testing.assert_allclose(line.y, [item.value for item in estimates])
-        np.testing.assert_allclose(line.error_y.array, [item.error for item in estimates])
-    assert len(drawn(plots.figure(estimates[0]), "scatter")[0].y) == 1
-
-
-def test_the_alignment_matrix_marks_its_phase(states):
-    matrix = alignment_matrix(states, states.flip(0), k=10)
-    figure = plots.figure(matrix)
-    (heatmap,) = drawn(figure, "heatmap")
-    np.testing.assert_allclose(np.array(heatmap.z, dtype=float), matrix.values)
-    assert f"{matrix.chance:.3g}" in figure.layout.title.text
-    rectangle, dots = drawn(figure, "scatter")
-    phase = matrix.phase(0.8)
-    assert min(rectangle.x) == min(rectangle.y) == phase.start - 0.5
-    assert max(rectangle.x) == max(rectangle.y) == phase.stop - 0.5
-    assert list(dots.x) == matrix.bypass().best.tolist()
-
-
-def test_a_matrix_at_chance_has_no_rectangle():
-    rng = np.random.default_rng(1)
-    matrix = alignment_matrix(rng.normal(size=(2, 60, 5)), rng.normal(size=(2, 60, 5)), k=10)
-    assert matrix.phase() is None
-    assert len(drawn(plots.figure(matrix), "scatter")) == 1
-    assert "no phase above chance" in plots.alignment_figures({"<x>": matrix}).layout.annotations[0].text
-
-
-def test_matrices_side_by_side_share_one_scale(states):
-    first, second = alignment_matrix(states, states, k=10), alignment_matrix(states, states.flip(0), k=10)
-    figure = plots.alignment_figures({"first": first, "second": second})
-    assert {trace.coloraxis for trace in drawn(figure, "heatmap")} == {"coloraxis"}
-    assert figure.layout.coloraxis.cmax == pytest.approx(1.0)
-    lines = [
-        trace
-        for trace in drawn(plots.diagonal_figure({"first": first, "second": second}), "scatter")
-        if trace.showlegend is None
-    ]
-    np.testing.assert_allclose(lines[1].y, second.values.diagonal())
 
 
 def test_a_series_with_a_gap_and_one_that_does_not_fit():

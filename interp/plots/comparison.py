@@ -1,0 +1,151 @@
+"""Comparisons of clouds, drawn: all measures over depth in small panels, and who predicts whom in a square.
+
+Measures have units of their own, so each gets a panel and an axis. What they share is how they are read: a line with its
+standard error, its control dashed in the same colour, and where a test was made, a ring at a state where it found
+nothing (p of 0.05 or more).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from interp.errors import InputError
+from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, label, markers, new_figure, numbers
+
+if TYPE_CHECKING:
+    from interp.geometry import GeometryComparison
+
+LEVEL = 0.05
+_COLOUR = {"visual": COLOURS[0], "textual": COLOURS[1], "both": COLOURS[2]}
+_ACROSS = 3
+_PANEL = 240  # pixels from one row of panels to the next
+
+
+def comparison_figure(result: GeometryComparison, title: str | None = None, height: int | None = None) -> go.Figure:
+    """A panel for each measure: states to the right, a line for each modality, its control dashed.
+
+    Bars are one standard error, none where it is not known. Rings have a p of 0.05 or more; filled markers less, or no
+    test. What is NaN is a gap.
+    """
+    frame = result.to_frame()
+    measures = list(dict.fromkeys(result.measure))
+    if not measures:
+        raise InputError("the comparison has no number: compare() at least one measure")
+    across = min(_ACROSS, len(measures))
+    down = math.ceil(len(measures) / across)
+    names = [label(name.replace("_", " "), 40) for name in measures]
+    figure = make_subplots(down, across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.26 / down)
+    figure.update_layout(
+        template=TEMPLATE,
+        height=height or _PANEL * down + 130,
+        title={"text": title or f"Geometry of {result.n} examples (dashed: control, ring: p ≥ {LEVEL:g})"},
+        margin={"t": 96},
+        legend={"y": 1 + 34 / (_PANEL * down)},
+    )
+    named: set[str] = set()
+    for index, measure in enumerate(measures):
+        row, column = divmod(index, across)
+        part = frame[frame["measure"] == measure]
+        for modality in (each for each in _COLOUR if (part["modality"] == each).any()):
+            line = part[part["modality"] == modality]
+            for trace in _line(measure, modality, line, legend=modality not in named):
+                figure.add_trace(trace, row=row + 1, col=column + 1)
+            named.add(modality)
+    states = max(result.state, default=0)
+    figure.update_xaxes(dtick=1 if states < 10 else None, range=[-0.5, states + 0.5])
+    for column in range(min(across, len(measures))):
+        last = (len(measures) - 1 - column) // across + 1
+        figure.update_xaxes(title_text="state", row=last, col=column + 1)
+    return figure
+
+
+def _line(measure: str, modality: str, line: pd.DataFrame, legend: bool) -> list[go.Scatter]:
+    """The line of one modality in one panel, and its control."""
+    colour = _COLOUR[modality]
+    states, errors, ps = line["state"].tolist(), numbers(line["error"]), numbers(line["p"])
+    said = [
+        ("" if error is None else f" ± {error:.3g}") + ("" if p is None else f" (p {p:.2g})")
+        for error, p in zip(errors, ps, strict=True)
+    ]
+    value = go.Scatter(
+        x=states,
+        y=numbers(line["value"]),
+        error_y={"type": "data", "array": errors, "thickness": 1.2, "width": 3},
+        mode="lines+markers",
+        name=modality,
+        legendgroup=modality,
+        showlegend=legend,
+        line={"color": colour, "width": 2},
+        marker=markers(colour, [p is not None and p >= LEVEL for p in ps]),
+        customdata=said,
+        hovertemplate=f"{label(measure)}, {modality}<br>state %{{x}}: %{{y:.4g}}%{{customdata}}<extra></extra>",
+    )
+    control = go.Scatter(
+        x=states,
+        y=numbers(line["chance"]),
+        mode="lines",
+        name=f"{modality}, control",
+        legendgroup=modality,
+        showlegend=False,
+        line={"color": colour, "width": 1.3, "dash": "dash"},
+        hovertemplate=f"{label(measure)}, {modality}, control<br>state %{{x}}: %{{y:.4g}}<extra></extra>",
+    )
+    return [value, control]
+
+
+def imbalance_figure(
+    points: Mapping[str, tuple[float, float]], title: str = "Information imbalance", height: int = 480
+) -> go.Figure:
+    """Who predicts whom: each pair of clouds, by its name, a point at its `information_imbalance`, (x to y, y to x).
+
+    Near the lower left corner each tells who is near in the other; at the cross neither does, which is chance. Above the
+    diagonal x tells more of y than y of x.
+
+    Raises `InputError` where there is no point, or one is not two numbers.
+    """
+    if not points:
+        raise InputError(f"points={points!r}: expected a name and two numbers for each pair of clouds")
+    wrong = [name for name, pair in points.items() if len(pair) != 2]
+    if wrong:
+        raise InputError(f"points of {wrong!r} are not two numbers: expected what information_imbalance gives")
+    figure = new_figure(title, "x to y (0: x tells who is near in y)", "y to x (0: y tells who is near in x)", height)
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        line={"color": CHANCE, "dash": "dot", "width": 1.5},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=[1],
+        y=[1],
+        mode="markers",
+        name="unrelated clouds",
+        marker={"size": 12, "symbol": "x-thin", "line": {"color": CHANCE, "width": 2.5}},
+        showlegend=True,
+        hovertemplate="unrelated clouds<extra></extra>",
+    )
+    for index, (name, (there, back)) in enumerate(points.items()):
+        figure.add_scatter(
+            x=numbers([there]),
+            y=numbers([back]),
+            mode="markers+text",
+            text=[label(name)],
+            textposition="middle right" if there < 1 / 2 else "middle left",
+            name=label(name, 60),
+            showlegend=False,
+            cliponaxis=False,
+            marker={"size": 9, "color": COLOURS[index % len(COLOURS)]},
+            hovertemplate=f"{label(name, 60)}<br>x to y %{{x:.3f}}, y to x %{{y:.3f}}<extra></extra>",
+        )
+    most = max(1.0, *(float(number) for pair in points.values() for number in pair if number == number))
+    figure.update_xaxes(range=[0, most + 0.05], constrain="domain", dtick=0.2)
+    figure.update_yaxes(range=[0, most + 0.05], constrain="domain", dtick=0.2, scaleanchor="x")
+    return figure
