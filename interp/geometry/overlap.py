@@ -132,7 +132,8 @@ def label_overlap(x: Graph, labels: Labels, k: int = 30, metric: str = "euclidea
     same = torch.empty(len(graph), dtype=torch.float64)
     for rows in blocks(len(graph), len(graph)):
         alike = (own[rows, None] == own).float()
-        same[rows] = sums_over(alike, [neighborhoods(graph, rows, k)])[0].double().cpu()
+        near = neighborhoods(graph, rows, k)
+        same[rows] = sums_over(alike, [near], near.lists)[0].double().cpu()
     return float(np.mean([same[of == number].mean() / k for number in range(len(classes))]))
 
 
@@ -173,10 +174,16 @@ class Neighborhoods:
         to.index_add_(0, self.lists.flatten(), added.flatten())
 
 
-def sums_over(weights: Float[Tensor, "r n"], sets: Sequence[Neighborhoods]) -> Float[Tensor, "c r"]:
-    """The sum of each row's `weights` over its neighbourhood in each of `sets`, which have equally many neighbours."""
-    rows, k = sets[0].lists.shape
-    found = weights.gather(1, torch.cat([each.lists for each in sets], dim=1)).view(rows, len(sets), k).sum(dim=2).T
+def joined(sets: Sequence[Neighborhoods]) -> Int[Tensor, "r ck"]:
+    """The lists of several sets of neighbourhoods side by side."""
+    return torch.cat([each.lists for each in sets], dim=1)
+
+
+def sums_over(
+    weights: Float[Tensor, "r n"], sets: Sequence[Neighborhoods], lists: Int[Tensor, "r ck"]
+) -> Float[Tensor, "c r"]:
+    """The sum of each row's `weights` over its neighbourhood in each of `sets`, whose joined lists are `lists`."""
+    found = weights.gather(1, lists).view(len(lists), len(sets), -1).sum(dim=2).T
     for number, each in enumerate(sets):
         if len(each.tied):
             found[number, each.tied] = (weights[each.tied] * each.parts).sum(dim=1)
@@ -211,7 +218,8 @@ def neighborhoods_within(graph: Neighbors, subset: Int[Tensor, " s"], k: int) ->
     n, size = len(graph), len(subset)
     place = torch.full((n,), -1, dtype=torch.int64, device=subset.device)
     place[subset] = torch.arange(size, device=subset.device)
-    near = place[graph.indices[subset]]
+    listed = graph.indices.index_select(0, subset)
+    near = place.index_select(0, listed.flatten()).view_as(listed)
     among = (near >= 0).cumsum(dim=1, dtype=torch.int32)
     unknown = among[:, -1] < min(k + 1, size - 1)  # the list ends before the neighbour after the last
     if graph.level_anywhere and size - 1 > k:
@@ -241,8 +249,8 @@ def overlap_values(first: Sequence[Neighbors], second: Sequence[Neighbors], k: i
     """The overlap of each graph of `first` with each of `second`."""
     n = len(first[0])
     found = torch.zeros(len(first), len(second), dtype=torch.float64)
-    for _, number, weights, sets in _meetings(first, second, k):
-        found[number] += sums_over(weights, sets).sum(dim=1, dtype=torch.float64).cpu()
+    for _, number, weights, sets, lists in _meetings(first, second, k):
+        found[number] += sums_over(weights, sets, lists).sum(dim=1, dtype=torch.float64).cpu()
     return found / (n * k)
 
 
@@ -259,8 +267,8 @@ def overlap_influence(
     n = len(first[0])
     own = torch.zeros(len(first), len(second), n, dtype=torch.float64)
     others = torch.zeros(len(first), len(second), n, device=first[0].indices.device)
-    for rows, number, weights, sets in _meetings(first, second, k):
-        own[number, :, rows] = sums_over(weights, sets).double().cpu() / k
+    for rows, number, weights, sets, lists in _meetings(first, second, k):
+        own[number, :, rows] = sums_over(weights, sets, lists).double().cpu() / k
         for each, found in zip(sets, others[number], strict=True):
             each.add_columns(weights, found)
     mean = own.mean(dim=2, keepdim=True)
@@ -271,15 +279,16 @@ def overlap_influence(
 
 def _meetings(
     first: Sequence[Neighbors], second: Sequence[Neighbors], k: int
-) -> Iterator[tuple[slice, int, Float[Tensor, "r n"], list[Neighborhoods]]]:
+) -> Iterator[tuple[slice, int, Float[Tensor, "r n"], list[Neighborhoods], Int[Tensor, "r ck"]]]:
     """Block by block of rows: each graph of `first`, by number, as everyone's part in its neighbourhoods, and the
-    neighbourhoods of all of `second`."""
+    neighbourhoods of all of `second` with their joined lists."""
     n = len(first[0])
     uncertain = sum(bool(graph.tied(k).any()) for graph in (*first, *second))
     for rows in blocks(n, max(n * (1 + uncertain), k * len(second))):
         sets = [neighborhoods(graph, rows, k) for graph in second]
+        lists = joined(sets)
         for number, graph in enumerate(first):
-            yield rows, number, neighborhoods(graph, rows, k).dense(), sets
+            yield rows, number, neighborhoods(graph, rows, k).dense(), sets, lists
 
 
 def _standing(graph: Neighbors, k: int) -> Float[Tensor, " n"]:
@@ -299,8 +308,9 @@ def overlap_within(
     inner = reach(k, len(first[0]), len(subset))
     subset = subset.to(first[0].indices.device)
     others = [neighborhoods_within(graph, subset, inner) for graph in second]
+    lists = joined(others)
     found = torch.zeros(len(first), len(second), dtype=torch.float64)
     for number, graph in enumerate(first):
         weights = neighborhoods_within(graph, subset, inner).dense()
-        found[number] = sums_over(weights, others).double().mean(dim=1).cpu()
+        found[number] = sums_over(weights, others, lists).double().mean(dim=1).cpu()
     return found / inner

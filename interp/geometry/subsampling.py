@@ -57,12 +57,16 @@ def reach(k: int, n: int, size: int) -> int:
 def wide(k: int) -> int:
     """The length of a list of neighbours in which nearly every half-sample leaves those that reach as far as `k`.
 
-    Half of the list is left on average; the rest is four standard deviations of it.
+    Half of the list is left on average, and half of `k` are wanted; the rest is about four standard deviations of what is
+    left.
+
+    >>> wide(30)
+    66
     """
-    return 2 * k + 4 * math.ceil(math.sqrt(k))
+    return k + 6 * math.ceil(math.sqrt(k))
 
 
-def standard_error(parts: Float[Tensor, s * shape], n: int) -> Float[Tensor, "*shape"]:
+def standard_error(parts: Float[Tensor, "half ..."], n: int) -> Float[Tensor, " ..."]:
     """The standard error of a value from those of half-samples of `n` examples, which are along the first dimension."""
     half = n // 2
     return parts.std(dim=0) * math.sqrt(half / (n - half))
