@@ -135,8 +135,8 @@ def compare(
 
     Errors: the estimator's own for dimensions and gaps, half-samples without replacement for others (`subsamples` of them,
     0 for none). `chance` is a mean over `permutations` shuffles where it has no formula, and p takes them all; for
-    dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of
-    neighbours is made for each cloud and metric, and shared.
+    dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours is made for each
+    cloud and metric, and shared.
 
     Examples that repeat another in any state of either modality have no dimension. Where a metric needs distinct ones, they
     are left out of *all* numbers, in all states and both modalities, and named in `dropped`.

@@ -27,7 +27,7 @@ from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
 from interp.geometry.overlap import label_overlap
 from interp.geometry.spectra import curvature_per_example, participation_ratio, spectral_entropy
-from interp.geometry.subsampling import generator, standard_error, wide
+from interp.geometry.subsampling import generator, reach, standard_error, wide
 from interp.geometry.subspaces import principal_angles
 
 DIMENSIONS = {"2nn": 2, "gride": 32, "mle": 20}  # the neighbours each takes
@@ -144,8 +144,10 @@ def _labelled(layer: Layer, labels: np.ndarray, draws: Draws) -> Number:
     graph = layer.graph(LABEL_K)
     value = label_overlap(graph, labels, LABEL_K)
     null = [label_overlap(graph, labels[order.numpy()], LABEL_K) for order in draws.orders(len(labels))]
-    inner = max(1, round(LABEL_K * (draws.halves.shape[1] - 1) / (len(labels) - 1)))
-    parts = [label_overlap(layer.cloud[half], labels[half.numpy()], inner) for half in draws.halves]
+    parts = [
+        label_overlap(layer.cloud[half], labels[half.numpy()], reach(LABEL_K, len(labels), len(half)))
+        for half in draws.halves
+    ]
     return _number("label_overlap", layer.modality, value, _error(parts, len(labels)), null)
 
 

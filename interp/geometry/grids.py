@@ -2,8 +2,8 @@
 
 A grid of L x L comparisons has 2 L clouds. What belongs to one cloud, its graph of neighbours or its distances, is made
 L + L times, not L x L; the comparison itself is then cheap. Each function here takes two lists of clouds with paired rows
-and some halves of the examples, and gives a `Grid`: the values, the values among each half alone, and, where a measure is
-a mean or a sum over examples, what each example contributes to it.
+and some halves of the examples, and gives a `Grid`: the values, the values among each half alone, and, where that is
+known, how much each example bears on a value.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Measure:
 
     `grid(first, second, names, halves, k)` takes it, `names` one for each cloud; `k` is its number of neighbours, None where
     it takes none. `chance(n, k)` is what unrelated clouds give, None where that depends on the clouds and is found by
-    shuffling rows. `bounds` are what it cannot exceed, `subsamples` how many halves an
-    interval takes by default: fewer where they are dear.
+    shuffling rows. `bounds` are what it cannot exceed, `subsamples` how many halves an interval takes by default: fewer
+    where they are dear.
     """
 
     grid: Callable[..., Grid]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError
 from interp.interventions.choices import keep_iterators
-from interp.interventions.values import Where, places_of, where
+from interp.interventions.values import Where, finite_direction, places_of, where
 from interp.models.forward import Edit
 
 if TYPE_CHECKING:
@@ -61,16 +61,11 @@ class Project:
         keep_iterators(self)
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        if not isinstance(self.direction, Tensor):
-            raise InputTypeError(f"direction is a {type(self.direction).__name__}: expected a tensor")
-        if not self.direction.is_floating_point():
-            raise InputError(f"direction is of {self.direction.dtype}: expected real numbers, of a floating type")
-        if not self.direction.isfinite().all():
-            raise InputError(
-                f"direction of shape {tuple(self.direction.shape)} has numbers that are not finite: repair it"
-            )
+        direction = finite_direction(self.direction)
+        if not direction.is_floating_point():
+            raise InputError(f"direction is of {direction.dtype}: expected real numbers, of a floating type")
         places = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
-        return places.edits(project_states, [_basis(each) for each in _of_layers(self.direction, places)])
+        return places.edits(project_states, [_basis(each) for each in _of_layers(direction, places)])
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError
 from interp.interventions.choices import keep_iterators
-from interp.interventions.values import add_states, finite_number, is_one_for_all, spread, where
+from interp.interventions.values import add_states, finite_direction, finite_number, is_one_for_all, spread, where
 from interp.models.encodings import shown
 from interp.models.forward import Edit
 
@@ -60,20 +59,15 @@ class Steer:
         keep_iterators(self)
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        if not isinstance(self.direction, Tensor):
-            raise InputTypeError(f"direction is a {type(self.direction).__name__}: expected a tensor")
-        if self.direction.is_complex() or self.direction.dtype == torch.bool:
-            raise InputError(f"direction is of {self.direction.dtype}: expected real numbers")
-        if not self.direction.isfinite().all():
-            raise InputError(
-                f"direction of shape {tuple(self.direction.shape)} has numbers that are not finite: repair it"
-            )
-        added = self.direction * finite_number(self.scale, "scale")
+        direction = finite_direction(self.direction)
+        if direction.is_complex() or direction.dtype == torch.bool:
+            raise InputError(f"direction is of {direction.dtype}: expected real numbers")
+        added = direction * finite_number(self.scale, "scale")
         if not added.isfinite().all():
             raise InputError(
                 f"scale={shown(self.scale)} times the direction is too large for {added.dtype}: make it smaller"
             )
         places = where(vlm, batch, self.site, self.layers, self.positions, self.heads)
-        if is_one_for_all(self.direction, places):
+        if is_one_for_all(direction, places):
             places = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
         return places.edits(add_states, spread(added, places, "direction"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, shown
+from interp.errors import InputError, InputTypeError, shown
 from interp.interventions.choices import chosen_heads, chosen_layers, chosen_positions
 from interp.models.forward import Edit, Read, run_forward, whole
 from interp.models.places import HEADED, STATES, proved
@@ -212,6 +212,15 @@ def finite_number(given: Any, name: str) -> float:
     if number is None or not torch.tensor(number, dtype=torch.float32).isfinite():
         raise InputError(f"{name}={shown(given)}: expected a finite number, as float32 holds it")
     return number
+
+
+def finite_direction(direction: Any) -> Tensor:
+    """A direction as it was given. Raises `InputTypeError` for what is no tensor, `InputError` for one that is not finite."""
+    if not isinstance(direction, Tensor):
+        raise InputTypeError(f"direction is a {type(direction).__name__}: expected a tensor")
+    if not direction.isfinite().all():
+        raise InputError(f"direction of shape {tuple(direction.shape)} has numbers that are not finite: repair it")
+    return direction
 
 
 def _of_heads(states: Tensor, heads: list[int] | None) -> Tensor:

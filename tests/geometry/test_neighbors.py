@@ -6,7 +6,13 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from interp.errors import InputError, InputTypeError
-from interp.geometry import distinct_rows, intrinsic_dimension, nearest_neighbors, neighbor_overlap
+from interp.geometry import (
+    distinct_rows,
+    information_imbalance,
+    intrinsic_dimension,
+    nearest_neighbors,
+    neighbor_overlap,
+)
 from interp.geometry.clouds import as_cloud, as_states, duplicates
 from interp.geometry.neighbors import ready, shares
 
@@ -222,3 +228,18 @@ def test_rows_that_are_nearly_equal_are_not_copies():
     x[3] = x[2]
     x[5, :40] = x[4, :40]
     assert duplicates(x).tolist() == [3]
+
+
+@pytest.mark.parametrize("block", [2**22, 7 * 130])  # one block of rows, and many
+def test_of_wide_clouds_one_half_of_the_table_is_computed(block, monkeypatch):
+    monkeypatch.setattr("interp.geometry.neighbors._BLOCK", block)
+    x = np.random.default_rng(0).normal(size=(130, 300)) + 2
+    y = x + np.random.default_rng(1).normal(size=(130, 300))
+    found = nearest_neighbors(x, 9)
+    distances, indices = NearestNeighbors(n_neighbors=10).fit(x).kneighbors(x)
+    assert np.array_equal(found.indices, indices[:, 1:])
+    np.testing.assert_allclose(found.distances, distances[:, 1:], rtol=1e-6)
+    half = nearest_neighbors(x, 9).distances, information_imbalance(x, y, k=3)
+    monkeypatch.setattr("interp.geometry.neighbors._WHOLE", 0)  # too large to be held: row by row
+    torch.testing.assert_close(nearest_neighbors(x, 9).distances, half[0])
+    assert information_imbalance(x, y, k=3) == pytest.approx(half[1], abs=1e-9)
