@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "activations",
+    "data",
     "geometry",
     "interop",
     "interventions",
@@ -24,8 +25,10 @@ _SUBMODULES = (
     "patching",
     "plots",
     "probes",
+    "readouts",
     "reports",
     "toy",
+    "words",
 )
 _EXPORTS = {
     "load": "interp.models",
@@ -38,13 +41,14 @@ _EXPORTS = {
     "Activations": "interp.activations",
     "open_activations": "interp.activations",
     "Result": "interp.results",
-    "Provenance": "interp.results",
+    "Provenance": "interp.provenance",
 }
 __all__ = ["InputError", "InputTypeError", "InterpError", "LayoutError", "__version__", *_EXPORTS, *_SUBMODULES]
 
 if TYPE_CHECKING:
     from interp import (
         activations,
+        data,
         geometry,
         interop,
         interventions,
@@ -53,12 +57,15 @@ if TYPE_CHECKING:
         patching,
         plots,
         probes,
+        readouts,
         reports,
         toy,
+        words,
     )
     from interp.activations import Activations, capture, open_activations
     from interp.models import VLM, Batch, CheckReport, Positions, Structure, load
-    from interp.results import Provenance, Result
+    from interp.provenance import Provenance
+    from interp.results import Result
 
 
 def __getattr__(name: str) -> Any:

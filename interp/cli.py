@@ -132,7 +132,7 @@ def _demo_toy(target: Path, seed: int, device: str) -> None:
 
 
 def _demo_own(target: Path, model: str, image: Any, question: str, device: str) -> None:
-    from interp.models.batch import open_image
+    from interp.models.batches.batch import open_image
     from interp.reports import own
 
     picture = open_image(image)
@@ -313,7 +313,7 @@ def _show_architectures(as_json: bool) -> None:
 
 
 def _diagnosis(vlm: VLM, report: CheckReport) -> dict[str, Any]:
-    from interp.results import package_versions
+    from interp.provenance import package_versions
 
     proofs = [asdict(check) for check in report.checks]
     for proof in proofs:

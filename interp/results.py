@@ -9,68 +9,20 @@ from __future__ import annotations
 
 import importlib
 import json
-import operator
 import os
-import platform
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from interp.errors import InputError, shown
+from interp.errors import InputError
+from interp.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-_PACKAGES = ("interp-vlm", "torch", "transformers", "nnsight", "numpy", "scikit-learn")
 _FORMAT = "interp-result-1"
-# Of numpy, torch and scikit-learn the last takes the fewest seeds.
-_SEEDS = 2**32
-# Read once: that takes longer than a forward pass of the toy. A dict is shipped with a trace as it is, a cache is not.
-_INSTALLED: dict[str, str] = {}
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of what the numbers depend on: Python and the packages that are installed."""
-    if not _INSTALLED:
-        for package in _PACKAGES:
-            with suppress(PackageNotFoundError):
-                _INSTALLED[package] = version(package)
-    return {"python": platform.python_version(), **_INSTALLED}
-
-
-def as_int(value: Any) -> int | None:
-    """An int, numpy's and torch's too; None for anything else: no float is rounded, and no bool is a number."""
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def chosen_seed(seed: Any) -> int:
-    """What draws begin with, as a plain int. Raises `InputError` for anything but an int from 0 on and below 2**32."""
-    chosen = as_int(seed)
-    if chosen is None or not 0 <= chosen < _SEEDS:
-        raise InputError(f"seed={shown(seed)}: expected an int from 0 on, below 2**32")
-    return chosen
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a result came from: the model and its revision, a hash of the data, the seed, versions, interventions, and notes
-    on how it was computed where that could have been another way."""
-
-    model: str | None = None
-    revision: str | None = None
-    data: str | None = None
-    seed: int | None = None
-    interventions: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=package_versions)
 
 
 @dataclass(frozen=True)
@@ -85,9 +37,8 @@ class Result:
 
     def plot(self, **options: Any) -> go.Figure:
         """This result as a plotly figure, drawn by the function that `interp.plots` has for its type."""
-        from interp.plots import figure
-
-        return figure(self, **options)
+        # Results know no figures: the room that draws them is looked up by its name, and only when one is wanted.
+        return importlib.import_module("interp.plots").figure(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write this result as one safetensors file and return its path; an existing file is replaced whole.

@@ -12,7 +12,18 @@ import typechecks  # noqa: F401  beartype must be imported before nnsight, which
 
 # Active under pytest alone, never in the library itself; must come before the first import of what is checked.
 install_import_hook(
-    ("interp.geometry", "interp.probes", "interp.lens", "interp.patching", "interp.activations"), "typechecks.check"
+    (
+        "interp.geometry",
+        "interp.statistics",
+        "interp.probes",
+        "interp.lens",
+        "interp.readouts",
+        "interp.words",
+        "interp.patching",
+        "interp.data",
+        "interp.activations",
+    ),
+    "typechecks.check",
 )
 
 import pytest  # noqa: E402

@@ -2,7 +2,7 @@
 
 import torch
 
-from interp.models.places import first
+from interp.models.running.places import first
 
 
 def feeding(vlm, batch, site):

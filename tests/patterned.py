@@ -12,7 +12,7 @@ from torch import Tensor
 
 import interp
 import zoo
-from interp.models.masks import PATTERNED
+from interp.models.running.masks import PATTERNED
 
 # Causal; windows and image blocks; a prefix that sees both ways; chunks; one layer of softmax attention among linear ones.
 KINDS = ("llava", "gemma3", "paligemma", "llama4", "qwen3_5")

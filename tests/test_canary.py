@@ -1,6 +1,6 @@
 """Every name of nnsight that this package uses, used once on the smallest module: a new nnsight fails here first.
 
-Each test says in its name what the package relies on. If one fails after an upgrade, `interp/models/forward.py` (and
+Each test says in its name what the package relies on. If one fails after an upgrade, `interp/models/running/trace.py` (and
 `loading.py` for the two entries) is where the name is used.
 """
 

@@ -1,4 +1,4 @@
-"""Imports go one way, and the root is light."""
+"""Imports go one way, there are no circles, and the root is light."""
 
 import ast
 import subprocess
@@ -11,45 +11,122 @@ import interp
 
 ROOT = Path(interp.__file__).parent
 
-# What each room may import, beside itself, `errors` and `results`.
-METHODS = {"toy", "tuning", "patching", "lens", "activations", "interop"}
-ALLOWED = {
+# Storeys from the ground up; a room may import the rooms named for it, and those that these may import.
+BELOW = {
     "errors": set(),
-    "results": {"plots"},  # a result's plot() alone reaches upwards, late
-    "geometry": set(),
-    "probes": set(),
-    "models": set(),
-    "interventions": {"models"},
-    **{room: {"interventions", "models"} for room in METHODS},
-    "interop": {"activations", "interventions", "models"},
-    # data are read in one way wherever they are taken, and patches are clouds like any other
-    "lens": {"activations", "interventions", "models", "geometry"},
-    "plots": {*METHODS, "interventions", "models", "geometry", "probes"},
-    "reports": {*METHODS, "plots", "interventions", "models", "geometry", "probes"},
-    "cli": {*METHODS, "reports", "plots", "interventions", "models", "geometry", "probes"},
+    "arguments": {"errors"},
+    "provenance": set(),
+    "results": {"errors", "provenance"},
+    "statistics": {"errors", "arguments"},
+    "geometry": {"results", "statistics"},
+    "probes": {"results", "statistics"},
+    "models.batches": {"arguments", "provenance"},
+    "models.running": {"models.batches"},
+    "models.layout": {"models.running", "results"},
+    "models": {"models.layout"},
+    "data": {"models"},
+    "activations": {"data", "results"},
+    "interventions": {"activations"},
+    "interop": {"activations"},
+    "toy": {"models"},
+    "patching": {"interventions", "statistics"},
+    "readouts": {"interventions", "statistics"},
+    "words": {"interventions", "geometry"},
+    "lens": {"interventions", "statistics", "readouts", "words"},
+    "plots": {"patching", "lens", "geometry", "probes"},
+    "reports": {"plots", "toy"},
+    "": {"errors", "cli"},  # the root names every room, and imports one when it is first used
+    "cli": {"reports", "interop", ""},
 }
 
 
-def rooms_imported(path):
+def module_name(path):
+    parts = ("interp", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(path):
+    """The modules of this package that a file imports: anywhere in it, for type checkers alone too."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module] if node.module != "interp" else [f"interp.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path.name} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        for name in names:
-            root, _, rest = name.partition(".")
-            if root == "interp" and rest:
-                yield rest.split(".")[0]
+        yield from (name for name in names if name.partition(".")[0] == "interp")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    allowed = {room, "errors", "results", "InputError"} | ALLOWED[room]
-    assert set(rooms_imported(path)) <= allowed
+def room_of(module):
+    names = module.split(".")[1:]
+    return next((room for depth in (2, 1) if (room := ".".join(names[:depth])) in BELOW), names[0] if names else "")
+
+
+def all_below(room):
+    rooms, left = set(), [room]
+    while left:
+        room = left.pop()
+        if room not in rooms:
+            rooms.add(room)
+            left += BELOW[room]
+    return rooms
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "interp"])
+def test_imports_go_one_way(module):
+    wrong = {name for name in imported(MODULES[module]) if room_of(name) not in all_below(room_of(module))}
+    assert not wrong
+
+
+def circles(arrows):
+    """The circles among these arrows (module -> modules), each as the modules that reach each other (Tarjan 1972)."""
+    number, lowest, stack, found = {}, {}, [], []
+
+    def visit(node):
+        number[node] = lowest[node] = len(number)
+        stack.append(node)
+        for other in arrows[node]:
+            if other not in number:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], number[other])
+        if lowest[node] == number[node]:
+            circle = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for node in arrows:
+        if node not in number:
+            visit(node)
+    return found
+
+
+def test_no_circle_of_any_length():
+    assert circles({name: set(imported(path)) - {name} for name, path in MODULES.items()}) == []
+
+
+def test_a_circle_would_be_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b"}}) == [["b", "c", "d"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_every_module_can_be_imported_first():
+    """Packages import what they export: a module that is imported before its package must not meet it half made."""
+    code = "import importlib, sys; importlib.import_module(sys.argv[1])"
+    for module in (
+        "interp.words",
+        "interp.readouts",
+        "interp.models.running.trace",
+        "interp.data",
+        "interp.plots.lens",
+    ):
+        subprocess.run([sys.executable, "-c", code, module], check=True)
 
 
 def test_importing_the_package_is_light():

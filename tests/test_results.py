@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import interp
-from interp.results import Provenance, Result, as_int, chosen_seed
+from interp.arguments import as_int, checked_seed
+from interp.provenance import Provenance, package_versions
+from interp.results import Result
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def test_what_is_kept_comes_back(value, tmp_path):
 
 
 def test_versions_are_read_once_and_given_to_each_alone():
-    first = interp.results.package_versions()
+    first = package_versions()
     first["torch"] = "changed"
-    assert interp.results.package_versions() == {**first, "torch": importlib.metadata.version("torch")}
+    assert package_versions() == {**first, "torch": importlib.metadata.version("torch")}
 
 
 def test_what_is_no_result(tmp_path):
@@ -96,11 +98,11 @@ def test_nothing_is_left_behind_where_a_result_cannot_be_kept(tmp_path):
 
 def test_a_seed_is_an_int_that_all_generators_take():
     for seed in (0, np.int64(7), torch.tensor(7), 2**32 - 1):
-        assert type(chosen_seed(seed)) is int
-        assert chosen_seed(seed) == seed
+        assert type(checked_seed(seed)) is int
+        assert checked_seed(seed) == seed
     for wrong in (None, "x", -1, 1.5, True, np.True_, torch.tensor(True), torch.ones(2), 2**32, float("nan")):
-        with pytest.raises(interp.InputError, match=r"^seed=[^\n]*: expected an int from 0 on, below 2\*\*32$"):
-            chosen_seed(wrong)
+        with pytest.raises(interp.InputError, match=r"^seed=[^\n]*: expected an int of 0 or more, below 2\*\*32$"):
+            checked_seed(wrong)
 
 
 def test_no_float_and_no_bool_is_an_int():

@@ -18,8 +18,8 @@ from torch import Tensor
 import interp
 import zoo
 from interp.models.architectures import architectures
-from interp.models.attention import eager_tower, tower_attention
-from interp.models.structure import Weighing, resolve
+from interp.models.running.attention import eager_tower, tower_attention
+from interp.models.running.structure import Weighing, resolve
 
 SUPPORTED = [row.name for row in architectures() if row.verdict == "supported"]
 NO_BLOCKS = ("chameleon", "emu3", "fuyu", "gemma4_unified")

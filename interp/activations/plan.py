@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.activations.activations import Activations
-from interp.activations.taking import Wanted, kind_of
+from interp.activations.container import Activations
+from interp.activations.extraction import Wanted, kind_of
 from interp.models import VLM, Batch
-from interp.models.attention import implementation, tower_implementation
-from interp.models.batch import fingerprint
-from interp.results import package_versions
+from interp.models.running.attention import implementation, tower_implementation
+from interp.provenance import fingerprint, package_versions
 
 # So many numbers of each weight stand for all of it.
 _SAMPLED = 64

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.activations.activations import Activations, Places, cat_examples
+from interp.activations.container import Activations, Places, cat_examples
 from interp.errors import InputError
 
 FORMAT = "interp-activations-1"

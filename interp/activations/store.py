@@ -25,11 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.activations.activations import Activations, Places, means
+from interp.activations.container import Activations, Places, means
+from interp.activations.lazy import Part, Stored
 from interp.activations.shards import FORMAT, Shard, as_activations, merge
-from interp.activations.stored import Part, Stored
-from interp.errors import InputError, InputTypeError, InterpError
-from interp.models.encodings import shown
+from interp.errors import InputError, InputTypeError, InterpError, shown
 
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")

@@ -35,13 +35,7 @@ from interp.geometry.overlap import (
     overlap_interval,
 )
 from interp.geometry.scaling import clamp, massive_features, standardise
-from interp.geometry.spectra import (
-    curvature,
-    curvature_per_example,
-    eigenvalues,
-    participation_ratio,
-    spectral_entropy,
-)
+from interp.geometry.spectra import curvature, curvature_per_example, eigenvalues, participation_ratio, spectral_entropy
 from interp.geometry.subspaces import principal_angles, procrustes, pwcca, svcca
 from interp.geometry.weighting import FeatureWeights, learn_weights
 

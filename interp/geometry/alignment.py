@@ -14,7 +14,7 @@ The two stacks need not be two modalities: one against itself says which layers 
 checkpoints against the other what training changed.
 
 Every value comes with the level that unrelated representations would reach, and with an interval from half-samples
-without replacement (`interp.geometry.subsampling`).
+without replacement (`interp.statistics.half_samples`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.geometry.clouds import States, as_paired_states, check_k
 from interp.geometry.measures import measure_of
-from interp.geometry.subsampling import generator, half_samples, interval, standard_error
-from interp.results import Provenance, Result
+from interp.provenance import Provenance
+from interp.results import Result
+from interp.statistics.half_samples import generator, half_samples, interval, standard_error
 
 INTERMEDIATE = (0.15, 0.85)
 FLIPS = 1000

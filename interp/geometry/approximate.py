@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_cloud, check_k
 from interp.geometry.neighbors import Neighbors, place, ready
-from interp.geometry.subsampling import generator
+from interp.statistics.half_samples import generator
 
 SAMPLE = 1000  # points whose exact neighbours are computed too
 _LINKS, _BUILD = 32, 128  # what each point of the walk is linked to, and how many are tried when it is put in

@@ -43,8 +43,9 @@ from interp.geometry.controls import (
 )
 from interp.geometry.measures import MEASURES
 from interp.geometry.overlap import Labels, classes_of
-from interp.geometry.subsampling import half_samples
-from interp.results import Provenance, Result
+from interp.provenance import Provenance
+from interp.results import Result
+from interp.statistics.half_samples import half_samples
 
 DEFAULT = (
     "2nn",

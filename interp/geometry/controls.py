@@ -27,8 +27,8 @@ from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
 from interp.geometry.overlap import label_overlap
 from interp.geometry.spectra import curvature_per_example, participation_ratio, spectral_entropy
-from interp.geometry.subsampling import generator, reach, standard_error, wide
 from interp.geometry.subspaces import principal_angles
+from interp.statistics.half_samples import generator, reach, standard_error, wide
 
 DIMENSIONS = {"2nn": 2, "gride": 32, "mle": 20}  # the neighbours each takes
 SPECTRA: dict[str, Callable[[Tensor], float]] = {

@@ -34,8 +34,9 @@ from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, distinct_rows
 from interp.geometry.dimension import levina_bickel, two_nn
 from interp.geometry.neighbors import blocks, ready
-from interp.geometry.subsampling import generator
-from interp.results import Provenance, Result
+from interp.provenance import Provenance
+from interp.results import Result
+from interp.statistics.half_samples import generator
 
 FRACTION = 0.9  # of the ratios of distances, the lowest, that 2NN is fitted to
 HELD = 2**29  # bytes of a table of all distances that may be held

@@ -22,7 +22,7 @@ from interp.geometry.kernels import centred_table, check_left
 from interp.geometry.neighbors import Graph, blocks, graph_of, ready
 from interp.geometry.overlap import neighborhoods_in, overlap_influence, overlap_within
 from interp.geometry.pairs import Table
-from interp.geometry.subsampling import reach, wide
+from interp.statistics.half_samples import reach, wide
 
 Clouds = Sequence[Tensor]
 Names = tuple[Sequence[str], Sequence[str]]  # how errors call each cloud of both stacks

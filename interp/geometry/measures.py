@@ -22,8 +22,8 @@ from interp.geometry.grids import Clouds, Grid, Names, imbalance_grid, kernel_gr
 from interp.geometry.kernels import cka, cknna, rbf, rsa
 from interp.geometry.overlap import cycle_knn, overlap_chance
 from interp.geometry.pairs import Table, distances, inner_products
-from interp.geometry.subsampling import generator
 from interp.geometry.subspaces import procrustes, pwcca, svcca
+from interp.statistics.half_samples import generator
 
 SHUFFLES = 3
 SIGNED = (-1.0, 1.0)

@@ -31,8 +31,9 @@ from interp.errors import InputError
 from interp.geometry.centring import centred_pair, doubles
 from interp.geometry.clouds import Cloud, as_pair
 from interp.geometry.neighbors import blocks
-from interp.geometry.subsampling import generator
-from interp.results import Provenance, Result
+from interp.provenance import Provenance
+from interp.results import Result
+from interp.statistics.half_samples import generator
 
 FOLDS = 5
 _MAX_ITERATIONS = 5000

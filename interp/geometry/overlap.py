@@ -11,7 +11,7 @@ Ansuini et al. 2019; `mutual_knn`, Huh et al. 2024, is the same measure on rows 
 too, asks whether one comes back to where one started.)
 
 All of them take graphs of `nearest_neighbors` in place of clouds. Intervals come from half-samples without replacement
-(`interp.geometry.subsampling` says why), with neighbourhoods that reach as far.
+(`interp.statistics.half_samples` says why), with neighbourhoods that reach as far.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.geometry.clouds import Labels, as_labels, check_k
 from interp.geometry.neighbors import Graph, Neighbors, blocks, graph_of, level, pair_of, shares
-from interp.geometry.subsampling import half_samples, interval, reach, standard_error, wide
+from interp.statistics.half_samples import half_samples, interval, reach, standard_error, wide
 
 
 def neighbor_overlap(x: Graph, y: Graph, k: int = 30, metric: str = "euclidean") -> float:

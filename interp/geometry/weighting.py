@@ -22,8 +22,9 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair
 from interp.geometry.imbalance import rank_matrix, soft_imbalance
-from interp.geometry.subsampling import generator
-from interp.results import Provenance, Result
+from interp.provenance import Provenance
+from interp.results import Result
+from interp.statistics.half_samples import generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,19 +27,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
-from interp.interventions.choices import (
+from interp.arguments import as_int, as_ints
+from interp.errors import InputError, shown
+from interp.interventions.selection import (
     chosen_heads,
     chosen_layers,
     chosen_positions,
     keep_iterators,
     with_new_tokens,
 )
-from interp.models.encodings import shown
-from interp.models.forward import Edit
-from interp.models.masks import PATTERNED
-from interp.models.positions import as_int, as_ints
-from interp.models.visibility import visible
+from interp.models.running.masks import PATTERNED
+from interp.models.running.trace import Edit
+from interp.models.running.visibility import visible
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.interventions.choices import keep_iterators
-from interp.interventions.values import Where, finite_direction, places_of, where
-from interp.models.forward import Edit
+from interp.interventions.selection import keep_iterators
+from interp.interventions.writes import Where, finite_direction, places_of, where
+from interp.models.running.trace import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

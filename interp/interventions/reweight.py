@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.arguments import checked_seed
 from interp.errors import InputError, LayoutError
-from interp.interventions.choices import chosen_blocks, chosen_layers, keep_iterators
 from interp.interventions.knockout import patterned
-from interp.models.attention import eager_tower
-from interp.models.forward import Edit
-from interp.models.pictures import has_pictures
-from interp.models.tower import times_run
-from interp.results import chosen_seed
+from interp.interventions.selection import chosen_blocks, chosen_layers, keep_iterators
+from interp.models.layout.patches import times_run
+from interp.models.running.attention import eager_tower
+from interp.models.running.trace import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
@@ -94,7 +93,7 @@ class Reweight:
             raise InputError(f"kind={self.kind!r}: expected one of {', '.join(KINDS)}")
         if self.tower not in _TOWERS:
             raise InputError(f"tower={self.tower!r}: expected {' or '.join(map(repr, _TOWERS))}")
-        seed = chosen_seed(self.seed)
+        seed = checked_seed(self.seed)
         if self.tower == "vision":
             layers, depth = _seeing(vlm, batch, self.layers), len(vlm.block_indices("all"))
         else:
@@ -108,7 +107,7 @@ class Reweight:
 def _seeing(vlm: VLM, batch: Batch, layers: Any) -> list[int]:
     """These blocks of the image tower, which runs once for this batch: an edit is made in its first run."""
     chosen = chosen_blocks(vlm, layers)
-    if not has_pictures(batch):
+    if not batch.has_images:
         raise InputError("tower='vision': the batch has no image, so the image tower does not run: expected images")
     with eager_tower(vlm):  # a model on a server that cannot be switched is refused before anything is sent
         times = times_run(vlm, batch)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.interventions.choices import keep_iterators
-from interp.interventions.values import finite_number, multiply_states, spread, where
-from interp.models.forward import Edit
+from interp.arguments import checked_number
+from interp.interventions.selection import keep_iterators
+from interp.interventions.writes import multiply_states, spread, where
+from interp.models.running.trace import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
@@ -51,6 +52,6 @@ class Scale:
         keep_iterators(self)
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        factor = finite_number(self.factor, "factor")
+        factor = checked_number(self.factor, "factor")
         places = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
         return places.edits(multiply_states, spread(torch.tensor(factor), places, "factor"))

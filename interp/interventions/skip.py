@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.interventions.choices import chosen_layers, chosen_positions, keep_iterators
-from interp.models.forward import Edit
+from interp.interventions.selection import chosen_layers, chosen_positions, keep_iterators
+from interp.models.running.trace import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import InputError
-from interp.interventions.choices import keep_iterators
-from interp.interventions.values import add_states, finite_direction, finite_number, is_one_for_all, spread, where
-from interp.models.encodings import shown
-from interp.models.forward import Edit
+from interp.arguments import checked_number
+from interp.errors import InputError, shown
+from interp.interventions.selection import keep_iterators
+from interp.interventions.writes import add_states, finite_direction, is_one_for_all, spread, where
+from interp.models.running.trace import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
@@ -62,7 +62,7 @@ class Steer:
         direction = finite_direction(self.direction)
         if direction.is_complex() or direction.dtype == torch.bool:
             raise InputError(f"direction is of {direction.dtype}: expected real numbers")
-        added = direction * finite_number(self.scale, "scale")
+        added = direction * checked_number(self.scale, "scale")
         if not added.isfinite().all():
             raise InputError(
                 f"scale={shown(self.scale)} times the direction is too large for {added.dtype}: make it smaller"

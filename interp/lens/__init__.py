@@ -1,9 +1,13 @@
 """Lenses: states read in the model's own vocabulary, what its components do to that, and where its heads look."""
 
-from interp.lens.attribution import AttributionResult, Component, direct_logit_attribution
-from interp.lens.decomposition import DecompositionResult, Dictionary, dictionary_of, vocabulary_decomposition
 from interp.lens.logit import logit_lens, unnormed_lens
-from interp.lens.projector import (
+from interp.lens.result import LensResult
+from interp.lens.tuned import TunedLens, tuned_lens
+from interp.readouts.attention_shares import MassResult, ShareResult, attention_masses, attention_share
+from interp.readouts.logit_attribution import AttributionResult, Component, direct_logit_attribution
+from interp.words.decomposition import DecompositionResult, Dictionary, dictionary_of, vocabulary_decomposition
+from interp.words.head_pursuit import HeadResult, head_pursuit, scale_heads
+from interp.words.projector import (
     Alignment,
     ProjectorResult,
     neighbours_kept,
@@ -11,11 +15,7 @@ from interp.lens.projector import (
     spread_of,
     word_alignment,
 )
-from interp.lens.pursuit import HeadResult, head_pursuit, scale_heads
-from interp.lens.result import LensResult
-from interp.lens.shares import MassResult, ShareResult, attention_masses, attention_share
-from interp.lens.tokens import TokenStats, quantise, visual_token_stats
-from interp.lens.tuned import TunedLens, tuned_lens
+from interp.words.visual_tokens import TokenStats, quantise, visual_token_stats
 
 __all__ = [
     "Alignment",

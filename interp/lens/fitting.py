@@ -13,7 +13,7 @@ mean square of the state's features, so one step changes a feature by at most tw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from typing import Any
 
@@ -21,14 +21,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.arguments import as_int, checked_seed
+from interp.errors import InputError, shown
 from interp.lens.reading import Translator, divergence, log_probs, positions_at_once, translate
 from interp.models import VLM, Batch
-from interp.models.encodings import shown
-from interp.models.forward import reads_of_states, run_forward, take_each
-from interp.models.intervals import bootstrap_ratio
-from interp.models.positions import as_int
-from interp.results import chosen_seed
+from interp.models.running.readout import Readout
+from interp.models.running.trace import reads_of_states, run_forward, take_each
+from interp.statistics.bootstrap import bootstrap_ratio
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Training:
         for name, given in counts.items():
             if (as_int(given) or 0) < 1:
                 raise InputError(f"{name}={shown(given)}: expected a whole number, 1 or more")
-        chosen_seed(self.seed)
+        checked_seed(self.seed)
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < inf:
             raise InputError(f"learning_rate={shown(rate)}: expected a number above 0")
@@ -69,7 +68,7 @@ class Training:
 class Reader:
     """States `[example, width]` to log-probabilities, by the model's modules where they are."""
 
-    readout: tuple[Any, ...]
+    readout: Readout
     device: torch.device
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class Reader:
 def reader_of(vlm: VLM) -> Reader:
     """The model's own readout, to be used outside a trace."""
     norm, head = (vlm.model.get_submodule(path) for path in (vlm.structure.norm, vlm.structure.head))
-    return Reader((norm, head, *vlm.readout[2:]), vlm.device)
+    return Reader(replace(vlm.readout, norm=norm, head=head), vlm.device)
 
 
 def collect(vlm: VLM, batches: Sequence[Batch], positions: Any) -> Examples:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from interp.lens.reading import provenance_of, read_states, without_norm
+from interp.lens.reading import provenance_of, read_states
 from interp.lens.result import LensResult
 from interp.models import VLM, Batch, Intervention
 
@@ -64,7 +64,7 @@ def unnormed_lens(
     state.
     """
     made = provenance_of(vlm, batch, interventions, ("read without the final norm",))
-    readout = (without_norm, *vlm.readout[1:])
+    readout = vlm.readout.without_norm()
     return read_states(
         vlm, batch, positions, top_k, targets, interventions, readout, (), made, name="logit lens without the norm"
     )

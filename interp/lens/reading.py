@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.arguments import as_int
+from interp.errors import InputError, shown
 from interp.lens.result import LensResult
 from interp.models import VLM, Batch, Intervention
-from interp.models.batch import fingerprint
-from interp.models.encodings import shown
-from interp.models.forward import Edit, Read, read_out, reads_of_states, run_forward
-from interp.models.positions import as_int
-from interp.models.tokens import target_ids, word_of
-from interp.results import Provenance
+from interp.models.batches.targets import target_ids, word_of
+from interp.models.running.readout import Readout
+from interp.models.running.trace import Edit, Read, reads_of_states, run_forward
+from interp.provenance import Provenance, fingerprint
 
 # How many logits are made at once: 67 MB in float32, of which some ten copies live at the same time.
 _LOGITS_AT_ONCE = 2**24
@@ -45,12 +44,12 @@ def read_states(
     top_k: int,
     targets: Any,
     interventions: Sequence[Intervention],
-    readout: tuple[Any, ...],
+    readout: Readout,
     translators: Sequence[Translator],
     provenance: Provenance,
     name: str,
 ) -> LensResult:
-    """Read every state at the selected positions through `readout` (as `VLM.readout` is), the first of them behind the
+    """Read every state at the selected positions through `readout`, the first of them behind the
     `translators`, one a state; the others, with no translators all, as they are.
 
     Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
@@ -135,14 +134,9 @@ def translate(value, matrix, bias):
     return (wide + wide @ matrix.to(value.device).T + bias.to(value.device)).to(value.dtype)
 
 
-def without_norm(value):
-    """What stands in for the final norm where a state is read without it."""
-    return value
-
-
 def log_probs(value, readout):
     """What states are read as: the logarithm of a distribution over the vocabulary, in float32."""
-    return read_out(value, *readout).float().log_softmax(dim=-1)
+    return readout.logits(value).float().log_softmax(dim=-1)
 
 
 def divergence(final, read):

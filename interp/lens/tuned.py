@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
-from interp.lens.data import batches_of
+from interp.data.batches import batches_of
+from interp.errors import InputError, InputTypeError, shown
 from interp.lens.fitting import (
     Training,
     collect,
@@ -37,9 +37,8 @@ from interp.lens.fitting import (
 from interp.lens.reading import provenance_of, read_states
 from interp.lens.result import LensResult
 from interp.models import VLM, Batch, Intervention
-from interp.models.batch import fingerprint
-from interp.models.encodings import shown
-from interp.results import Provenance, Result
+from interp.provenance import Provenance, fingerprint
+from interp.results import Result
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +95,7 @@ class TunedLens(Result):
         `held_out` of the rows is measured alone, half as many say when to stop; see `interp.lens.fitting`. Two
         rows with one picture may fall on both sides, and then the held-out numbers flatter.
 
-        Raises what `interp.lens.data.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
+        Raises what `interp.data.batches.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
         select nothing, a setting of the training that is out of range, and a model whose weights are not here.
         """
         at_once = default_at_once(vlm.structure.vocab_size) if positions_at_once is None else positions_at_once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-import interp
 from interp.errors import InputError, InterpError, LayoutError
-from interp.models.discovery import find_structure
-from interp.models.structure import Structure
+from interp.models.layout.discovery import find_structure
+from interp.models.running.structure import Structure
 from interp.models.vlm import VLM
 
 TASK = "image-text-to-text"
 TOY_MODELS = ("base", "stage1", "tuned")
 _QUANTISED = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")  # what nnsight takes in the place of a dtype
-_WEIGHTS = Path(interp.__file__).parent / "toy" / "weights"
+_WEIGHTS = Path(__file__).parents[1] / "toy" / "weights"
 
 
 def load(
@@ -239,4 +239,4 @@ def _register_package() -> None:
     """Ship this package's functions by value when a trace is sent: a server does not have it installed."""
     from nnsight import ndif
 
-    ndif.register(interp)
+    ndif.register(sys.modules[__name__.partition(".")[0]])

@@ -7,25 +7,21 @@ positions (`prepare`), and forward passes and generation with interventions. Eve
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError, LayoutError
-from interp.models.batch import Batch, BatchMaker
-from interp.models.checks import CheckReport, measure, run_checks
-from interp.models.encodings import shown
-from interp.models.forward import Edit, run_forward, run_generate
-from interp.models.pictures import find_images, has_pictures
-from interp.models.places import blocks_of
-from interp.models.positions import as_ints
-from interp.models.structure import Structure, resolve
+from interp.errors import InputError, InputTypeError, shown
+from interp.models.batches.batch import Batch, BatchMaker
+from interp.models.layout.checks import CheckReport, measure, run_checks
+from interp.models.layout.image_positions import find_images
+from interp.models.running.core import Core
+from interp.models.running.structure import Structure, resolve
+from interp.models.running.trace import Edit, run_forward, run_generate
 
 
 @runtime_checkable
@@ -39,7 +35,7 @@ class Intervention(Protocol):
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]: ...
 
 
-class VLM:
+class VLM(Core):
     """A vision-language model, its parts and how to run it. Made by `interp.load`.
 
     >>> import interp
@@ -50,71 +46,29 @@ class VLM:
     """
 
     def __init__(
-        self, wrapped: Any, structure: Structure, name: str, revision: str | None = None, remote: Any = False
+        self, wrapped: Any, structure: Structure, name: str, revision: str | None = None, remote: bool | str = False
     ) -> None:
-        self.nnsight = wrapped
-        self.structure = structure
-        self.name, self.revision, self.remote = name, revision, remote
-        self.checked_on: Batch | None = None
-        # What sweeps have tried on this model, and found; see `interp.patching.cells`.
-        self.tried: dict[tuple[Any, ...], Any] = {}
-        self.processor: Any = getattr(wrapped, "processor", None)
-        self.tokenizer: Any = getattr(wrapped, "tokenizer", None) or getattr(self.processor, "tokenizer", None)
-        table = resolve(wrapped._module, structure.embed)
-        patch_size = getattr(getattr(self.model.config, "vision_config", None), "patch_size", None)
-        self._maker = BatchMaker(
-            self.processor,
-            self.tokenizer,
+        model = wrapped._module
+        processor = getattr(wrapped, "processor", None)
+        table = resolve(model, structure.embed)
+        patch_size = getattr(getattr(model.config, "vision_config", None), "patch_size", None)
+        maker = BatchMaker(
+            processor,
+            getattr(wrapped, "tokenizer", None) or getattr(processor, "tokenizer", None),
             structure.image_token_id,
             # Some models keep the rows of their image tokens in a second table.
             vocab_size=max(structure.vocab_size, sum(len(rows) for rows in table.parameters() if rows.ndim == 2)),
             find_images=partial(find_images, self),
             patch_size=patch_size if isinstance(patch_size, int) else None,
         )
+        super().__init__(wrapped, structure, name, revision, remote, maker, measure)
+        maker.token_types = [name for name in self.arguments if name.endswith("token_type_ids")]
+        # What sweeps have tried on this model, and found; see `interp.patching.cells`.
+        self.tried: dict[tuple[Any, ...], Any] = {}
 
     def __repr__(self) -> str:
         s = self.structure
         return f"VLM({self.name!r}, {s.n_layers} layers, width {s.d_model}, {s.n_heads} heads, on {self.device})"
-
-    # What lies underneath
-
-    @property
-    def model(self) -> Any:
-        """The transformers model itself."""
-        return self.nnsight._module
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the weights: of the first that are no integers, which quantised models begin with."""
-        return next(weights.dtype for weights in self.model.parameters() if weights.is_floating_point())
-
-    @property
-    def layers(self) -> Any:
-        """The decoder's layers as nnsight envoys, to be used inside `trace`; so are `norm`, `head` and `embed`."""
-        return resolve(self.nnsight, self.structure.layers)
-
-    @property
-    def norm(self) -> Any:
-        return resolve(self.nnsight, self.structure.norm)
-
-    @property
-    def head(self) -> Any:
-        return resolve(self.nnsight, self.structure.head)
-
-    @property
-    def embed(self) -> Any:
-        return resolve(self.nnsight, self.structure.embed)
-
-    @property
-    def readout(self) -> tuple[Any, ...]:
-        """What `interp.models.forward.read_out` takes to make this model's logits of a state: its norm and head, and
-        what it does to their outcome."""
-        made = self.trait("readout")
-        return self.norm, self.head, self.structure.vocab_size, made.scale, made.cap, made.suppressed
 
     # Batches and traces
 
@@ -141,92 +95,17 @@ class VLM:
         if encoding is not None:
             if texts is not None or images is not None:
                 raise InputError("encoding= was given together with texts= or images=: expected one or the other")
-            return self._with_types(self._maker.from_encoding(encoding, spans))
-        return self._with_types(self._maker.prepare(texts, images, chat, spans))
+            return self.maker.from_encoding(encoding, spans)
+        return self.maker.prepare(texts, images, chat, spans)
 
     def length_of(self, text: str, images: Sequence[Any] = ()) -> int:
         """About how many tokens a row of this text and these pictures has: rows of like length make a good batch."""
-        return self._maker.length_of(text, images)
-
-    def _with_types(self, batch: Batch) -> Batch:
-        """The same batch, refused where it has images and not the token types that this model's forward pass takes.
-
-        Some models raise without them; others run all the same and see the image as if it were text.
-        """
-        taken = [name for name in self._arguments if name.endswith("token_type_ids")]
-        missing = [name for name in taken if name not in batch.inputs]
-        if missing and has_pictures(batch):
-            raise InputError(
-                f"the encoding has images but no {missing[0]!r}, by which {self.name!r} knows where they are: pass all that "
-                f"its processor gives, with return_{missing[0]}=True"
-            )
-        return batch
+        return self.maker.length_of(text, images)
 
     def trace(self, batch: Batch | None = None, **options: Any) -> Any:
         """nnsight's own trace of this batch: ``with vlm.trace(batch) as tracer: state = vlm.layers[3].output.save()``."""
         inputs = {} if batch is None else self.inputs_of(batch)
         return self.nnsight.trace(**inputs, **self.trace_options, **options)
-
-    def inputs_of(self, batch: Batch) -> dict[str, Any]:
-        """The batch's inputs on the model's device, images in its precision."""
-        self._refuse_foreign(batch)
-        return self.on_device(batch.inputs)
-
-    def _refuse_foreign(self, batch: Any) -> None:
-        if not isinstance(batch, Batch):
-            raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
-        made, mine = batch._maker, self._maker
-        if made is not None and (made.image_token_id, made.vocab_size) != (mine.image_token_id, mine.vocab_size):
-            raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")
-
-    def on_device(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
-        """These inputs on the model's device, what is no integer in its precision."""
-        # A model that runs on NDIF has no weights here: its inputs are sent from the CPU.
-        device = torch.device("cpu") if self.device.type == "meta" else self.device
-        inputs = {}
-        for name, value in given.items():
-            inputs[name] = value.to(device, self.dtype if value.is_floating_point() else value.dtype)
-        return inputs
-
-    @property
-    def trace_options(self) -> dict[str, Any]:
-        """What every trace of this model is called with beside its inputs."""
-        return {"remote": self.remote} if self.remote else {}
-
-    def accepts(self, argument: str) -> bool:
-        """Whether the model's forward pass names this argument."""
-        return argument in self._arguments
-
-    @property
-    def _arguments(self) -> Mapping[str, Any]:
-        """The arguments of the forward pass; of what is inside, where a wrapper (PEFT's) hands everything on."""
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return inspect.signature(type(inner).forward).parameters
-
-    def layer_indices(self, layers: int | str | Iterable[int]) -> list[int]:
-        """Whatever is taken as `layers=` anywhere in this package, as a list of ints from 0.
-
-        Raises `InputError` for a layer the model does not have.
-        """
-        return self._numbers(layers, self.structure.n_layers, "layers")
-
-    def block_indices(self, layers: int | str | Iterable[int]) -> list[int]:
-        """The same of the blocks of the image tower.
-
-        Raises `InputError` for a block that there is not, `LayoutError` for a model without blocks.
-        """
-        return self._numbers(layers, len(blocks_of(self)), "blocks in its image tower")
-
-    def _numbers(self, chosen: Any, depth: int, what: str) -> list[int]:
-        if isinstance(chosen, str) and chosen == "all":
-            return list(range(depth))
-        numbers = None if isinstance(chosen, str | Mapping) else as_ints(chosen)
-        if numbers is None:
-            raise InputError(f"layers={chosen!r}: expected 'all', an int or ints from 0 to {depth - 1}")
-        for number in numbers:
-            if not -depth <= number < depth:
-                raise InputError(f"layer {number!r}: {self.name!r} has {what} 0 to {depth - 1}")
-        return [number % depth for number in numbers]
 
     # Running
 
@@ -235,7 +114,7 @@ class VLM:
 
         Raises `InputTypeError` for either, `InputError` for a batch that was made for another model.
         """
-        self._refuse_foreign(batch)
+        self.refuse_foreign(batch)
         if not isinstance(interventions, Sequence) or isinstance(interventions, str):
             raise InputTypeError(f"interventions={shown(interventions)}: expected a list of interventions")
         for intervention in interventions:
@@ -282,7 +161,7 @@ class VLM:
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def check(self, batch: Batch | None = None) -> CheckReport:
-        """Prove this model's layout by effect on `batch` (or a short prompt made here); see `interp.models.checks`.
+        """Prove this model's layout by effect on `batch` (or a short prompt made here); see `interp.models.layout.checks`.
 
         What is measured on the way stands in `structure` afterwards; what is measured later, at its first use, is measured
         on this batch too where the model does not run on text alone.
@@ -291,17 +170,3 @@ class VLM:
         findings = run_checks(self, batch)
         self.structure = replace(self.structure, **findings.traits)
         return findings.report
-
-    def trait(self, name: str) -> Any:
-        """A trait of the structure that only a run can tell, measured now if it was not yet.
-
-        Raises `LayoutError` where it cannot be, with the reason.
-        """
-        why = ""
-        if getattr(self.structure, name) is None:
-            traits, why = measure(self, name)
-            self.structure = replace(self.structure, **traits)
-        value = getattr(self.structure, name)
-        if value is None:
-            raise LayoutError(f"{self.name!r}: {name} is not known ({why}), call vlm.check(batch) with an image")
-        return value

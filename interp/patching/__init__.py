@@ -1,6 +1,6 @@
 """Patching: which states carry the answer, found by moving them, or a layer's weights, from one run into another."""
 
-from interp.patching.attribution import attribution_patch
+from interp.patching.attribution_patching import attribution_patch
 from interp.patching.flow import FlowResult, flow
 from interp.patching.layers import SweepResult, layer_contribution, layer_sweep
 from interp.patching.metrics import cross_entropy, kl_divergence, logit_difference, probability

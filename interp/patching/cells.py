@@ -1,7 +1,7 @@
 """The cells of a sweep over one row: each is what the metric becomes when a few states are other ones.
 
-There are three ways to compute them, which must give the same. Cells are *resumed* (`interp.models.resume`) from the layer
-and the position where they first differ; or from the layer, at all positions; or each is a *whole* forward pass, which
+There are three ways to compute them, which must give the same. Cells are *resumed* (`interp.models.running.resume`) from the
+layer and the position where they first differ; or from the layer, at all positions; or each is a *whole* forward pass, which
 assumes nothing of layers. A model's first sweep of a kind, a site with or without pictures, computes a few cells in the
 first way and as whole passes and compares all logits. Where they disagree, or a layer cannot be called so, the second
 way is tried, and where that fails cells are whole passes, as they are where interventions hold in all runs. What was seen
@@ -24,9 +24,8 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.models import VLM, Batch
-from interp.models.forward import Edit, Read, run_forward
-from interp.models.pictures import has_pictures
-from interp.models.resume import (
+from interp.models.layout.additions import tolerance
+from interp.models.running.resume import (
     POSITIONS_AT_ONCE,
     ROWS_AT_ONCE,
     Measure,
@@ -39,7 +38,7 @@ from interp.models.resume import (
     run_from_positions,
     write_versions,
 )
-from interp.models.sites import tolerance
+from interp.models.running.trace import Edit, Read, run_forward
 from interp.models.vlm import Intervention
 
 # The ways to resume cells, best first, and what is said of them.
@@ -117,7 +116,7 @@ def _repeats(vlm: VLM, row: Batch, logits: Tensor, interventions: Sequence[Inter
     and under interventions, which may draw something else for each row, every time."""
     if interventions:
         return _same_twice(vlm, row, logits, interventions)
-    kind = "repeated", has_pictures(row)
+    kind = "repeated", row.has_images
     if kind not in vlm.tried:
         vlm.tried[kind] = _same_twice(vlm, row, logits)
     return vlm.tried[kind]
@@ -138,7 +137,7 @@ def _same_twice(vlm: VLM, row: Batch, logits: Tensor, interventions: Sequence[In
 
 def way_of(vlm: VLM, row: Batch, versions: Versions, seed: int) -> tuple[str, str]:
     """The way in which cells of this kind are computed on this model, tried once, and what is to be said of it."""
-    kind, reach = ("resumed", versions.site, has_pictures(row)), _reach(row, versions)
+    kind, reach = ("resumed", versions.site, row.has_images), _reach(row, versions)
     known = vlm.tried.get(kind, {})
     covering = [found for (lowest, last), found in known.items() if lowest <= reach[0] and last <= reach[1]]
     if covering:

@@ -27,18 +27,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.arguments import as_ints, checked_seed
+from interp.errors import InputError, shown
 from interp.interventions import Knockout
 from interp.models import VLM, Batch
-from interp.models.batch import fingerprint
-from interp.models.encodings import shown
-from interp.models.intervals import bootstrap_mean
-from interp.models.positions import as_ints
 from interp.patching.controls import others_before
 from interp.patching.metrics import Measure, Metric, name_of
 from interp.patching.rows import answers_of, batches_of, logits_of, measures_of
 from interp.patching.windows import centred
-from interp.results import Provenance, Result, chosen_seed
+from interp.provenance import Provenance, fingerprint
+from interp.results import Result
+from interp.statistics.bootstrap import bootstrap_mean
 
 EDGES = (("image", "question"), ("question", "last"), ("image", "last"))
 _NOTHING = 1e-6
@@ -145,7 +144,7 @@ def flow(
     (['fact -> last', 'question -> last'], torch.Size([2, 8]), range(3, 6))
     """
     batches, windows, cuts = batches_of(batch), centred(vlm.structure.n_layers, window), _knockouts(edges, mode)
-    seed = chosen_seed(seed)
+    seed = checked_seed(seed)
     measures, answers = measures_of(metric, vlm, batches), answers_of(metric, vlm, batches)
     for each in batches:
         vlm.edits_of(each, list(cuts.values()))

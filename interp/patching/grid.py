@@ -10,15 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, InterpError
-from interp.interventions.choices import chosen_heads, chosen_layers
+from interp.interventions.selection import chosen_heads, chosen_layers
 from interp.models import VLM, Batch
-from interp.models.batch import fingerprint
-from interp.models.places import HEADED, STATES, proved
+from interp.models.running.places import HEADED, STATES, proved
 from interp.models.vlm import Intervention
 from interp.patching.metrics import Bound, Measure, Metric, bind, name_of
 from interp.patching.pairs import DIRECTIONS, Pairs, matched, picture_of
 from interp.patching.result import PatchResult, on_the_scale
-from interp.results import Provenance
+from interp.provenance import Provenance, fingerprint
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.arguments import checked_seed
+from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Skip
 from interp.models import VLM, Batch
-from interp.models.batch import fingerprint
-from interp.models.encodings import shown
-from interp.models.intervals import bootstrap_mean
 from interp.patching.controls import others_before
 from interp.patching.metrics import Measure, Metric, kl_divergence, name_of
 from interp.patching.rows import batches_of, logits_of, measures_of
 from interp.patching.windows import onward, sliding
-from interp.results import Provenance, Result, chosen_seed
+from interp.provenance import Provenance, fingerprint
+from interp.results import Result
+from interp.statistics.bootstrap import bootstrap_mean
 
 Plan = Sequence[Any]  # the interventions of one window
 _NOTHING = 1e-12
@@ -179,7 +179,7 @@ def layer_contribution(
     >>> contribution.values[7].item()  # what the last layer does to the image is read by nobody
     0.0
     """
-    batches, windows, seed = batches_of(batch), sliding(vlm.structure.n_layers, window), chosen_seed(seed)
+    batches, windows, seed = batches_of(batch), sliding(vlm.structure.n_layers, window), checked_seed(seed)
     positions = tuple(positions) if isinstance(positions, Iterator) else positions
     plans = [[Skip(layers=layers, positions=positions)] for layers in windows]
     _try(vlm, batches, plans, interventions)

@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM
-from interp.models.encodings import shown
-from interp.models.tokens import target_ids
+from interp.models.batches.targets import target_ids
 
 Rule = Callable[..., Tensor]
 Measure = Callable[[Tensor], Tensor]

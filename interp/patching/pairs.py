@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 from interp.models import Batch
-from interp.models.encodings import shown
 
 DIRECTIONS = ("denoise", "noise")
 # A picture in a result is for looking at: it need not be larger than this.

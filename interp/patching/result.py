@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.intervals import bootstrap_ratio
 from interp.results import Result
+from interp.statistics.bootstrap import bootstrap_ratio
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, Batch
-from interp.models.encodings import shown
-from interp.models.forward import Edit, run_forward
-from interp.models.tokens import target_ids
+from interp.models.batches.targets import target_ids
+from interp.models.running.trace import Edit, run_forward
 from interp.patching.metrics import Measure, Metric, name_of, one_a_row
 
 

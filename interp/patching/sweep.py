@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.arguments import checked_seed
 from interp.models import VLM, Batch
-from interp.models.forward import Read, run_forward, take_each
-from interp.models.resume import Cell, Versions
+from interp.models.running.resume import Cell, Versions
+from interp.models.running.trace import Read, run_forward, take_each
 from interp.models.vlm import Intervention
 from interp.patching.cells import run_cells
 from interp.patching.grid import Grid, grid_of, result_of
 from interp.patching.metrics import Bound, Measure, Metric, measured, name_of, of_run
 from interp.patching.result import PatchResult
-from interp.results import chosen_seed
 
 
 def patch_sweep(
@@ -71,7 +71,7 @@ def patch_sweep(
     >>> result.effect.shape
     torch.Size([8, 2])
     """
-    seed = chosen_seed(seed)
+    seed = checked_seed(seed)
     grid = grid_of(vlm, clean, corrupted, site, layers, positions, heads, direction, metric, interventions)
     each_head = [None] if grid.heads is None else grid.heads
     cells = [Cell(*at) for at in product(grid.layers, range(len(grid.pairs.names)), each_head)]

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, load
-from interp.models.encodings import shown
-from interp.models.structure import resolve
+from interp.models.running.structure import resolve
 
 PARTS = ("layers", "norm", "head", "embed", "projector")
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from interp.errors import InputError
-from interp.models.encodings import shown
-from interp.models.positions import as_int
+from interp.arguments import as_int
+from interp.errors import InputError, shown
 
 
 def centred(n_layers: int, width: Any) -> list[range]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from interp.arguments import as_int
 from interp.errors import InputError, shown
 from interp.plots.pictures import add_slider, picture_figure
 from interp.plots.series import Series, series_figure
 from interp.plots.theme import label, numbers
-from interp.results import as_int
 
 if TYPE_CHECKING:
     from PIL.Image import Image

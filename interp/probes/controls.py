@@ -13,46 +13,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.statistics.permutation import Order, permutation_p
 
 _TRIES = 100
-
-
-class Order:
-    """The ways to put the labels of some rows in another order: row by row, or, with groups, in blocks.
-
-    Groups' labels, in a random order of groups, are laid along the rows, so that rows of one group still tend to share a
-    label, as they do in the data.
-    """
-
-    def __init__(self, rows: np.ndarray, blocks: np.ndarray | None) -> None:
-        if blocks is None:
-            self.places, self.parts = rows, None
-        else:
-            self.places = rows[np.argsort(blocks[rows], kind="stable")]  # group by group
-            self.parts = np.split(self.places, 1 + np.flatnonzero(np.diff(blocks[self.places])))
-
-    def drawn(self, numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The labels of `places`, in another order."""
-        if self.parts is None:
-            return rng.permutation(numbers[self.places])
-        return numbers[np.concatenate([self.parts[part] for part in rng.permutation(len(self.parts))])]
-
-
-def shuffled(numbers: np.ndarray, blocks: np.ndarray | None, sides: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """The labels in another order, each side's among itself, so that every class keeps its share in both."""
-    rng = np.random.default_rng([seed, 1])
-    changed = numbers.copy()
-    for side in sides:
-        order = Order(side, blocks)
-        changed[order.places] = order.drawn(numbers, rng)
-    return changed
 
 
 def p_values(
@@ -68,7 +36,7 @@ def p_values(
     as_good = np.zeros(len(answers))
     for _ in range(permutations):
         as_good += (answers == order.drawn(numbers, rng)).sum(axis=1) >= observed
-    return torch.from_numpy((1 + as_good) / (1 + permutations))
+    return torch.from_numpy(permutation_p(as_good, permutations))
 
 
 def control_task(numbers: np.ndarray, types: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:

@@ -20,15 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import checked_seed
 from interp.errors import InputError
 from interp.probes.batched import fit_batched
-from interp.probes.controls import control_task, p_values, shuffled
+from interp.probes.controls import control_task, p_values
 from interp.probes.inputs import Labels, States, classes_of, one_each, states_of
-from interp.probes.intervals import bootstrap_bounds
 from interp.probes.linear import LinearProbe
 from interp.probes.result import ProbeResult
 from interp.probes.splits import split_rows
-from interp.results import Provenance, chosen_seed
+from interp.provenance import Provenance
+from interp.statistics.permutation import shuffled
+from interp.statistics.proportions import bootstrap_bounds
 
 
 def probe_layers(
@@ -70,7 +72,7 @@ def probe_layers(
     >>> (found.accuracy > 0.9).tolist(), (found.p < 0.01).tolist(), found.n_test
     ([False, True], [False, True], 60)
     """
-    seed, states = chosen_seed(seed), states_of(acts, site, "acts")
+    seed, states = checked_seed(seed), states_of(acts, site, "acts")
     classes, numbers = classes_of(labels, states.shape[1])
     if not isinstance(test_size, Real) or not 0 < test_size < 1:
         raise InputError(f"test_size={test_size!r}: expected a share between 0 and 1")

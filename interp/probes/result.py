@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import as_int
 from interp.errors import InputError, shown
 from interp.probes.linear import LinearProbe
-from interp.results import Result, as_int
+from interp.results import Result
 
 _COLUMNS = ("accuracy", "low", "high", "p", "control", "control_task", "selectivity")
 _TRANSFER = ("transfer", "transfer_low", "transfer_high")

@@ -25,7 +25,7 @@ from torch import Tensor
 from interp.activations import capture
 from interp.geometry import AlignmentMatrix, Estimate, alignment_matrix, intrinsic_dimension, overlap_interval
 from interp.lens import LensResult, logit_lens
-from interp.models.tokens import target_ids
+from interp.models.batches.targets import target_ids
 from interp.patching import PatchResult, logit_difference, patch_sweep
 from interp.patching.metrics import Metric
 from interp.probes import ProbeResult, probe_layers, wilson_interval

@@ -17,10 +17,10 @@ from interp.plots import (
     series_figure,
 )
 from interp.plots.series import Series
+from interp.provenance import package_versions
 from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, Demo, group_of, grouped_accuracy
 from interp.reports.findings import TAU, Finding, findings, first_above, paragraph
 from interp.reports.page import Columns, Figure, Mark, Note, Page, Picture, Section, Table, Text
-from interp.results import package_versions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,13 +20,13 @@ from interp.activations import capture
 from interp.errors import InputError
 from interp.geometry import Estimate, distinct_rows, intrinsic_dimension, label_overlap
 from interp.lens import LensResult, logit_lens
-from interp.models.batch import PLACEHOLDER
-from interp.models.tokens import word_of
+from interp.models.batches.batch import PLACEHOLDER
+from interp.models.batches.targets import word_of
 from interp.plots import dimension_figure, lens_figure, lens_on_image, series_figure
 from interp.plots.series import Series
+from interp.provenance import package_versions
 from interp.reports.demo import few_threads
 from interp.reports.page import Columns, Figure, Mark, Note, Page, Picture, Section, Table, Text
-from interp.results import package_versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import interp
 from interp.errors import InputError
-from interp.models import VLM
-from interp.models.tokens import target_id
+from interp.models import VLM, load
+from interp.models.batches.targets import target_id
 from interp.toy.language import KINDS, Question
 from interp.toy.scenes import Scene, scenes
 
@@ -35,7 +34,7 @@ def evaluate(
 
     if n < 1:
         raise InputError(f"n={n!r}: expected at least one scene")
-    vlm = model if isinstance(model, VLM) else interp.load(model)
+    vlm = model if isinstance(model, VLM) else load(model)
     data = scenes(n, seed, split=split)
     asked = [(scene, question) for scene in data for question in scene.questions]
     rows = []

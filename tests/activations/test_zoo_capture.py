@@ -10,9 +10,9 @@ import interp
 import zoo
 from interp.interventions import Ablate, Knockout
 from interp.models.architectures import architectures
-from interp.models.attention import eager
-from interp.models.places import HEADED
-from interp.models.tower import patches_of
+from interp.models.layout.patches import patches_of
+from interp.models.running.attention import eager
+from interp.models.running.places import HEADED
 from zoo.table import batch, load, report
 
 TABLE = {row.name: row for row in architectures()}

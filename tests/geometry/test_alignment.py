@@ -9,8 +9,8 @@ import torch
 
 from interp.errors import InputError
 from interp.geometry import AlignmentMatrix, alignment_matrix, neighbor_overlap, overlap_interval
-from interp.geometry.subsampling import standard_error
 from interp.results import Result
+from interp.statistics.half_samples import standard_error
 
 LAYERS = 9
 

@@ -26,7 +26,7 @@ from interp.geometry import (
     svcca,
 )
 from interp.geometry.measures import measure_of
-from interp.geometry.subsampling import half_samples, reach
+from interp.statistics.half_samples import half_samples, reach
 
 ALONE = {
     "neighbor_overlap": neighbor_overlap,

@@ -22,7 +22,7 @@ from interp.geometry import (
     overlap_interval,
 )
 from interp.geometry.overlap import overlap_influence, overlap_values, overlap_within
-from interp.geometry.subsampling import half_samples, reach
+from interp.statistics.half_samples import half_samples, reach
 
 quick = settings(max_examples=25, deadline=None)
 sizes = st.tuples(st.integers(6, 40), st.integers(1, 6), st.integers(1, 6))

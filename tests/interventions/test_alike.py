@@ -186,7 +186,7 @@ _WRONG = {
     "scale": [(float(value), f"scale={value}: expected a finite number") for value in ("nan", "inf", "-inf")],
     "heads": [([], r"heads=\[\]"), (4, "heads=4: resid_pre has no heads|head 4: layer 0")],
     "kind": [("flat", "kind='flat': expected one of"), (["uniform"], r"kind=\['uniform'\]: expected one of")],
-    "seed": [("0", "seed='0': expected an int from 0 on"), (-1, "seed=-1: expected")],
+    "seed": [("0", "seed='0': expected an int of 0 or more"), (-1, "seed=-1: expected")],
 }
 _CASES = [
     (kind, name, wrong, words)

@@ -9,7 +9,7 @@ import torch
 
 import interp
 from interp.interventions import Ablate, Knockout, Patch, Project, Reweight, Skip, Steer, Truncate
-from interp.models.forward import run_generate
+from interp.models.running.trace import run_generate
 from patterned import attention_modules, batch_of
 from patterned import load as load_bare
 

@@ -7,7 +7,7 @@ import torch
 import interp
 from interp.interventions import Knockout, Truncate
 from interp.interventions.knockout import cut
-from interp.models.attention import eager
+from interp.models.running.attention import eager
 from patterned import BOTH, KINDS, attention_modules, batch_of, load, weights_of
 
 PADDED = pytest.mark.parametrize("padded", [False, True])

@@ -6,7 +6,7 @@ import torch
 import interp
 from interp.errors import InputError, InputTypeError
 from interp.interventions import Project, Steer
-from interp.models.forward import Read, run_forward, whole
+from interp.models.running.trace import Read, run_forward, whole
 from interp.probes import probe_layers
 
 

@@ -7,7 +7,7 @@ import torch
 import interp
 import zoo
 from interp.interventions import Skip, Steer
-from interp.models.forward import Read, reads_of_states, run_forward, whole
+from interp.models.running.trace import Read, reads_of_states, run_forward, whole
 from patterned import batch_of, load
 
 

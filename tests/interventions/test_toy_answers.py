@@ -11,7 +11,7 @@ from PIL import Image
 
 import interp
 from interp.interventions import Ablate, Knockout, Patch
-from interp.models.tokens import target_id
+from interp.models.batches.targets import target_id
 
 _ROWS = 100
 GREY = Image.new("RGB", (48, 48), (128, 128, 128))

@@ -13,9 +13,9 @@ import interp
 import zoo
 from interp.interventions import Knockout, Reweight, Steer
 from interp.interventions.reweight import KINDS
-from interp.models.attention import eager_tower, implementation, tower_implementation
-from interp.models.forward import Edit, Read, run_forward, run_generate, whole
-from interp.models.structure import resolve
+from interp.models.running.attention import eager_tower, implementation, tower_implementation
+from interp.models.running.structure import resolve
+from interp.models.running.trace import Edit, Read, run_forward, run_generate, whole
 from towers import (
     IN_SOME,
     NO_BLOCKS,

@@ -13,9 +13,9 @@ import interp
 import zoo
 from interp.interventions import Ablate, Knockout, Patch, Reweight
 from interp.interventions.reweight import KINDS
-from interp.models.attention import eager, implementation
-from interp.models.forward import Edit, Read, run_forward, whole
-from interp.models.places import give_anew
+from interp.models.running.attention import eager, implementation
+from interp.models.running.places import give_anew
+from interp.models.running.trace import Edit, Read, run_forward, whole
 from patterned import attention_modules, batch_of, load
 
 PADDED = pytest.mark.parametrize("padded", [False, True])
@@ -283,8 +283,8 @@ def test_draws_depend_on_seed_layer_head_and_row(toy, mixed):
         ({"kind": "flat"}, "kind='flat': expected one of uniform, random, reversed, shuffled"),
         ({"tower": "ear"}, "tower='ear': expected 'language' or 'vision'"),
         ({"layers": []}, r"layers=\[\] names no layer"),
-        ({"seed": -1}, "seed=-1: expected an int from 0 on"),
-        ({"seed": 0.5}, "seed=0.5: expected an int from 0 on"),
+        ({"seed": -1}, "seed=-1: expected an int of 0 or more"),
+        ({"seed": 0.5}, "seed=0.5: expected an int of 0 or more"),
     ],
 )
 def test_wrong_weights(toy, mixed, wrong, words):

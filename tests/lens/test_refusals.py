@@ -51,7 +51,7 @@ def test_seeds(toy, mixed, few, acts, seed):
         lambda: projector_report(toy, few, seed=seed),
         lambda: TunedLens.fit(toy, few, seed=seed),
     ):
-        with pytest.raises(interp.InputError, match=r"^seed=[^\n]*: expected an int from 0 on, below 2\*\*32$"):
+        with pytest.raises(interp.InputError, match=r"^seed=[^\n]*: expected an int of 0 or more, below 2\*\*32$"):
             take()
 
 

@@ -13,7 +13,7 @@ import processors
 import zoo
 from feeding import feeding
 from interp.interventions import Reweight
-from interp.models.tower import _tiles_of_rows, patches_of
+from interp.models.layout.patches import _tiles_of_rows, patches_of
 from towers import even, mirrored, softmax_changed
 from zoo.shrink import merge, shrink
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from interp.interventions import Ablate
-from interp.models import forward, gradients
+from interp.models.running import gradients, trace
 from interp.patching import logit_difference, patch_sweep
 
 
@@ -24,29 +24,30 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
     """The simulation does not catch a function that is sent by name, so one process sends and another, without it, reads."""
     send = """
         import sys, torch, interp
-        from interp.models import forward, tower
+        from interp.models.layout import patches
+        from interp.models.running import trace
         vlm = interp.load("toy", device="cpu", check=False)
         batch = vlm.prepare(texts=["where is the 3 ?"])
         rows, columns = batch.positions["last"].nonzero(as_tuple=True)
-        edits = [forward.Edit("resid_pre", 2, forward.write, (rows, columns, torch.zeros(1, 128)))]
-        edits += [forward.Edit(site, 3, forward.disturb) for site in ("v", "z")]
-        reads = [forward.Read("mean", "attn_out", 3, forward.take_mean, (batch.positions["all"], None))]
-        reads.append(forward.Read("patches", "vision_post", 1, tower.take_patches, (torch.tensor([0, 4]), None)))
-        reads.append(forward.Read("z", "z", 3, forward.whole))
-        steps = forward.schedule(vlm, 1, edits, reads)
-        from interp.interventions import knockout, reweight, skip, values
-        edits = [knockout.cut, knockout.drop, skip.go_around, values.put_states, values.add_states, reweight.reweigh]
-        from interp.models import gradients
-        from interp.patching import attribution
-        backward = [gradients.with_zero, gradients.go_back, attribution.toward, attribution.measured_each]
+        edits = [trace.Edit("resid_pre", 2, trace.write, (rows, columns, torch.zeros(1, 128)))]
+        edits += [trace.Edit(site, 3, trace.disturb) for site in ("v", "z")]
+        reads = [trace.Read("mean", "attn_out", 3, trace.take_mean, (batch.positions["all"], None))]
+        reads.append(trace.Read("patches", "vision_post", 1, patches.take_patches, (torch.tensor([0, 4]), None)))
+        reads.append(trace.Read("z", "z", 3, trace.whole))
+        steps = trace.schedule(vlm, 1, edits, reads)
+        from interp.interventions import knockout, reweight, skip, writes
+        edits = [knockout.cut, knockout.drop, skip.go_around, writes.put_states, writes.add_states, reweight.reweigh]
+        from interp.models.running import gradients, readout, replay, resume
+        from interp.patching import attribution_patching
+        backward = [gradients.with_zero, gradients.go_back, attribution_patching.toward, attribution_patching.measured_each]
         from nnsight.intervention.serialization import dumps
-        functions = [(forward.follow, [step[1:] for step in steps], forward.shapes_of, edits, reweight.KINDS, backward)]
+        functions = [(trace.follow, [step[1:] for step in steps], trace.shapes_of, edits, reweight.KINDS, backward)]
         from functools import partial
-        from interp.models import replay, resume
         from interp.patching import metrics
         about = replay.About(("hidden_states", "attention_mask", "past_key_values"), "past_key_values", "attention_mask", True)
         prefers = partial(metrics.measured, rule=metrics.difference_of, against=(torch.tensor(1), torch.tensor(0)))
-        functions.append((replay.Keys(), replay.Run, about, resume.measure_versions, prefers))
+        reading = readout.Readout, readout.LogitScaling(2.0, 30.0, (1,))
+        functions.append((replay.Keys(), replay.Run, about, resume.measure_versions, prefers, *reading))
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """
@@ -58,7 +59,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         sys.meta_path.insert(0, Absent())
         import torch
         from nnsight.intervention.serialization import loads
-        sent, (keys, Run, about, measure_versions, prefers) = loads(open(sys.argv[1], "rb").read())
+        sent, (keys, Run, about, measure_versions, prefers, Readout, scaling) = loads(open(sys.argv[1], "rb").read())
         follow, steps, shapes_of, edits, kinds, backward = sent
         class Layer:
             input = output = torch.ones(1, 6, 128)
@@ -91,11 +92,13 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         call = (states,), {"past_key_values": keys}
         seen = {("call", 0): call, ("enters", 0): states, ("leaves", 0): summing(states, past_key_values=keys)}
         seen["own", 0] = states[0, [1]]
-        run, readout = Run({0: summing}, {0: about}, {}, seen, keys.of), (identity, identity, 2, 1, None, ())
+        run, readout = Run({0: summing}, {0: about}, {}, seen, keys.of), Readout(identity, identity, 2)
         sweep = ("resid_pre", [(0, 0, None)], [torch.tensor([1])], torch.tensor([1]), {0: torch.tensor([[9.0, 2.0]])})
         values = measure_versions(run, readout, prefers, torch.zeros(1), (64, 64), *sweep)
         states[0, 1] = torch.tensor([9.0, 2.0])
         assert values == prefers(states[:, -1] + states.sum(dim=1)), values
+        capped = Readout(identity, identity, 2, scaling).without_norm().logits(torch.tensor([[3.0, 4.0]]))
+        assert capped[0, 0] == 30 * torch.tanh(torch.tensor(6.0 / 30)) and capped[0, 1] < -1e38
         with_zero, go_back, toward, measured_each = backward
         held, saved, one, second = {}, {}, torch.tensor([0]), torch.tensor([1])
         value = with_zero(torch.ones(1, 2, 3), held, 0)
@@ -119,18 +122,18 @@ def test_a_trace_is_sent_with_what_it_runs_and_no_more(remote_toy, mixed, monkey
     monkeypatch.setattr(
         RequestModel, "serialize", lambda *args, **kwargs: sent.append(own(*args, **kwargs)) or sent[-1]
     )
-    read = [forward.Read(0, "resid_post", 1, forward.whole)]
+    read = [trace.Read(0, "resid_post", 1, trace.whole)]
     pair = [remote_toy.prepare(texts=[f"a {colour} 3 at top . what colour is the 3 ?"]) for colour in ("red", "blue")]
     runs = {
-        "forward": lambda: forward.run_forward(remote_toy, mixed, reads=read),
-        "until reads": lambda: forward.run_until_reads(remote_toy, mixed.inputs, read),
-        "for shapes": lambda: forward.run_for_shapes(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
-        "watched": lambda: forward.run_watched(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
+        "forward": lambda: trace.run_forward(remote_toy, mixed, reads=read),
+        "until reads": lambda: trace.run_until_reads(remote_toy, mixed.inputs, read),
+        "for shapes": lambda: trace.run_for_shapes(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
+        "watched": lambda: trace.run_watched(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
         "sweep": lambda: patch_sweep(remote_toy, *pair, positions=[5], metric=logit_difference(3, 4)),
         "gradients": lambda: gradients.run_gradients(
             remote_toy, mixed, partial(torch.select, dim=1, index=5), [gradients.Slope(0, "resid_post", 1, torch.mul)]
         ),
-        "generate": lambda: forward.run_generate(remote_toy, mixed, [], max_new_tokens=1),
+        "generate": lambda: trace.run_generate(remote_toy, mixed, [], max_new_tokens=1),
     }
     for name, run in runs.items():
         run()

@@ -9,8 +9,8 @@ import torch
 import interp
 import zoo
 from interp.interventions import Knockout, Patch
-from interp.models.forward import run_forward, run_generate
-from interp.models.structure import Added
+from interp.models.running.structure import Added
+from interp.models.running.trace import run_forward, run_generate
 from zoo.table import batch, load, report
 
 

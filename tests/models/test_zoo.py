@@ -10,8 +10,8 @@ import interp
 import zoo
 from interp.interventions import Knockout, Patch
 from interp.models.architectures import architectures
-from interp.models.forward import run_generate
-from interp.models.masks import PATTERNED
+from interp.models.running.masks import PATTERNED
+from interp.models.running.trace import run_generate
 from zoo.table import PAGE, as_page, batch, load, report, tabulate
 
 TABLE = {row.name: row for row in architectures()}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import interp
-from interp.models.forward import run_forward
+from interp.models.running.trace import run_forward
 from interp.patching import probability
 
 

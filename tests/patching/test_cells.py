@@ -7,7 +7,7 @@ import interp
 import zoo
 from interp.interventions import Knockout, Patch, Reweight
 from interp.models.architectures import architectures
-from interp.models.resume import leftmost
+from interp.models.running.resume import leftmost
 from interp.patching import attribution_patch, cells, logit_difference, patch_sweep
 from zoo.table import load, report
 
@@ -122,13 +122,13 @@ def test_what_disagrees_is_not_used(fresh, colour, monkeypatch):
     right = patch_sweep(fresh, clean, corrupted, layers=[2, 5], positions=[20, -1], metric=metric)
     assert right.provenance.notes == (POSITION,)
     fresh.tried.clear()
-    own = interp.models.replay.put_before
-    monkeypatch.setattr("interp.models.replay.put_before", lambda old, new, start: own(old * 0.9, new, start))
+    own = interp.models.running.replay.put_before
+    monkeypatch.setattr("interp.models.running.replay.put_before", lambda old, new, start: own(old * 0.9, new, start))
     layered = patch_sweep(fresh, clean, corrupted, layers=[2, 5], positions=[20, -1], metric=metric)
     assert layered.provenance.notes[0].startswith(f"{LAYER}: cells resumed were off by")
     torch.testing.assert_close(layered.values, right.values, atol=1e-4, rtol=0)
     fresh.tried.clear()
-    monkeypatch.setattr("interp.models.resume.call_layer", lambda *given: given[2] * 1.1)
+    monkeypatch.setattr("interp.models.running.resume.call_layer", lambda *given: given[2] * 1.1)
     whole = patch_sweep(fresh, clean, corrupted, layers=[2, 5], positions=[20, -1], metric=metric)
     assert whole.provenance.notes[0].startswith(f"{cells._WHOLE}: cells resumed were off by")
     torch.testing.assert_close(whole.values, right.values, atol=1e-4, rtol=0)
@@ -242,7 +242,7 @@ def test_memory_that_runs_out_says_nothing_about_the_model(fresh, colour, monkey
     def full(*_):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("interp.models.resume.run_pass", full)
+    monkeypatch.setattr("interp.models.running.resume.run_pass", full)
     with pytest.raises(torch.OutOfMemoryError):
         patch_sweep(fresh, clean, corrupted, layers=[2], positions=[20], metric=metric)
     assert ("resumed", "resid_pre", True) not in fresh.tried
@@ -255,7 +255,7 @@ def test_a_layer_that_fails_after_the_comparison_costs_time_and_no_result(fresh,
     def fails(*_):
         raise RuntimeError("no such key")
 
-    monkeypatch.setattr("interp.models.resume.run_pass", fails)
+    monkeypatch.setattr("interp.models.running.resume.run_pass", fails)
     swept = patch_sweep(fresh, clean, corrupted, layers=[2], positions=[20, -1], metric=metric)
     torch.testing.assert_close(swept.values, right.values, atol=1e-4, rtol=0)
     assert swept.provenance.notes == (f"{cells._WHOLE}: its layers cannot be called so (no such key)",)
@@ -266,13 +266,13 @@ def test_only_cells_that_differ_are_run_and_only_where_they_may(fresh, colour, m
     clean, corrupted, metric = colour
     patch_sweep(fresh, clean, corrupted, layers=[0, 1], metric=metric)
     ran = []
-    own = interp.models.resume.run_pass
+    own = interp.models.running.resume.run_pass
 
     def counted(run, readout, site, few, start, sweep):
         ran.extend((layer, int(sweep[0][group]), start) for layer, group, _ in few)
         return own(run, readout, site, few, start, sweep)
 
-    monkeypatch.setattr("interp.models.resume.run_pass", counted)
+    monkeypatch.setattr("interp.models.running.resume.run_pass", counted)
     patch_sweep(fresh, clean, corrupted, layers=[0, 1], metric=metric)
     image = clean.positions["image"][0]
     assert all(column == start for _, column, start in ran)
@@ -284,8 +284,8 @@ def test_only_cells_that_differ_are_run_and_only_where_they_may(fresh, colour, m
 def test_a_mask_that_layers_share_is_looked_at_once(fresh, monkeypatch):
     """Two thousand positions squared in eighty layers would take longer than the cells."""
     looked = []
-    own = interp.models.resume.as_allowed
-    monkeypatch.setattr("interp.models.resume.as_allowed", lambda *given: (looked.append(1), own(*given))[1])
+    own = interp.models.running.resume.as_allowed
+    monkeypatch.setattr("interp.models.running.resume.as_allowed", lambda *given: (looked.append(1), own(*given))[1])
     clean, corrupted = (fresh.prepare([f"a {word} 3 at top . what colour is the 3 ?"]) for word in ("red", "blue"))
     metric = logit_difference("red", "blue")
     swept = patch_sweep(fresh, clean, corrupted, positions=[2, -1], metric=metric)
@@ -296,7 +296,7 @@ def test_a_mask_that_layers_share_is_looked_at_once(fresh, monkeypatch):
 def test_how_many_cells_share_a_pass_makes_no_difference(fresh, colour, monkeypatch):
     clean, corrupted, metric = colour
     together = patch_sweep(fresh, clean, corrupted, positions=[10, 20, -1], metric=metric)
-    monkeypatch.setattr("interp.models.resume.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("interp.models.running.resume.ROWS_AT_ONCE", 3)
     few = patch_sweep(fresh, clean, corrupted, positions=[10, 20, -1], metric=metric)
     torch.testing.assert_close(few.values, together.values, atol=1e-5, rtol=0)
 

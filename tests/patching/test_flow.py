@@ -211,7 +211,7 @@ def test_a_result_is_kept_and_framed(curves, tmp_path):
         ({"metric": probability(["red", "blue"])}, "2 targets for 12 rows"),
         ({"interventions": [Skip(layers=9)]}, "layer 9"),
         ({"batch": []}, "batch is an empty list"),
-        ({"seed": -1}, "seed=-1: expected an int from 0 on"),
+        ({"seed": -1}, "seed=-1: expected an int of 0 or more"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_before_anything_is_run(toy, batch, metric, runs, wrong, words):

@@ -179,7 +179,7 @@ def test_a_result_is_kept_and_framed(swept, tmp_path):
 
 def test_runs_that_do_not_differ_are_refused_and_no_cell_is_run(toy, colours, monkeypatch):
     _, clean, _, metric = colours
-    monkeypatch.setattr("interp.models.resume.run_pass", lambda *_: pytest.fail("a cell was run"))
+    monkeypatch.setattr("interp.models.running.resume.run_pass", lambda *_: pytest.fail("a cell was run"))
     with pytest.raises(interp.InputError, match="expected runs with different answers"):
         patch_sweep(toy, clean, clean, metric=metric)
 

@@ -12,8 +12,8 @@ from scipy.stats import bootstrap
 from interp.errors import InputError
 from interp.probes import probe_layers, wilson_interval
 from interp.probes.controls import control_task, p_values
-from interp.probes.intervals import bootstrap_bounds
 from interp.probes.splits import split_rows
+from interp.statistics.proportions import bootstrap_bounds
 
 
 def p_of_all(answers, parts):

@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 
 from interp.errors import InputError, InputTypeError
 from interp.probes import LinearProbe, ProbeResult, probe_layers, wilson_interval
-from interp.probes.controls import shuffled as _shuffled
 from interp.results import Result
+from interp.statistics.permutation import shuffled as _shuffled
 
 COLOURS = np.array(["blue", "green", "red"])
 
@@ -248,8 +248,8 @@ def test_refusals_are_one_line():
         ((states.astype(str), labels), "acts has dtype <U.*: expected real numbers"),
         ((states, labels, "resid", None, 0.3, -1), r"control=-1"),
         ((states, labels, "resid", None, 0.3, True, states[:4]), r"transfer has shape \(4, 60, 10\)"),
-        ((states, labels, "resid", None, 0.3, True, None, -1), "seed=-1: expected an int from 0 on"),
-        ((states, labels, "resid", None, 0.3, True, None, 2**32), "seed=4294967296: expected an int from 0 on"),
+        ((states, labels, "resid", None, 0.3, True, None, -1), "seed=-1: expected an int of 0 or more"),
+        ((states, labels, "resid", None, 0.3, True, None, 2**32), "seed=4294967296: expected an int of 0 or more"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             probe_layers(*arguments)

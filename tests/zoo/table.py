@@ -13,13 +13,13 @@ import transformers
 
 import interp
 import zoo
-from interp.activations.taking import PATCHED
+from interp.activations.extraction import PATCHED
 from interp.errors import LayoutError
 from interp.models import VLM, Batch, CheckReport
 from interp.models.architectures import TABLE, Architecture
-from interp.models.places import HEADED
-from interp.models.structure import Weighing
-from interp.models.tower import RowsNotApart, patches_of
+from interp.models.layout.patches import RowsNotApart, patches_of
+from interp.models.running.places import HEADED
+from interp.models.running.structure import Weighing
 from zoo.odd import NEEDS_TIMM
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"

@@ -1,0 +1,1 @@
+"""Data: where rows come from, in every form that is taken."""

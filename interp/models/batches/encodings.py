@@ -1,0 +1,165 @@
+"""Encodings: what a model is given, checked before it runs.
+
+An encoding is a dict of tensors as a processor makes it. Everything in it that can be seen to be wrong without running
+the model is refused here in one line; what only the model can tell (that it makes another number of features of an
+image than there are places for them) is put into one line by `explain`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.models.batches.grids import patch_grids
+
+
+def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_id: int | None) -> None:
+    """Refuse ids and masks that no model takes: of a wrong shape or kind, outside the vocabulary, a row of padding."""
+    ids = inputs.get("input_ids")
+    if ids is None or ids.ndim != 2 or not ids.numel():
+        seen = {name: tuple(value.shape) for name, value in inputs.items()}
+        raise InputError(f"encoding={seen!r}: expected tensors with input_ids of shape (batch, seq), neither of them 0")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InputError(f"input_ids are of {ids.dtype}: expected ints, as a tokenizer gives them")
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    if mask.shape != ids.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}: expected that of input_ids, {tuple(ids.shape)} (batch, seq)"
+        )
+    odd = mask[(mask != 0) & (mask != 1)]
+    if len(odd):
+        raise InputError(f"attention_mask holds {odd[0].item()!r}: expected 1 for a real token and 0 for padding")
+    empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(f"row {empty[0]} has no token: expected text or an image in every row")
+    if vocab_size is not None:
+        wrong = ((ids < 0) | (ids >= vocab_size)) & (ids != image_token_id)
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise InputError(
+                f"input_ids hold {ids[row, column].item()} in row {row}: this model's ids go from 0 to {vocab_size - 1}, "
+                "use the tokenizer that belongs to it"
+            )
+
+
+def pixels_of(inputs: Mapping[str, Tensor]) -> list[str]:
+    """The names of the inputs that carry images: they are the only ones that are no integers."""
+    return [n for n, tensor in inputs.items() if tensor.is_floating_point() and tensor.ndim and n != "attention_mask"]
+
+
+def check_pixels(inputs: Mapping[str, Tensor], images: Tensor, image_token_id: int | None) -> None:
+    """Refuse image tokens without pixels, and pixels without image tokens; `images` is Bool `[batch, seq]`."""
+    pixels = pixels_of(inputs)
+    rows = images.any(dim=1).nonzero().flatten().tolist()
+    if rows and not pixels:
+        raise InputError(
+            f"this is an encoding without pixel values: row {rows[0]} has {int(images[rows[0]].sum())} image tokens, "
+            f"but its inputs are {', '.join(inputs)}; expected pixel_values or the like"
+        )
+    if pixels and not rows and image_token_id is not None:
+        raise InputError(
+            f"{pixels[0]} of shape {tuple(inputs[pixels[0]].shape)} is given, but no row holds the image token "
+            f"{image_token_id}: use the processor that belongs to this model, with its placeholder in the text"
+        )
+
+
+def images_of(inputs: Mapping[str, Tensor], images: Tensor, own_counts: Sequence[int] | None) -> list[list[int] | None]:
+    """How many tokens each image of each row has, for an encoding that says nothing of its rows; None where unclear.
+
+    `own_counts` is what the processor makes of each image, in order. Without it, grids tell the images apart, or
+    the pixels do where there is one picture for each row that has image tokens.
+    """
+    totals = images.sum(dim=1).tolist()
+    counts = list(own_counts or ()) or _counts_of_grids(inputs, sum(totals)) or _one_each(inputs, totals)
+    if own_counts is not None and sum(own_counts) > sum(totals):
+        _refuse_cut(own_counts, totals)
+    rows: list[list[int] | None] = []
+    for total in totals:
+        mine: list[int] = []
+        while counts and sum(mine) < total:
+            mine.append(counts.pop(0))
+        rows.append(mine)
+    fits = not counts and all(sum(mine or ()) == total for mine, total in zip(rows, totals, strict=True))
+    return rows if fits else [[] if not total else None for total in totals]
+
+
+def _counts_of_grids(inputs: Mapping[str, Tensor], total: int) -> list[int]:
+    """The tokens of each image whose grid is known: patches over those that were merged into one token."""
+    patches = [math.prod(grid) for grid in patch_grids(inputs)]
+    if not patches or not total:
+        return []
+    merged, rest = divmod(sum(patches), total)
+    return [] if rest or any(n % merged for n in patches) else [n // merged for n in patches]
+
+
+def _one_each(inputs: Mapping[str, Tensor], totals: Sequence[int]) -> list[int]:
+    """One image in every row that has image tokens, where there are as many pictures as such rows."""
+    pixels = inputs.get("pixel_values")
+    held = [total for total in totals if total]
+    if pixels is None or pixels.ndim != 4 or len(pixels) != len(held):
+        return []
+    # Sizes or masks beside the pixels would say that pictures of one shape hold different images.
+    alone = all(name == "pixel_values" or t.shape == inputs["input_ids"].shape for name, t in inputs.items())
+    if alone and len(set(held)) > 1:
+        raise InputError(
+            f"row {totals.index(min(held))} has {min(held)} image tokens, row {totals.index(max(held))} has {max(held)}, "
+            "for pictures of one size: an image was cut off, encode it without truncation"
+        )
+    return held
+
+
+def _refuse_cut(counts: Sequence[int], totals: Sequence[int]) -> None:
+    raise InputError(
+        f"the rows have {list(totals)!r} image tokens, but their {len(counts)} images make {sum(counts)}: "
+        "a row was cut off inside an image, encode it without truncation"
+    )
+
+
+def own_counts(processor: Any, inputs: Mapping[str, Tensor], token: str | None) -> list[int] | None:
+    """How many image tokens the processor writes for each image of an encoding, by its own rule; None if it cannot say.
+
+    A rule that needs more than the encoding holds (into how many tiles a picture was cut) fails in its own way.
+    """
+    write = getattr(processor, "replace_image_token", None)
+    sized = [inputs[name] for name in ("image_grid_thw", "image_sizes") if name in inputs]
+    # Without sizes, as many pictures as are there: a fifth axis would hold a row's tiles, and rows filled up with none.
+    sized += [pixels for pixels in (inputs.get("pixel_values"),) if pixels is not None and pixels.ndim == 4]
+    if write is None or token is None or not sized:
+        return None
+    try:
+        counts = [write(dict(inputs), image_idx=index).count(token) for index in range(len(sized[0]))]
+    except Exception:
+        return None
+    return counts if all(counts) else None
+
+
+def explain(error: Exception) -> InputError | None:
+    """The model's complaint that features and placeholders do not match as one line, None for any other error."""
+    message = str(error)
+    if "image tokens do not match" not in message:
+        return None
+    tokens, features = re.search(r"tokens: *(\d+)", message), re.search(r"features: *(\d+)", message)
+    seen = f": {tokens[1]} places, {features[1]} features or values" if tokens and features else ""
+    return InputError(
+        f"the image tokens in the ids are not as many as this model makes of the images{seen}; "
+        "use the processor that belongs to it, without truncation"
+    )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Around a forward pass: the model's own complaint about an encoding becomes an error of one line."""
+    try:
+        yield
+    except ValueError as error:
+        said = explain(error)
+        if said is None:
+            raise
+        raise said from error

@@ -1,0 +1,118 @@
+"""Which implementation of attention runs: the same numbers come out of all, the weights of each pair out of one.
+
+transformers computes attention in one of several ways. ``sdpa`` and the flash kinds never hold the weights of query and
+key as a tensor, and give None in their place without a word; ``eager`` does. So the weights are to be had while eager
+attention runs, and `eager` sees to that for the time of a run: in the decoder alone, or with `eager_tower` in the image
+tower alone, since the other would be slower for nothing, and with what was there before put back whatever happens.
+
+An implementation is a word in a config, which each forward pass looks up. Weights, masks and nnsight's wrapping stay as
+they are. No `output_attentions` is needed: eager attention hands its weights to the layer, which drops them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InputError, LayoutError
+from interp.models.running.masks import PATTERNED
+from interp.models.running.structure import resolve
+
+if TYPE_CHECKING:
+    from interp.models.running.core import Core
+
+# What the attention of a block of an image tower is called.
+_IN_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
+
+
+def implementation(core: Core) -> str | None:
+    """The name of the implementation that the decoder's attention runs with, as transformers has it."""
+    return _owner(core, core.structure.layers).config._attn_implementation
+
+
+def tower_implementation(core: Core) -> str | None:
+    """The name of the implementation that the image tower's attention runs with, None for a model without blocks."""
+    blocks = core.structure.blocks
+    return None if blocks is None else _owner(core, blocks).config._attn_implementation
+
+
+def tower_attention(core: Core) -> tuple[str | None, ...]:
+    """The attention of each block of the image tower, as a child of the block, None where it has none."""
+    if core.structure.blocks is None:
+        return ()
+    children = [dict(block.named_children()) for block in resolve(core.model, core.structure.blocks)]
+    return tuple(next((name for name in _IN_BLOCKS if name in of_block), None) for of_block in children)
+
+
+@contextmanager
+def eager(core: Core) -> Iterator[None]:
+    """Eager attention in the decoder's layers for as long as this lasts, and then what was there before.
+
+    Raises `InputError` for a model that runs elsewhere, whose config is not ours to change, and `LayoutError` for one
+    whose attention cannot be switched.
+    """
+    structure = core.structure
+    parts = [
+        part if kind in PATTERNED else None for part, kind in zip(structure.attn, structure.attention, strict=True)
+    ]
+    with _eager_in(core, structure.layers, parts, "attention"):
+        yield
+
+
+@contextmanager
+def eager_tower(core: Core) -> Iterator[None]:
+    """Eager attention in the blocks of the image tower for as long as this lasts, and then what was there before.
+
+    Raises what `eager` raises.
+    """
+    if core.structure.blocks is None:
+        yield
+        return
+    with _eager_in(core, core.structure.blocks, tower_attention(core), "attention in its image tower"):
+        yield
+
+
+@contextmanager
+def _eager_in(core: Core, stack: str, parts: Sequence[str | None], what: str) -> Iterator[None]:
+    """Eager attention in a stack of layers, each of which has its attention in the part of that name."""
+    owner = _owner(core, stack)
+    before = owner.config._attn_implementation
+    paths = [f"{stack}.{layer}.{part}" for layer, part in enumerate(parts) if part is not None]
+    if before == "eager" and _is_eager(core, paths):
+        yield
+        return
+    if core.remote and core.remote != "local":
+        raise InputError(
+            f"{core.name!r} runs on a server, where {what} is {before!r} and cannot be switched: attention weights need a "
+            f"model loaded here, or one hosted with attn_implementation='eager'"
+        )
+    try:
+        _switch(owner, "eager")
+        if not _is_eager(core, paths):
+            raise LayoutError(
+                f"{core.name!r} keeps {before!r} {what} when told otherwise: load it with attn_implementation='eager'"
+            )
+        yield
+    finally:
+        _switch(owner, before)
+
+
+def _switch(owner: Any, name: str | None) -> None:
+    """This model's own implementation; with an empty key, those of the models inside it stay as they are."""
+    owner.set_attn_implementation({"": name})
+
+
+def _owner(core: Core, stack: str) -> Any:
+    """The innermost transformers model that a stack of layers is in, whose config their attention looks up."""
+    from transformers import PreTrainedModel
+
+    names = stack.split(".")
+    above = [resolve(core.model, ".".join(names[:depth])) for depth in range(1, len(names))]
+    return next((m for m in reversed(above) if isinstance(m, PreTrainedModel)), core.model)
+
+
+def _is_eager(core: Core, paths: Sequence[str]) -> bool:
+    """Whether the attention at each of these paths finds eager in the config it looks up."""
+    parts = (resolve(core.model, path) for path in paths)
+    return all(part.config._attn_implementation == "eager" for part in parts if hasattr(part, "config"))

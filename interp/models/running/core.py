@@ -1,0 +1,193 @@
+"""The core of a model: the wrapped module, what is known of it, and its parts as nnsight envoys.
+
+Everything that traces a model or measures it takes a `Core`. It knows how to name parts, layers and inputs, and nothing of
+interventions, generation or proofs: `interp.models.vlm.VLM` adds those on top.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.arguments import as_ints
+from interp.errors import InputError, InputTypeError, LayoutError
+from interp.models.batches.batch import Batch, BatchMaker
+from interp.models.running.readout import Readout
+from interp.models.running.structure import Structure, resolve
+
+# Measures a trait of a model: the traits that this brings by name, and why there are none where it cannot be measured.
+Measure = Callable[["Core", str], tuple[dict[str, Any], str]]
+
+
+class Core:
+    """A wrapped model, its `structure`, and the ways to its parts.
+
+    `maker` makes batches for it, `measure` measures a trait that is not known yet. `remote` is what every trace is called
+    with: False, True for NDIF, "local" for its simulation, or a server's address.
+    """
+
+    def __init__(
+        self,
+        wrapped: Any,
+        structure: Structure,
+        name: str,
+        revision: str | None,
+        remote: bool | str,
+        maker: BatchMaker,
+        measure: Measure,
+    ) -> None:
+        self.nnsight = wrapped
+        self.structure = structure
+        self.name, self.revision, self.remote = name, revision, remote
+        self.maker = maker
+        self._measure = measure
+        # The batch that traits are measured on where the model does not run on text alone.
+        self.checked_on: Batch | None = None
+
+    # What lies underneath
+
+    @property
+    def model(self) -> Any:
+        """The transformers model itself."""
+        return self.nnsight._module
+
+    @property
+    def processor(self) -> Any:
+        return self.maker.processor
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.maker.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights: of the first floating-point ones, since quantised models begin with integers."""
+        return next(weights.dtype for weights in self.model.parameters() if weights.is_floating_point())
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits the model gives at a position."""
+        return self.structure.vocab_size
+
+    # Parts, as envoys to be used inside a trace
+
+    @property
+    def layers(self) -> Any:
+        """The decoder's layers."""
+        return resolve(self.nnsight, self.structure.layers)
+
+    @property
+    def norm(self) -> Any:
+        """The final norm."""
+        return resolve(self.nnsight, self.structure.norm)
+
+    @property
+    def head(self) -> Any:
+        """The unembedding."""
+        return resolve(self.nnsight, self.structure.head)
+
+    @property
+    def embed(self) -> Any:
+        """The token embedding."""
+        return resolve(self.nnsight, self.structure.embed)
+
+    @property
+    def blocks(self) -> Any:
+        """The blocks of the image tower. Raises `LayoutError` for a model without."""
+        if self.structure.blocks is None:
+            raise LayoutError(f"{self.name!r} has no image tower made of blocks, so it has no site vision")
+        return resolve(self.nnsight, self.structure.blocks)
+
+    @property
+    def readout(self) -> Readout:
+        """What makes logits of a state, with the model's own norm and head."""
+        return Readout(self.norm, self.head, self.structure.vocab_size, self.trait("readout"))
+
+    # Inputs of a trace
+
+    @property
+    def trace_options(self) -> dict[str, Any]:
+        """What every trace of this model is called with beside its inputs."""
+        return {"remote": self.remote} if self.remote else {}
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments of the forward pass; of what is inside, where a wrapper (PEFT's) hands everything on."""
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return inspect.signature(type(inner).forward).parameters
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward pass names this argument."""
+        return argument in self.arguments
+
+    def inputs_of(self, batch: Batch) -> dict[str, Any]:
+        """The batch's inputs on the model's device, images in its precision. Raises what `refuse_foreign` raises."""
+        self.refuse_foreign(batch)
+        return self.on_device(batch.inputs)
+
+    def refuse_foreign(self, batch: Any) -> None:
+        """Raise `InputTypeError` for anything but a batch, `InputError` for a batch that was made for another model."""
+        if not isinstance(batch, Batch):
+            raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
+        made, own = batch._maker, self.maker
+        if made is not None and (made.image_token_id, made.vocab_size) != (own.image_token_id, own.vocab_size):
+            raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")
+
+    def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """These inputs on the model's device, floating-point ones in its precision."""
+        # A model that runs on NDIF has no weights here: its inputs are sent from the CPU.
+        device = torch.device("cpu") if self.device.type == "meta" else self.device
+        return {
+            name: value.to(device, self.dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+        }
+
+    # Layers and traits
+
+    def layer_indices(self, layers: int | str | Iterable[int]) -> list[int]:
+        """Whatever is taken as `layers=` anywhere in this package, as a list of ints from 0.
+
+        Raises `InputError` for a layer the model does not have.
+        """
+        return self._indices(layers, self.structure.n_layers, "layers")
+
+    def block_indices(self, layers: int | str | Iterable[int]) -> list[int]:
+        """The same for the blocks of the image tower.
+
+        Raises `InputError` for a block the tower does not have, `LayoutError` for a model without blocks.
+        """
+        return self._indices(layers, len(self.blocks), "blocks in its image tower")
+
+    def _indices(self, chosen: Any, depth: int, what: str) -> list[int]:
+        if isinstance(chosen, str) and chosen == "all":
+            return list(range(depth))
+        numbers = None if isinstance(chosen, str | Mapping) else as_ints(chosen)
+        if numbers is None:
+            raise InputError(f"layers={chosen!r}: expected 'all', an int or ints from 0 to {depth - 1}")
+        for number in numbers:
+            if not -depth <= number < depth:
+                raise InputError(f"layer {number!r}: {self.name!r} has {what} 0 to {depth - 1}")
+        return [number % depth for number in numbers]
+
+    def trait(self, name: str) -> Any:
+        """A trait of the structure that only a run can tell, measured now if it was not yet.
+
+        Raises `LayoutError` where it cannot be measured, with the reason.
+        """
+        why = ""
+        if getattr(self.structure, name) is None:
+            traits, why = self._measure(self, name)
+            self.structure = replace(self.structure, **traits)
+        value = getattr(self.structure, name)
+        if value is None:
+            raise LayoutError(f"{self.name!r}: {name} is not known ({why}), call vlm.check(batch) with an image")
+        return value

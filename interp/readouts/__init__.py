@@ -1,0 +1,1 @@
+"""Readouts: what wrote a logit, and what the heads look at."""

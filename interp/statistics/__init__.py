@@ -1,0 +1,1 @@
+"""Statistics: intervals and tests that every room shares. They know no model."""

@@ -1,0 +1,1 @@
+"""Words: states, heads, projectors and visual tokens put into words of the vocabulary."""

@@ -1,0 +1,161 @@
+"""Encodings that no model can take, or not as they are meant, are refused in one line before any is run."""
+
+import pytest
+import torch
+from PIL import Image
+
+import interp
+import processors
+from interp.models.batches.batch import BatchMaker
+from interp.models.batches.encodings import explain
+
+PICTURE, TALL = Image.new("RGB", (32, 16)), Image.new("RGB", (16, 40))
+
+
+def maker(name, **more):
+    processor = processors.build(name)
+    token = processor.tokenizer.convert_tokens_to_ids(processors.IMAGE_TOKENS[name])
+    return BatchMaker(processor, processor.tokenizer, token, len(processor.tokenizer), **more)
+
+
+def refused(made, encoding, message):
+    with pytest.raises(interp.InputError, match=message) as caught:
+        made.from_encoding(encoding)
+    assert "\n" not in str(caught.value)
+
+
+def two_rows(name="llava"):
+    return dict(maker(name).prepare(["<image> hello", "<image> hi"], [PICTURE, PICTURE], False).inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": torch.zeros(3, dtype=torch.long)}, r"input_ids of shape \(batch, seq\)"),
+        ({"input_ids": torch.zeros(2, 23)}, "input_ids are of torch.float32"),
+        (
+            {"attention_mask": torch.ones(2, 5)},
+            r"attention_mask has shape \(2, 5\): expected that of input_ids, \(2, 23\)",
+        ),
+        ({"attention_mask": torch.full((2, 23), 2)}, "attention_mask holds 2: expected 1 for a real token"),
+        ({"attention_mask": torch.full((2, 23), float("-inf"))}, "attention_mask holds -inf"),
+        ({"attention_mask": torch.tensor([[1] * 23, [0] * 23])}, "row 1 has no token"),
+        ({"input_ids": torch.full((2, 23), 9999)}, "input_ids hold 9999 in row 0: this model's ids go from 0 to"),
+        ({"input_ids": torch.full((2, 23), -1)}, "input_ids hold -1"),
+        ({"input_ids": torch.full((2, 23), 70)}, r"pixel_values of shape \(2, 3, 16, 16\) is given, but no row holds"),
+    ],
+)
+def test_encodings_that_are_refused(change, message):
+    encoding = two_rows()
+    assert encoding["input_ids"].shape == (2, 23)
+    refused(maker("llava"), {**encoding, **change}, message)
+
+
+def test_image_tokens_without_pixels():
+    encoding = two_rows()
+    del encoding["pixel_values"]
+    refused(maker("llava"), encoding, "an encoding without pixel values: row 0 has 16 image tokens")
+
+
+def test_an_image_cut_off():
+    """Truncated on the right inside the second row's image; with its processor, and by equal pictures without."""
+    encoding = {n: t[:, :18] if t.ndim == 2 else t for n, t in two_rows().items()}
+    encoding["input_ids"], encoding["attention_mask"] = (encoding[n].clone() for n in ("input_ids", "attention_mask"))
+    refused(maker("llava"), encoding, r"have \[16, 14\] image tokens, but their 2 images make 32: a row was cut off")
+    made = maker("llava")
+    bare = BatchMaker(None, None, made.image_token_id)
+    refused(bare, encoding, "row 1 has 14 image tokens, row 0 has 16, for pictures of one size: an image was cut off")
+    for name in ("qwen2_vl", "pixtral", "llava_next"):
+        inputs = maker(name).prepare(["<image>"], [TALL], False).inputs
+        cut = {
+            n: t[:, :5] if n in ("input_ids", "attention_mask", "mm_token_type_ids") else t for n, t in inputs.items()
+        }
+        refused(maker(name), cut, "cut off inside an image")
+
+
+def test_images_of_different_size_are_not_cut_off():
+    batch = maker("pixtral").prepare(["<image>", "<image>"], [PICTURE, TALL], False)
+    bare = BatchMaker(None, None, maker("pixtral").image_token_id).from_encoding(batch.inputs)
+    assert bare.positions["image_0"].sum(dim=1).tolist() == [32, 24]
+
+
+def test_a_processor_of_another_model():
+    processor = processors.build("llava")
+    other = BatchMaker(processor, processor.tokenizer, 7, len(processor.tokenizer))
+    with pytest.raises(interp.InputError, match=r"writes '<image>' for an image, .* \(id 7\)"):
+        other.prepare(["<image>"], [PICTURE], False)
+    small = BatchMaker(processor, processor.tokenizer, maker("llava").image_token_id, 60)
+    with pytest.raises(interp.InputError, match="ids go from 0 to 59"):
+        small.prepare(["zzz"], None, False)
+
+
+def test_padding_on_the_right():
+    """Last is the last real token, and a row alone is without its padding."""
+    processor = processors.build("qwen2_vl")
+    texts = ["<|image_pad|> long text here", "<|image_pad|> hi"]
+    right = processor(text=texts, images=[[PICTURE], [TALL]], return_tensors="pt", padding=True, padding_side="right")
+    batch = maker("qwen2_vl").from_encoding(right)
+    assert [
+        row[column] for row, column in zip(batch.tokens, batch.positions["last"].long().argmax(dim=1), strict=True)
+    ] == ["e", "i"]
+    assert batch.positions["padding"][1, -1]
+    assert batch.positions.grids == [[(2, 4)], [(5, 2)]]
+    with pytest.raises(interp.InputError, match="pixel_values have no row axis"):
+        batch.row(1)
+
+
+def test_rows_of_an_encoding():
+    batch = maker("llava").from_encoding(two_rows())
+    alone = batch.row(1)
+    assert alone.inputs["input_ids"].shape == (1, 20)
+    assert alone.inputs["pixel_values"].shape == (1, 3, 16, 16)
+    # As many pictures as rows, but both of them the second row's.
+    made = maker("llava").prepare(["hello", "<image> <image>"], [None, [PICTURE, TALL]], False)
+    with pytest.raises(interp.InputError, match="pixel_values have no row axis"):
+        maker("llava").from_encoding(made.inputs).row(1)
+
+
+def test_multimodal_positions_are_repeated_along_their_own_axis():
+    inputs = dict(maker("qwen2_vl").prepare(["<image> hi"], [PICTURE], False).inputs)
+    seq = inputs["input_ids"].shape[1]
+    inputs["position_ids"] = torch.arange(3 * seq).reshape(3, 1, seq)
+    batch = maker("qwen2_vl").from_encoding(inputs).repeat(2)
+    assert batch.inputs["position_ids"].shape == (3, 2, seq)
+    assert (batch.inputs["position_ids"][:, 0] == batch.inputs["position_ids"][:, 1]).all()
+    assert batch.inputs["image_grid_thw"].shape == (2, 3)
+
+
+def test_image_positions_of_a_model_without_an_image_token():
+    """They are asked for where there are pixels, and only there."""
+    asked = []
+
+    def find_images(inputs):
+        asked.append(set(inputs))
+        found = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+        found[:, 1:5] = True
+        return found
+
+    processor = processors.build("llava")
+    made = BatchMaker(processor, processor.tokenizer, None, find_images=find_images)
+    assert not made.prepare(["hello"], None, False).positions["image"].any()
+    assert not asked
+    batch = made.prepare(["<image> hello"], [PICTURE], False)
+    assert batch.positions["image"].sum() == batch.positions["image_0"].sum() == 4
+    assert len(asked) == 1
+    assert batch.positions.boxes(0)[0].shape == (4, 4)
+    nothing = BatchMaker(processor, processor.tokenizer, None, find_images=lambda inputs: None)
+    assert not nothing.prepare(["<image> hello"], [PICTURE], False).positions["image"].any()
+
+
+def test_the_models_own_complaint_in_one_line(toy, few):
+    """What only the model can tell: it makes another number of features than there are places."""
+    inputs = dict(toy.prepare(["<image> where ?"], [few[0].image]).inputs)
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = inputs[name][:, 3:]
+    with pytest.raises(ValueError, match="do not match") as caught:
+        toy.model(**inputs)
+    error = explain(caught.value)
+    assert isinstance(error, interp.InputError)
+    assert "34 places" in str(error)
+    assert "\n" not in str(error)
+    assert explain(ValueError("something else")) is None
