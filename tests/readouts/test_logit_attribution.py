@@ -13,6 +13,7 @@ from interp.interventions import Ablate, Skip, Steer
 from interp.lens import AttributionResult, Component, direct_logit_attribution
 from interp.models.architectures import architectures
 from interp.models.running.attention import eager
+from interp.readouts import attention_shares, frozen_norm, logit_attribution
 from interp.readouts.frozen_norm import as_it_is, before_norm, freeze, without_mean
 
 TABLE = {row.name: row for row in architectures()}
