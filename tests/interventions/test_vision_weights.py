@@ -14,8 +14,9 @@ import zoo
 from interp.interventions import Knockout, Reweight, Steer
 from interp.interventions.reweight import KINDS
 from interp.models.running.attention import eager_tower, implementation, tower_implementation
+from interp.models.running.steps import Edit, Read, whole
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Edit, Read, run_forward, run_generate, whole
+from interp.models.running.trace import run_forward, run_generate
 from towers import (
     IN_SOME,
     NO_BLOCKS,

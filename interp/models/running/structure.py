@@ -66,24 +66,24 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Weighing:
-    """How a block of the image tower weighs: its z is the mean of its v with the weights of its pattern, and no more.
+class TowerWeights:
+    """Where the attention weights of a block of the image tower are. The block's z is the mean of its v with these weights.
 
-    `module` is its attention (dotted path in the block), `v` and `z` say where it keeps its values and what its heads give.
-    `sees` says who sees whom: what the "mask" allows that the attention takes (everyone without one), tokens between the
-    same two bounds of the "chunks" that it takes, or "all". `given` says which of the things that it gives are the weights.
-    Where it gives none they are the softmax of its `q` and `k`, after a rotation by the angles that it takes where
-    `rotated`.
+    `module` is the attention (dotted path in the block); `v` and `z` say where it keeps its values and the outputs of its
+    heads. `visibility` says who may see whom: "mask" (what the mask argument allows, everyone without one), "chunks"
+    (tokens between the same two bounds of the chunk argument) or "all". `weights_at` is the index of the weights among the
+    outputs of the attention. Where it is None the weights are the softmax of `q` and `k`, which are first rotated by the
+    angles that the attention takes if `rotary`.
     """
 
     module: str
-    sees: str
+    visibility: str
     v: Heads
     z: Heads
-    given: int | None = None
+    weights_at: int | None = None
     q: Heads | None = None
     k: Heads | None = None
-    rotated: bool = False
+    rotary: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Structure:
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None
-    vision_weighed: tuple[Weighing | str, ...] | None = None
+    vision_weighed: tuple[TowerWeights | str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""

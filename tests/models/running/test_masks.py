@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import interp
 from interp.interventions.knockout import cut
 from interp.models.running.masks import as_allowed, like, none_is_causal
-from interp.models.running.visibility import any_head, visible
+from interp.models.running.trace import any_head, visible
 from patterned import BOTH, KINDS, attention_modules, batch_of, load, weights_of
 
 LOWEST = torch.finfo(torch.float32).min
