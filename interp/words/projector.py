@@ -43,7 +43,7 @@ from interp.models.batches.batch import Batch
 from interp.models.batches.targets import target_id
 from interp.models.layout.patches import patches_of
 from interp.models.running.structure import resolve
-from interp.models.running.visits import run_for_visits
+from interp.models.running.trace import run_for_visits
 from interp.provenance import Provenance, fingerprint
 from interp.results import Result
 from interp.words.decomposition import as_rows, dictionary_of

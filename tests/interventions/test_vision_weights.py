@@ -331,5 +331,5 @@ def test_a_batch_without_images_is_refused(toy):
 
 
 def test_who_sees_whom_is_read_alone(toy, mixed):
-    with pytest.raises(interp.InputError, match="site='vision_mask' is what the tower is told"):
+    with pytest.raises(interp.InputError, match=r"site='vision_mask' says who may see whom .* can only be read"):
         run_forward(toy, mixed, [Edit("vision_mask", 0, whole)])

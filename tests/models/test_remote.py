@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from interp.interventions import Ablate
-from interp.models.running import gradients, trace, visits
+from interp.models.running import gradients, trace
 from interp.models.running.steps import Read, whole
 from interp.patching import logit_difference, patch_sweep
 
@@ -26,7 +26,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
     send = """
         import sys, torch, interp
         from interp.models.layout import patches
-        from interp.models.running import steps, visits
+        from interp.models.running import steps, trace
         vlm = interp.load("toy", device="cpu", check=False)
         batch = vlm.prepare(texts=["where is the 3 ?"])
         rows, columns = batch.positions["last"].nonzero(as_tuple=True)
@@ -44,7 +44,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         backward = [gradients.with_zero, gradients.go_back, attribution_patching.toward, attribution_patching.measured_each]
         backward.append(gradients.GradientRead)
         from nnsight.intervention.serialization import dumps
-        functions = [(steps.follow, scheduled, visits.shapes_of, edits, reweight.KINDS, backward)]
+        functions = [(steps.follow, scheduled, trace.shapes_of, edits, reweight.KINDS, backward)]
         from functools import partial
         from interp.patching import metrics
         from interp.models.running.slots import Argument
@@ -53,7 +53,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         reading = readout.Readout, readout.LogitScaling(2.0, 30.0, (1,))
         one, two = torch.tensor([1]), {0: torch.tensor([[9.0, 2.0]])}
         versions = resume.Versions("resid_pre", [resume.Cell(0, 0)], [one], one, two), resume.Limits(64, 64)
-        functions.append((replay.Recorder(), replay.Run, signature, resume.measure_versions, prefers, *reading, *versions))
+        functions.append((replay.Cache(), replay.Run, signature, resume.measure_versions, prefers, *reading, *versions))
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """
@@ -67,7 +67,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         from nnsight.intervention.serialization import loads
         from dataclasses import replace
         sent, resumed = loads(open(sys.argv[1], "rb").read())
-        recorder, Run, signature, measure_versions, prefers, Readout, scaling, versions, limits = resumed
+        cache, Run, signature, measure_versions, prefers, Readout, scaling, versions, limits = resumed
         follow, steps, shapes_of, edits, kinds, backward = sent
         class Layer:
             input = output = torch.ones(1, 6, 128)
@@ -97,10 +97,10 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
             return hidden_states + values.cumsum(dim=2)[:, 0, -hidden_states.shape[1]:]
 
         states, identity = torch.arange(8.0).reshape(1, 4, 2), lambda given: given
-        call = (states,), {"past_key_values": recorder}
-        seen = {("call", 0): call, ("enters", 0): states, ("leaves", 0): summing(states, past_key_values=recorder)}
+        call = (states,), {"past_key_values": cache}
+        seen = {("call", 0): call, ("enters", 0): states, ("leaves", 0): summing(states, past_key_values=cache)}
         seen["own", 0] = states[0, [1]]
-        run, readout = Run({0: summing}, {0: signature}, {}, seen, recorder.keys), Readout(identity, identity, 2)
+        run, readout = Run({0: summing}, {0: signature}, {}, seen, cache.keys), Readout(identity, identity, 2)
         values = measure_versions(run, readout, prefers, torch.zeros(1), limits, versions)
         states[0, 1] = torch.tensor([9.0, 2.0])
         assert values == prefers(states[:, -1] + states.sum(dim=1)), values
@@ -135,8 +135,8 @@ def test_a_trace_is_sent_with_what_it_runs_and_no_more(remote_toy, mixed, monkey
     runs = {
         "forward": lambda: trace.run_forward(remote_toy, mixed, reads=read),
         "until reads": lambda: trace.run_until_reads(remote_toy, mixed.inputs, read),
-        "for shapes": lambda: visits.run_for_shapes(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
-        "for visits": lambda: visits.run_for_visits(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
+        "for shapes": lambda: trace.run_for_shapes(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
+        "for visits": lambda: trace.run_for_visits(remote_toy, mixed.inputs, [remote_toy.layers[0]]),
         "sweep": lambda: patch_sweep(remote_toy, *pair, positions=[5], metric=logit_difference(3, 4)),
         "gradients": lambda: gradients.run_gradients(
             remote_toy,

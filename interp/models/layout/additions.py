@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interp.models.running.readout import LogitScaling
 from interp.models.running.structure import Added, resolve
-from interp.models.running.visits import Visit, run_for_visits
+from interp.models.running.trace import Visit, run_for_visits
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch

@@ -30,8 +30,7 @@ from interp.models.layout.tower_weights import prove_weighings
 from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.steps import Edit, Read, disturb, take_each, whole
-from interp.models.running.trace import run_forward
-from interp.models.running.visits import run_for_visits
+from interp.models.running.trace import run_for_visits, run_forward
 from interp.results import Result
 
 if TYPE_CHECKING:

@@ -41,8 +41,7 @@ from interp.models.running.masks import PATTERNED
 from interp.models.running.places import HEADED
 from interp.models.running.steps import Edit, Read, whole
 from interp.models.running.structure import Added, Heads, resolve
-from interp.models.running.trace import run_forward
-from interp.models.running.visits import Visit, run_for_visits
+from interp.models.running.trace import Visit, run_for_visits, run_forward
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch

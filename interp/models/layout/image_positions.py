@@ -18,8 +18,7 @@ from interp.models.batches.encodings import pixels_of
 from interp.models.layout.additions import tolerance
 from interp.models.running.steps import Edit, Read, disturb, whole
 from interp.models.running.structure import resolve
-from interp.models.running.trace import run_forward, run_until_layers
-from interp.models.running.visits import run_for_visits
+from interp.models.running.trace import run_for_visits, run_forward, run_until_layers
 
 if TYPE_CHECKING:
     from interp.models.running.core import Core

@@ -32,8 +32,7 @@ from interp.models.batches.grids import patch_grids
 from interp.models.layout.additions import tolerance
 from interp.models.running.places import place
 from interp.models.running.steps import Read, take_each, whole
-from interp.models.running.trace import run_until_reads
-from interp.models.running.visits import Shapes, run_for_shapes
+from interp.models.running.trace import Shapes, run_for_shapes, run_until_reads
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch

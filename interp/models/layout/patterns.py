@@ -26,8 +26,7 @@ from interp.models.layout.heads import as_first_row, as_if, watch
 from interp.models.running.attention import eager
 from interp.models.running.slots import as_heads
 from interp.models.running.steps import Edit, Read, whole
-from interp.models.running.trace import run_forward
-from interp.models.running.visits import Visit
+from interp.models.running.trace import Visit, run_forward
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch

@@ -34,8 +34,7 @@ from interp.models.running.attention import eager_tower, tower_attention
 from interp.models.running.places import takes_angles, visibility_of
 from interp.models.running.steps import Read, whole
 from interp.models.running.structure import Heads, TowerWeights, resolve
-from interp.models.running.trace import run_forward
-from interp.models.running.visits import Visit
+from interp.models.running.trace import Visit, run_forward
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch

@@ -11,7 +11,6 @@ States and gradients do not leave the trace: a `GradientRead` says what is compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.models.batches.encodings import explained
-from interp.models.running.steps import Edit, follow, schedule, take_each
+from interp.models.running.steps import Edit, Read, follow, schedule, take_each
 from interp.models.running.trace import inputs_for_logits, memory_freed, weights_available
 
 if TYPE_CHECKING:
@@ -27,16 +26,9 @@ if TYPE_CHECKING:
     from interp.models.running.core import Core
 
 
-@dataclass(frozen=True)
-class GradientRead:
+class GradientRead(Read):
     """Take `function(value, gradient, *arguments)` of `site` of `layer` out of the run under `key`: the site's value after
     every edit there, and the gradient of the measure with respect to it, of the same shape."""
-
-    key: Any
-    site: str
-    layer: int
-    function: Callable[..., Tensor]
-    arguments: tuple[Any, ...] = ()
 
 
 def run_gradients(

@@ -2,7 +2,9 @@
 
 Everything here is plain torch and runs inside a trace, where the layers of a model may be called again after they ran. The
 arguments of the model's own call are used again, cut to the positions from `start` on and expanded to as many versions of
-the run as there are. In the place of the cache comes an object that returns the stored keys and values.
+the run as there are. A `Cache` that returns the stored keys and values takes the place of the model's own:
+
+    call_layer(run, 5, states, start, keys)     what leaves layer 5 for these states at the positions from start on
 """
 
 from __future__ import annotations
@@ -29,35 +31,24 @@ class KeysMade(Exception):
     """A layer has made its keys and values, and the rest of it is not needed."""
 
 
-class Recorder:
-    """Stands for a cache and records the keys and values that each layer makes, `[row, head, position, d_head]`."""
+class Cache:
+    """Stands for a layer's cache, and has in `keys` the keys and values that each layer made, `[row, head, position, d_head]`.
 
-    def __init__(self):
-        self.keys = {}
-
-    def update(self, keys, values, layer, *rest, **options):
-        self.keys[layer] = keys, values
-        return keys, values
-
-    def get_seq_length(self, *rest):
-        return 0
-
-
-class Past:
-    """Stands for a cache: puts the `stored` keys and values of the positions before `start` before the new ones.
-
-    With `leave`, the layer is left as soon as it has made its own. `keys` has those of all positions then.
+    With `stored` ones, those of the positions before `start` are put before the new ones. With `leave`, the layer is left as
+    soon as it has made its own.
     """
 
-    def __init__(self, stored, start, leave=False):
+    def __init__(self, stored=None, start=0, leave=False):
         self.stored, self.start, self.leave, self.keys = stored, start, leave, {}
 
     def update(self, keys, values, layer, *rest, **options):
-        both = [put_before(old, new, self.start) for old, new in zip(self.stored[layer], (keys, values), strict=True)]
-        self.keys[layer] = both
+        if self.stored is not None:
+            old_keys, old_values = self.stored[layer]
+            keys, values = put_before(old_keys, keys, self.start), put_before(old_values, values, self.start)
+        self.keys[layer] = keys, values
         if self.leave:
             raise KeysMade
-        return both
+        return keys, values
 
     def get_seq_length(self, *rest):
         return self.start
@@ -135,17 +126,17 @@ def put_before(old, new, start):
 
 def call_layer(run, layer, hidden, start, stored):
     """What leaves a layer when `hidden` `[version, position, width]` enters it at the positions from `start` on."""
-    past = None if run.keys is None else Past(stored, start)
-    args, kwargs = arguments(run, layer, hidden, start, past)
+    cache = None if run.keys is None else Cache(stored, start)
+    args, kwargs = arguments(run, layer, hidden, start, cache)
     return first(run.layers[layer](*args, **kwargs))
 
 
-def arguments(run, layer, hidden, start, past):
-    """What a layer is called with for these states, with `past` in the place of its cache."""
+def arguments(run, layer, hidden, start, cache):
+    """What a layer is called with for these states and this cache."""
     signature, queries = run.signatures[layer], run.length - start
     args, kwargs = from_position(run.values["call", layer], start, run.length, len(hidden))
     if signature.cache is not None:
-        args, kwargs = signature.cache.put(args, kwargs, past)
+        args, kwargs = signature.cache.put(args, kwargs, cache)
     if signature.causal and queries > 1 and signature.mask is not None and signature.mask.of(args, kwargs) is None:
         # Without a mask, attention with fewer queries than keys would begin to count at the first key.
         mask = torch.ones(queries, run.length, dtype=torch.bool, device=hidden.device).tril(start)
@@ -155,12 +146,12 @@ def arguments(run, layer, hidden, start, past):
 
 def call_for_last(run, layer, hidden, start):
     """What leaves a layer at the last position: of the others only keys and values are made."""
-    past = Past(run.keys, start, leave=True)
-    args, kwargs = arguments(run, layer, hidden, start, past)
+    cache = Cache(run.keys, start, leave=True)
+    args, kwargs = arguments(run, layer, hidden, start, cache)
     try:
         run.layers[layer](*args, **kwargs)
     except KeysMade:
-        return call_layer(run, layer, hidden[:, -1:], run.length - 1, past.keys)
+        return call_layer(run, layer, hidden[:, -1:], run.length - 1, cache.keys)
 
 
 def call_changed(run, layer, hidden, start, change):
@@ -181,11 +172,10 @@ def call_changed(run, layer, hidden, start, change):
         return changed(HookEnvoy(output=output)).output
 
     module = envoy._module
-    hook = (
-        module.register_forward_pre_hook(before, with_kwargs=True)
-        if slot.at_input
-        else module.register_forward_hook(after)
-    )
+    if slot.side == "input":
+        hook = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        hook = module.register_forward_hook(after)
     try:
         return call_layer(run, layer, hidden, start, run.keys)
     finally:

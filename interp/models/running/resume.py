@@ -39,7 +39,7 @@ from interp.errors import LayoutError
 from interp.models.batches.encodings import explained
 from interp.models.running.masks import PATTERNED, as_allowed, none_is_causal
 from interp.models.running.places import CALL, find_argument, place
-from interp.models.running.replay import Recorder, Run, Signature, call_changed, call_for_last, call_layer, with_cache
+from interp.models.running.replay import Cache, Run, Signature, call_changed, call_for_last, call_layer, with_cache
 from interp.models.running.steps import Edit, Read, follow, schedule, whole
 from interp.models.running.structure import resolve
 from interp.models.running.trace import inputs_for_logits, memory_freed
@@ -93,8 +93,7 @@ def run_from_positions(core: Core, batch: Batch, versions: Versions, measure: Me
     those of the untouched run is not run. Raises `LayoutError` for a layer without softmax attention or that takes no
     cache, `InputError` for masks that cannot be read, and whatever a layer raises.
     """
-    signatures = {layer: _signature_with_cache(core, layer) for layer in _layers_run(core, versions)}
-    return _run(core, batch, versions, measure, signatures, Recorder())
+    return _run(core, batch, versions, measure, Cache())
 
 
 def run_from_layers(core: Core, batch: Batch, versions: Versions, measure: Measure) -> tuple[Tensor, Tensor]:
@@ -102,30 +101,22 @@ def run_from_layers(core: Core, batch: Batch, versions: Versions, measure: Measu
 
     For layers that mix positions otherwise than by softmax attention, or keep more of the past than keys and values.
     """
-    signatures = {layer: _signature(core, layer) for layer in _layers_run(core, versions)}
-    return _run(core, batch, versions, measure, signatures, None)
+    return _run(core, batch, versions, measure, None)
 
 
-def _run(
-    core: Core,
-    batch: Batch,
-    versions: Versions,
-    measure: Measure,
-    signatures: dict[int, Signature],
-    recorder: Recorder | None,
-) -> tuple[Tensor, Tensor]:
-    site = versions.site
-    edits = [] if recorder is None else [Edit(CALL, n, with_cache, (recorder, signatures[n].cache)) for n in signatures]
+def _run(core: Core, batch: Batch, versions: Versions, measure: Measure, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    """`cache` records keys and values in the untouched run, None where versions are resumed from a layer."""
+    site, layers = versions.site, range(min(versions.states), core.structure.n_layers)
+    signatures = {layer: _signature(core, layer, cache is not None) for layer in layers}
+    edits = [] if cache is None else [Edit(CALL, n, with_cache, (cache, signatures[n].cache)) for n in layers]
     reads = [Read(("own", n), site, n, at_columns, (versions.columns,)) for n in versions.states]
-    for layer in signatures:
-        reads.append(Read(("call", layer), CALL, layer, as_it_is))
-        reads.append(Read(("enters", layer), "resid_pre", layer, whole))
-        reads.append(Read(("leaves", layer), "resid_post", layer, whole))
+    around = {"call": (CALL, as_it_is), "enters": ("resid_pre", whole), "leaves": ("resid_post", whole)}
+    reads += [Read((name, n), at, n, function) for n in layers for name, (at, function) in around.items()]
     steps = schedule(core, 1, edits, reads)
     places = {} if site in BETWEEN else {layer: place(core, 1, layer, site) for layer in versions.states}
     inputs, _ = inputs_for_logits(core, batch, "last", inspected=True)
-    model, envoys, readout = core.nnsight, {layer: core.layers[layer] for layer in signatures}, core.readout
-    keys, limits = None if recorder is None else recorder.keys, Limits(ROWS_AT_ONCE, POSITIONS_AT_ONCE)
+    model, envoys, readout = core.nnsight, {layer: core.layers[layer] for layer in layers}, core.readout
+    keys, limits = None if cache is None else cache.keys, Limits(ROWS_AT_ONCE, POSITIONS_AT_ONCE)
     with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options):
         saved = nnsight.save({})
         values: dict = {}
@@ -136,28 +127,20 @@ def _run(
     return saved["base"].cpu(), saved["values"]
 
 
-def _layers_run(core: Core, versions: Versions) -> range:
-    """The layers from the lowest that states are written to."""
-    return range(min(versions.states), core.structure.n_layers)
-
-
-def _signature(core: Core, layer: int) -> Signature:
-    """The arguments of a layer, to call it at all positions."""
-    module = resolve(core.model, f"{core.structure.layers}.{layer}")
-    return Signature(find_argument(module, "(past_key_value|cache_params).*"), find_argument(module, ".*mask"))
-
-
-def _signature_with_cache(core: Core, layer: int) -> Signature:
-    """The arguments of a layer, to call it from a position on."""
-    kind, signature = core.structure.attention[layer], _signature(core, layer)
+def _signature(core: Core, layer: int, from_positions: bool) -> Signature:
+    """The arguments of a layer, to call it from a position on or at all positions."""
+    path, kind = f"{core.structure.layers}.{layer}", core.structure.attention[layer]
+    module = resolve(core.model, path)
+    cache, mask = (find_argument(module, name) for name in ("(past_key_value|cache_params).*", ".*mask"))
+    if not from_positions:
+        return Signature(cache, mask)
     if kind not in PATTERNED:
         raise LayoutError(f"layer {layer} has {kind} instead of softmax attention")
-    if signature.cache is None:
+    if cache is None:
         raise LayoutError(f"layer {layer} takes no cache of keys and values")
-    if signature.mask is None:
+    if mask is None:
         raise LayoutError(f"layer {layer} takes no mask")
-    attention = resolve(core.model, f"{core.structure.layers}.{layer}.{core.structure.attn[layer]}")
-    return replace(signature, causal=none_is_causal(attention))
+    return Signature(cache, mask, none_is_causal(resolve(core.model, f"{path}.{core.structure.attn[layer]}")))
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
@@ -212,18 +195,24 @@ def write_versions(value, rows, columns, heads, new):
     return value
 
 
+def of_cell(values, versions, cell):
+    """The values of one cell, from those at all columns of its layer: `[position, ...]`, of its head where it has one."""
+    value = values[cell.layer][torch.searchsorted(versions.columns, versions.groups[cell.group])]
+    return value if cell.head is None else value[:, cell.head]
+
+
 def changes_of(versions, rows, start):
     """The arguments of `write_versions` for the cells of `versions`, which are those `rows` of a pass that begins at
     `start`."""
-    cells, places = versions.cells, [versions.groups[cell.group] for cell in versions.cells]
-    rows = [torch.full_like(columns, row) for row, columns in zip(rows, places, strict=True)]
-    indices = [torch.searchsorted(versions.columns, columns) for columns in places]
-    if cells[0].head is None:
-        heads, new = None, [versions.states[cell.layer][at] for cell, at in zip(cells, indices, strict=True)]
-    else:
-        heads = torch.cat([torch.full_like(columns, cell.head) for cell, columns in zip(cells, places, strict=True)])
-        new = [versions.states[cell.layer][at, cell.head] for cell, at in zip(cells, indices, strict=True)]
-    return {"rows": torch.cat(rows), "columns": torch.cat(places) - start, "heads": heads, "new": torch.cat(new)}
+    cells, columns = versions.cells, [versions.groups[cell.group] for cell in versions.cells]
+    rows = [torch.full_like(group, row) for row, group in zip(rows, columns, strict=True)]
+    heads = [torch.full_like(group, cell.head or 0) for cell, group in zip(cells, columns, strict=True)]
+    return {
+        "rows": torch.cat(rows),
+        "columns": torch.cat(columns) - start,
+        "heads": None if cells[0].head is None else torch.cat(heads),
+        "new": torch.cat([of_cell(versions.states, versions, cell) for cell in cells]),
+    }
 
 
 def differing(versions, values):
@@ -232,12 +221,7 @@ def differing(versions, values):
     for layer, states in versions.states.items():
         own = values["own", layer]
         moved[layer] = (states.to(own.device, own.dtype) != own).flatten(2 if own.ndim > 2 else 1).any(dim=-1).cpu()
-    numbers = []
-    for number, cell in enumerate(versions.cells):
-        at = moved[cell.layer][torch.searchsorted(versions.columns, versions.groups[cell.group])]
-        if (at if cell.head is None else at[:, cell.head]).any():
-            numbers.append(number)
-    return numbers
+    return [number for number, cell in enumerate(versions.cells) if of_cell(moved, versions, cell).any()]
 
 
 def run_pass(run, readout, versions, start):
@@ -246,19 +230,17 @@ def run_pass(run, readout, versions, start):
     hidden = run.values["enters", lowest][:0, start:]
     for layer in range(lowest, run.last + 1):
         coming = replace(versions, cells=[cell for cell in versions.cells if cell.layer == layer])
-        if versions.site == "resid_post":
-            hidden = call_some(run, layer, hidden, start)
-            hidden = with_changed(hidden, run.values["leaves", layer], coming, start)
-        elif versions.site == "resid_pre":
+        if versions.site == "resid_pre":
             hidden = with_changed(hidden, run.values["enters", layer], coming, start)
+        if versions.site in BETWEEN or not coming.cells:
             hidden = call_some(run, layer, hidden, start)
-        elif coming.cells:
+        else:
             before = len(hidden)
             hidden = with_more(hidden, run.values["enters", layer], len(coming.cells), start)
             changes = changes_of(coming, range(before, len(hidden)), start)
             hidden = call_changed(run, layer, hidden, start, partial(write_versions, **changes))
-        else:
-            hidden = call_some(run, layer, hidden, start)
+        if versions.site == "resid_post":
+            hidden = with_changed(hidden, run.values["leaves", layer], coming, start)
         added = run.added.get(layer + 1)
         hidden = hidden if added is None else hidden + added[:, start:].to(hidden.device)
     return readout.logits(hidden[:, -1])

@@ -24,8 +24,8 @@ slot                  sites                                  where the value is
 ====================  =====================================  ===========================================================
 
 `context` is a dict of what earlier steps in the same layer took: the values of sites by their names, and under "past" the
-number of positions in the cache. `at_input` says whether a slot reads and writes the inputs of its module, and
-`for_rows(n)` is the slot for a batch of another size.
+number of positions in the cache. `slot.side` says whether it reads and writes the "input" or the "output" of its module,
+and `slot.for_rows(n)` is the same slot for a batch of another size.
 
 All of this runs inside a trace, so it is plain torch and can be sent to a server that does not have this package.
 """
@@ -165,9 +165,7 @@ class Argument:
 
     def of(self, args, kwargs):
         """Its value in a call; None where the call does not have it."""
-        if self.name in kwargs:
-            return kwargs[self.name]
-        return args[self.place] if self.place < len(args) else None
+        return kwargs.get(self.name, args[self.place] if self.place < len(args) else None)
 
     def put(self, args, kwargs, value):
         """The arguments of a call with another value for this one."""
@@ -179,7 +177,7 @@ class Argument:
 class Slot:
     """What all slots have. One that depends on the number of rows in a batch has it in `rows`."""
 
-    at_input: bool = False
+    side: str = "output"
     rows: int | None = None
 
     def for_rows(self, rows):
@@ -191,7 +189,7 @@ class Slot:
 class InputSlot(Slot):
     """The first input."""
 
-    at_input = True
+    side = "input"
 
     def take(self, envoy, context):
         whole = envoy.input
@@ -247,25 +245,21 @@ class MidSlot(Slot):
 class TokensSlot(Slot):
     """The first input or output as `[token, width]`, whatever its shape; see `tokens_of`."""
 
-    at_input: bool = False
+    side: str = "output"
 
     def take(self, envoy, context):
-        whole = envoy.input if self.at_input else envoy.output
+        whole = getattr(envoy, self.side)
         return whole, tokens_of(whole)
 
     def put(self, envoy, context, whole, before, value):
-        new = put_tokens(whole, value)
-        if self.at_input:
-            envoy.input = new
-        else:
-            envoy.output = new
+        setattr(envoy, self.side, put_tokens(whole, value))
 
 
 @dataclass(frozen=True)
 class CallSlot(Slot):
     """All arguments of the call, as `(args, kwargs)`."""
 
-    at_input = True
+    side = "input"
 
     def take(self, envoy, context):
         return None, envoy.inputs
@@ -281,7 +275,7 @@ class MaskSlot(Slot):
     argument: Argument
     causal: bool
 
-    at_input = True
+    side = "input"
 
     def take(self, envoy, context):
         args, kwargs = envoy.inputs
@@ -306,7 +300,7 @@ class TowerMaskSlot(Slot):
     limits: Argument | None
     angles: Argument | None
 
-    at_input = True
+    side = "input"
 
     def take(self, envoy, context):
         args, kwargs = envoy.inputs
@@ -324,11 +318,11 @@ class HeadsSlot(Slot):
     rows: int | None
 
     @property
-    def at_input(self):  # type: ignore[override]
-        return self.heads.side == "input"
+    def side(self):  # type: ignore[override]
+        return self.heads.side
 
     def take(self, envoy, context):
-        whole = envoy.input if self.at_input else envoy.output
+        whole = getattr(envoy, self.side)
         value = in_rows(first(whole), self.rows, context)
         return whole, as_heads(value, self.heads, len(value))
 
@@ -336,11 +330,7 @@ class HeadsSlot(Slot):
         heads, tensor = self.heads, first(whole)
         new = in_rows(tensor, self.rows, context).clone().unflatten(2, (heads.groups, -1))
         new[..., heads.offset : heads.offset + heads.width] = value.flatten(2).unflatten(2, (heads.groups, heads.width))
-        new = new.reshape(tensor.shape)
-        if self.at_input:
-            envoy.input = new
-        else:
-            envoy.output = put_first(whole, new)
+        setattr(envoy, self.side, put_first(whole, new.reshape(tensor.shape)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ trace can be sent to a server that does not have this package.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -174,10 +174,9 @@ def reads_of_states(
     A state that is edited on its way into layer l is read there, after the edit. Elsewhere it makes a difference only
     where something is added between layers (DeepStack), which is not part of the state.
     """
-    depth = core.structure.n_layers
-    entering = {0, *(core.layer_indices([edit.layer])[0] for edit in edits if edit.site == "resid_pre")}
-    sites = [("resid_pre", state) if state in entering else ("resid_post", state - 1) for state in range(depth + 1)]
-    return [Read(state, *site, function, arguments) for state, site in enumerate(sites)]
+    entering = {core.layer_indices([edit.layer])[0] for edit in edits if edit.site == "resid_pre"}
+    states = range(core.structure.n_layers + 1)
+    return [Read(*at, function, arguments) for at in _at_states(states, {0, *entering}, "resid_pre", "resid_post")]
 
 
 def reads_of_vision(
@@ -196,6 +195,11 @@ def reads_of_vision(
     for state in numbers:
         if not 0 <= state <= depth:
             raise InputError(f"state {state!r}: the image tower of {core.name!r} has states 0 to {depth}")
-    entering = {0, *(edit.layer for edit in edits if edit.site == "vision_pre")}
-    sites = [("vision_pre", state) if state in entering else ("vision_post", state - 1) for state in numbers]
-    return [Read(state, *site, function, arguments) for state, site in zip(numbers, sites, strict=True)]
+    entering = {edit.layer for edit in edits if edit.site == "vision_pre"}
+    return [Read(*at, function, arguments) for at in _at_states(numbers, {0, *entering}, "vision_pre", "vision_post")]
+
+
+def _at_states(states: Iterable[int], entering: set[int], pre: str, post: str) -> list[tuple[int, str, int]]:
+    """Number, site and layer of each state: read where it enters a layer if it is one of `entering`, else where it leaves
+    the layer before."""
+    return [(state, pre, state) if state in entering else (state, post, state - 1) for state in states]

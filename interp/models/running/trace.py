@@ -5,7 +5,8 @@ them out in one nnsight trace, and nothing leaves the trace but what was asked f
 
     run_forward(vlm, batch, [Edit("resid_pre", 4, torch.zeros_like)], [Read("state", "resid_post", 7, whole)])
 
-returns the logits under "logits" and the state under "state".
+returns the logits under "logits" and the state under "state". Before the places of sites are known, `run_for_visits` and
+`run_for_shapes` show what chosen modules take and return: a visit is one run of a module within a trace.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gc
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -24,11 +26,32 @@ from interp.models.batches.encodings import explained
 from interp.models.running.attention import eager, eager_tower
 from interp.models.running.masks import PATTERNED
 from interp.models.running.places import BEFORE_LAYERS
-from interp.models.running.steps import Edit, Read, follow, schedule, take_each, whole
+from interp.models.running.slots import InputSlot, first, is_feature_list
+from interp.models.running.steps import Edit, Read, Step, follow, schedule, take_each, whole
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
     from interp.models.running.core import Core
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The first input and the first output of a module when it ran, None where that is no floating-point tensor, and the
+    `others` among its outputs."""
+
+    input: Tensor | None
+    output: Tensor | None
+    others: tuple[Tensor | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shape of the first input of a module and those of all its outputs, on one visit. `is_list` says whether the
+    output was a list of features."""
+
+    input: tuple[int, ...] | None
+    outputs: list[tuple[int, ...]]
+    is_list: bool
 
 
 # Around a trace ----------------------------------------------------------------------------------------------------------
@@ -97,29 +120,23 @@ def run_forward(
     A read or an edit of "pattern" makes the decoder's attention eager for this run, one of "vision_pattern" the tower's; see
     `interp.models.running.attention`.
     """
-    with weights_available(core, edits, reads):
-        return _run_forward(core, batch, edits, reads, logits)
-
-
-def _run_forward(
-    core: Core, batch: Batch, edits: Sequence[Edit], reads: Sequence[Read], logits: str | Tensor | None
-) -> dict[Any, Tensor]:
     model = core.nnsight
-    steps = schedule(core, len(batch), edits, reads)
     mask = batch.positions["last"] if isinstance(logits, str) and logits == "last" else logits
     rows, columns = mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else (None, None)
     inputs, at_end = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
-    with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options) as tracer:
-        saved = nnsight.save({})
-        follow(steps, saved)
-        if logits is None:
-            tracer.stop()
-        elif at_end:
-            saved["logits"] = model.output.logits[:, -1]
-        elif rows is None:
-            saved["logits"] = model.output.logits
-        else:
-            saved["logits"] = take_each(model.output.logits, rows, columns, None)
+    with weights_available(core, edits, reads):
+        steps = schedule(core, len(batch), edits, reads)
+        with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options) as tracer:
+            saved = nnsight.save({})
+            follow(steps, saved)
+            if logits is None:
+                tracer.stop()
+            elif at_end:
+                saved["logits"] = model.output.logits[:, -1]
+            elif rows is None:
+                saved["logits"] = model.output.logits
+            else:
+                saved["logits"] = take_each(model.output.logits, rows, columns, None)
     return dict(saved)
 
 
@@ -139,6 +156,49 @@ def run_until_reads(
         follow(steps, saved)
         tracer.stop()
     return dict(saved)
+
+
+# Visits ------------------------------------------------------------------------------------------------------------------
+
+
+def run_for_visits(
+    core: Core, inputs: Mapping[str, Tensor], envoys: Sequence[Any], **options: Any
+) -> dict[str, list[Visit]]:
+    """One forward pass: the visits to these modules by their nnsight paths, in the order in which they began."""
+    options = {**core.on_device(inputs), **options, **core.trace_options}
+    with explained(), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+        cache = tracer.cache(modules=list(envoys), include_inputs=True).save()
+    return {
+        path: [Visit(_tensor(value), _tensor(output), _others(output)) for value, output in visits]
+        for path, visits in visits_in(cache).items()
+    }
+
+
+def run_for_shapes(core: Core, inputs: Mapping[str, Tensor], envoys: Sequence[Any]) -> dict[str, list[Shapes]]:
+    """The shapes at each visit to these modules before layer 0, by their nnsight paths; nothing else leaves the trace."""
+    options = {**core.on_device(inputs), **core.trace_options}
+    # The step is made here: a trace that names the core would be sent with all of it.
+    steps = [Step(core.layers[0], InputSlot())]
+    with memory_freed(), explained(), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+        cache = tracer.cache(modules=list(envoys), include_inputs=True)
+        follow(steps, {})
+        shapes = nnsight.save(shapes_of(cache))
+        tracer.stop()
+    return {
+        path: [Shapes(inputs[0] if inputs else None, outputs, is_list) for inputs, outputs, is_list in visits]
+        for path, visits in shapes.items()
+    }
+
+
+def _tensor(value: Any) -> Tensor | None:
+    value = first(value) if isinstance(value, tuple | list | dict) and len(value) else value
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
+
+
+def _others(value: Any) -> tuple[Tensor | None, ...]:
+    if not isinstance(value, tuple | list):
+        return ()
+    return tuple(_tensor(other) if isinstance(other, Tensor) else None for other in value[1:])
 
 
 # Generation --------------------------------------------------------------------------------------------------------------
@@ -205,6 +265,35 @@ def visible(core: Core, batch: Batch, layers: int | str | Iterable[int] = "all")
     return [masks[layer].cpu() if layer in masks else None for layer in chosen]
 
 
+# Plain torch, run inside the trace ---------------------------------------------------------------------------------------
+
+
 def any_head(allowed):
-    """Plain torch, run inside the trace: `[batch, heads, query, key]` to `[batch, query, key]`."""
+    """`[batch, heads, query, key]` to `[batch, query, key]`: True where some head may attend."""
     return allowed.any(dim=1)
+
+
+def visits_in(cache):
+    """The visits to each module in a cache, as pairs of its input and its output."""
+    visits = {}
+    for path in cache.keys():  # noqa: SIM118  a cache's iteration is over what is below it, by number
+        module = cache[path]
+        once = len(module) == 1
+        visits[path] = [(module.input, module.output)] if once else list(zip(module.input, module.output, strict=True))
+    return visits
+
+
+def shapes_of(cache):
+    """For each module in a cache, each of its visits: the shapes of its inputs and of its outputs, and whether these are
+    a list of features."""
+    return {
+        path: [(shapes_in(value), shapes_in(output), is_feature_list(output)) for value, output in visits]
+        for path, visits in visits_in(cache).items()
+    }
+
+
+def shapes_in(value):
+    """The shapes of the tensors among what a module takes or returns; of named ones only that of the first."""
+    value = first(value) if isinstance(value, dict) and len(value) else value
+    values = value if isinstance(value, tuple | list) else [value]
+    return [tuple(each.shape) for each in values if isinstance(each, torch.Tensor)]

@@ -8,8 +8,7 @@ import torch
 
 import interp
 from interp.models.running.steps import Edit, Read, take_each, take_mean, whole, write
-from interp.models.running.trace import run_forward, run_until_reads
-from interp.models.running.visits import run_for_shapes
+from interp.models.running.trace import run_for_shapes, run_forward, run_until_reads
 
 
 def read_all(vlm, batch):
