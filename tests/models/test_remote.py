@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -52,8 +53,11 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         prefers = partial(metrics.measured, rule=metrics.difference_of, against=(torch.tensor(1), torch.tensor(0)))
         reading = readout.Readout, readout.LogitScaling(2.0, 30.0, (1,))
         one, two = torch.tensor([1]), {0: torch.tensor([[9.0, 2.0]])}
-        versions = resume.Versions("resid_pre", [resume.Cell(0, 0)], [one], one, two), resume.Limits(64, 64)
-        functions.append((replay.Cache(), replay.Run, signature, resume.measure_versions, prefers, *reading, *versions))
+        versions = resume.Versions("resid_pre", [resume.Cell(0, 0)], [one], one, two)
+        functions.append((replay.Cache(), replay.Run, signature, resume.measure_versions, prefers, *reading, versions))
+        sys.path.insert(0, sys.argv[2])
+        from slot_cases import cases
+        functions.append({name: tuple(case) for name, case in cases().items()})
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """
@@ -66,8 +70,9 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         import torch
         from nnsight.intervention.serialization import loads
         from dataclasses import replace
-        sent, resumed = loads(open(sys.argv[1], "rb").read())
-        cache, Run, signature, measure_versions, prefers, Readout, scaling, versions, limits = resumed
+        from types import SimpleNamespace
+        sent, resumed, slots = loads(open(sys.argv[1], "rb").read())
+        cache, Run, signature, measure_versions, prefers, Readout, scaling, versions = resumed
         follow, steps, shapes_of, edits, kinds, backward = sent
         class Layer:
             input = output = torch.ones(1, 6, 128)
@@ -101,7 +106,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         seen = {("call", 0): call, ("enters", 0): states, ("leaves", 0): summing(states, past_key_values=cache)}
         seen["own", 0] = states[0, [1]]
         run, readout = Run({0: summing}, {0: signature}, {}, seen, cache.keys), Readout(identity, identity, 2)
-        values = measure_versions(run, readout, prefers, torch.zeros(1), limits, versions)
+        values = measure_versions(run, readout, prefers, torch.zeros(1), versions)
         states[0, 1] = torch.tensor([9.0, 2.0])
         assert values == prefers(states[:, -1] + states.sum(dim=1)), values
         capped = Readout(identity, identity, 2, scaling).without_norm().logits(torch.tensor([[3.0, 4.0]]))
@@ -114,11 +119,25 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         arguments = torch.full((1, 3), 2.0), one, second, one, 1, None
         go_back(measured, held, [GradientRead("moved", "z", 0, toward, arguments)], saved)
         assert saved["moved"].tolist() == [6.0], saved
+
+        def near(a, b):
+            return torch.allclose(a.float(), b.float(), atol=1e-6) if isinstance(a, torch.Tensor) else a == b
+
+        assert len({type(slot).__name__ for slot, *_ in slots.values()}) == 11
+        for name, (slot, content, context, value, other, seen) in slots.items():
+            module = SimpleNamespace(**content)
+            whole, found = slot.take(module, context)
+            assert near(found, value), name
+            if other is not None:
+                slot.put(module, context, whole, found, other)
+                assert not seen or name == "call" or near(slot.take(module, context)[1], other), name
+        assert slots["mid"][0].for_rows(5).added.rows == 5 and slots["heads"][0].side == "input"
         assert "interp" not in sys.modules
     """
     blob = str(tmp_path / "sent")
     for script in (send, read):
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), blob], capture_output=True, text=True)
+        command = [sys.executable, "-c", textwrap.dedent(script), blob, str(Path(__file__).parents[1])]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 

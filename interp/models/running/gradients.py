@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from interp.models.batches.encodings import explained
-from interp.models.running.steps import Edit, Read, follow, schedule, take_each
-from interp.models.running.trace import inputs_for_logits, memory_freed, weights_available
+from interp.models.running.steps import Edit, Read, follow, schedule
+from interp.models.running.trace import inputs_for_logits, logits_at, memory_freed, weights_available
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -49,8 +49,7 @@ def run_gradients(
     pairs: dict[int, Any] = {}
     zeros = [Edit(read.site, read.layer, with_zero, (pairs, number)) for number, read in enumerate(reads)]
     steps = schedule(core, len(batch), [*edits, *zeros], ())
-    inputs, at_end = inputs_for_logits(core, batch, "last", inspected=True)
-    rows, columns = batch.positions["last"].nonzero(as_tuple=True)
+    inputs, selection = inputs_for_logits(core, batch, "last", inspected=True)
     model = core.nnsight
     with (
         weights_available(core, edits, reads),
@@ -61,8 +60,7 @@ def run_gradients(
     ):
         saved = nnsight.save({})
         follow(steps, {})
-        logits = model.output.logits
-        value = measure(logits[:, -1] if at_end else take_each(logits, rows, columns, None))
+        value = measure(logits_at(model.output.logits, selection))
         saved["measure"] = value.detach()
         go_back(value, pairs, reads, saved)
     return dict(saved) if len(saved) > 1 else None

@@ -64,7 +64,7 @@ REBUILT = {"pattern": "z of edited weights", "vision_pattern": "vision_z of edit
 # All that a layer is called with, its arguments by place and by name.
 CALL = "call of a layer"
 # The outputs of projections, which each architecture runs in an order of its own.
-_PROJECTED, _PROJECTED_IN_BLOCKS = ("q", "k", "v"), ("vision_q", "vision_k", "vision_v")
+_PROJECTED = ("q", "k", "v", "vision_q", "vision_k", "vision_v")
 # The number of the projector among the layers; the blocks have those before it.
 _LAST_BEFORE = -1
 # The arguments of a tower's attention with the bounds of chunks, and with the cosines and sines of angles.
@@ -99,21 +99,19 @@ def moment(core: Core, layer: int, site: str) -> Moment:
         return Moment(core.layer_indices([layer])[0], SITES.index("resid_pre"), -1, site)
     if site not in SITES:
         raise InputError(f"site={site!r} is unknown: use one of {', '.join(SITES)}")
-    order, turn = SITES.index(site), 0
+    if site == "projector":
+        return Moment(_LAST_BEFORE, SITES.index(site), 0, site)
     if site in _OF_BLOCKS:
         depth = len(core.blocks)
         if not 0 <= layer < depth:
             raise InputError(f"block {layer!r}: the image tower of {core.name!r} has blocks 0 to {depth - 1}")
-        if site in _PROJECTED_IN_BLOCKS:
-            heads = getattr(tower_weights(core, layer), site.removeprefix("vision_"))
-            order, turn = SITES.index(_PROJECTED_IN_BLOCKS[0]), heads.turn if heads else 0
-        return Moment(_LAST_BEFORE - depth + layer, order, turn, site)
-    if site == "projector":
-        return Moment(_LAST_BEFORE, order, 0, site)
-    layer = core.layer_indices([layer])[0]
-    if site in _PROJECTED:
-        order, turn = SITES.index(_PROJECTED[0]), proved_place(core, layer, site).turn
-    return Moment(layer, order, turn, site)
+        heads = getattr(tower_weights(core, layer), site.removeprefix("vision_")) if site in _PROJECTED else None
+        number, first = _LAST_BEFORE - depth + layer, "vision_q"
+    else:
+        number, first = core.layer_indices([layer])[0], "q"
+        heads = proved_place(core, number, site) if site in _PROJECTED else None
+    order = SITES.index(first if site in _PROJECTED else site)
+    return Moment(number, order, heads.turn if heads else 0, site)
 
 
 def rebuilt_moment(core: Core, layer: int, weights: str) -> Moment:
@@ -203,10 +201,9 @@ def place(core: Core, rows: int, layer: int, site: str) -> Place:
         index = proved_place(core, layer, "pattern")
         z = None if core.structure.z is None else core.structure.z[layer]
         projection = None if z is None else resolve(envoy, z.module)
-        slot: slots.Slot = (
-            slots.PatternSlot(index, projection) if site == "pattern" else slots.RebuiltSlot(projection, "z")
-        )
-        return Place(resolve(envoy, core.structure.attn[layer] or ""), slot)
+        attention = resolve(envoy, core.structure.attn[layer] or "")
+        rebuilt = site != "pattern"
+        return Place(attention, slots.RebuiltSlot(projection, "z") if rebuilt else slots.PatternSlot(index, projection))
     if site == "resid_mid":
         proved_place(core, layer, site)
     added = proved_place(core, layer, "attn_out" if site == "resid_mid" else site)

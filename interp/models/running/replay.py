@@ -10,6 +10,7 @@ the run as there are. A `Cache` that returns the stored keys and values takes th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -72,14 +73,6 @@ class Run:
         states = self.values["enters", layer]
         added = states - self.values["leaves", layer - 1].to(states.device)
         return added if added.any() else None
-
-
-class HookEnvoy:
-    """What `Slot.take` and `Slot.put` need of an envoy, for a module that is called again and seen by a plain hook."""
-
-    def __init__(self, inputs=None, output=None):
-        self.inputs, self.output = inputs, output
-        self.input = None if inputs is None else first_argument(*inputs)
 
 
 # Arguments ---------------------------------------------------------------------------------------------------------------
@@ -160,16 +153,17 @@ def call_changed(run, layer, hidden, start, change):
     slot = slot.for_rows(len(hidden))
     context = {"resid_pre": hidden, "past": 0}
 
-    def changed(envoy):
-        whole, value = slot.take(envoy, context)
-        slot.put(envoy, context, whole, value, change(value))
-        return envoy
+    def changed(**content):
+        module = SimpleNamespace(**content)
+        whole, value = slot.take(module, context)
+        slot.put(module, context, whole, value, change(value))
+        return getattr(module, slot.side)
 
     def before(module, args, kwargs):
-        return with_states(args, kwargs, changed(HookEnvoy(inputs=(args, kwargs))).input)
+        return with_states(args, kwargs, changed(input=first_argument(args, kwargs)))
 
     def after(module, args, output):
-        return changed(HookEnvoy(output=output)).output
+        return changed(output=output)
 
     module = envoy._module
     if slot.side == "input":

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
     from interp.models.running.core import Core
 
-# The limits of a pass; see `Limits`.
+# Versions of one pass, and positions of all of them together: the memory that a pass may take.
 ROWS_AT_ONCE = 64
 POSITIONS_AT_ONCE = 16_384
 # Sites that hold what enters or leaves a layer: they are changed between two layers, the others inside one.
@@ -75,14 +75,6 @@ class Versions:
     groups: Sequence[Tensor]
     columns: Tensor
     states: Mapping[int, Tensor]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The memory that a pass may take: its rows, and the positions of all rows together."""
-
-    rows: int
-    positions: int
 
 
 def run_from_positions(core: Core, batch: Batch, versions: Versions, measure: Measure) -> tuple[Tensor, Tensor]:
@@ -116,14 +108,14 @@ def _run(core: Core, batch: Batch, versions: Versions, measure: Measure, cache: 
     places = {} if site in BETWEEN else {layer: place(core, 1, layer, site) for layer in versions.states}
     inputs, _ = inputs_for_logits(core, batch, "last", inspected=True)
     model, envoys, readout = core.nnsight, {layer: core.layers[layer] for layer in layers}, core.readout
-    keys, limits = None if cache is None else cache.keys, Limits(ROWS_AT_ONCE, POSITIONS_AT_ONCE)
+    keys = None if cache is None else cache.keys
     with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options):
         saved = nnsight.save({})
         values: dict = {}
         follow(steps, values)
         saved["base"] = measure(model.output.logits[:, -1])
         run = Run(envoys, signatures, places, values, keys)
-        saved["values"] = measure_versions(run, readout, measure, saved["base"], limits, versions)
+        saved["values"] = measure_versions(run, readout, measure, saved["base"], versions)
     return saved["base"].cpu(), saved["values"]
 
 
@@ -264,13 +256,13 @@ def with_changed(hidden, states, coming, start):
     """The versions so far, and after them those that begin here with a change to these states of the untouched run."""
     if not coming.cells:
         return hidden
-    new = with_more(states[:0, start:], states, len(coming.cells), start)
-    new = write_versions(new, **changes_of(coming, range(len(coming.cells)), start))
+    count = len(coming.cells)
+    new = write_versions(states[:, start:].expand(count, -1, -1), **changes_of(coming, range(count), start))
     # After the last layer the versions have the last position alone.
     return torch.cat([hidden, new[:, -hidden.shape[1] :].to(hidden.device)]) if len(hidden) else new
 
 
-def measure_versions(run, readout, measure, base, limits, versions):
+def measure_versions(run, readout, measure, base, versions):
     """The measure of each cell, `[cell, ...]`; the cells that do not differ have that of the untouched run, `base`."""
     states = {layer: new.to(run.values["own", layer].device) for layer, new in versions.states.items()}
     cells, versions = versions.cells, replace(versions, states=states)
@@ -280,7 +272,7 @@ def measure_versions(run, readout, measure, base, limits, versions):
     for number in sorted(differing(versions, run.values), key=lambda number: cells[number].layer):
         passes[starts[int(versions.groups[cells[number].group].min())]].append(number)
     for start, members in passes.items():
-        rows = max(1, min(limits.rows, limits.positions // (run.length - start)))
+        rows = max(1, min(ROWS_AT_ONCE, POSITIONS_AT_ONCE // (run.length - start)))
         for begin in range(0, len(members), rows):
             numbers = members[begin : begin + rows]
             some = replace(versions, cells=[cells[number] for number in numbers])

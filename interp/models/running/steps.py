@@ -146,12 +146,11 @@ def schedule(core: Core, rows: int, edits: Sequence[Edit], reads: Sequence[Read]
         time = moment(core, each.layer, each.site)
         return rebuilt.get(time.layer, time) if each.site in WEIGHTS else time
 
-    edits_at: dict[Moment, list[Edit]] = defaultdict(list)
-    reads_at: dict[Moment, list[Read]] = defaultdict(list)
+    work: dict[Moment, tuple[list[Edit], list[Read]]] = defaultdict(lambda: ([], []))
     for edit in edits:
-        edits_at[moment_of(edit)].append(edit)
+        work[moment_of(edit)][0].append(edit)
     for read in reads:
-        reads_at[moment_of(read)].append(read)
+        work[moment_of(read)][1].append(read)
     # What later steps of the layer need: the state between attention and MLP is a sum with what entered the layer.
     both: list[Edit | Read] = [*edits, *reads]
     needed = {
@@ -161,8 +160,8 @@ def schedule(core: Core, rows: int, edits: Sequence[Edit], reads: Sequence[Read]
     }
     needed |= {moment(core, edit.layer, site) for edit in edits for site in edit.context if site != "past"}
     return [
-        Step(*place(core, rows, at.layer, at.site), at.site if at in needed else None, edits_at[at], reads_at[at])
-        for at in sorted({*edits_at, *reads_at, *needed})
+        Step(*place(core, rows, at.layer, at.site), at.site if at in needed else None, *work[at])
+        for at in sorted({*work, *needed})
     ]
 
 

@@ -170,18 +170,18 @@ def checked_structure(model: Any, structure: Any) -> dict[str, Any]:
     for name, value in values.items():
         if name not in known:
             raise InputError(f"structure has no {name!r}: give any of {', '.join(known)}")
-        seen, kind, least = f"structure {name}={shown(value)}", str(known[name].type), int(name != "image_token_id")
+        label, kind, least = f"structure {name}={shown(value)}", str(known[name].type), int(name != "image_token_id")
         if known[name].default is None:
-            raise InputError(f"{seen}: this is measured on the model, leave it out")
+            raise InputError(f"{label}: this is measured on the model, leave it out")
         if value is None and kind.endswith("| None"):
             continue
         if kind.startswith("str") and not (isinstance(value, str) and value in paths):
-            raise InputError(f"{seen} is no module of {type(model).__name__}: give a dotted path")
+            raise InputError(f"{label} is no module of {type(model).__name__}: give a dotted path")
         if kind.startswith("int") and not _is_int(value, least):
-            raise InputError(f"{seen}: expected an int from {least} on")
+            raise InputError(f"{label}: expected an int from {least} on")
         if kind.startswith("tuple"):
             if not isinstance(value, list | tuple):
-                raise InputError(f"{seen}: expected a tuple with one entry a layer")
+                raise InputError(f"{label}: expected a tuple with one entry a layer")
             values[name] = tuple(value)
     return values
 

@@ -86,20 +86,18 @@ def weights_available(core: Core, edits: Sequence[Edit], reads: Sequence[Any]) -
         yield
 
 
-def inputs_for_logits(
-    core: Core, batch: Batch, logits: str | Tensor | None, inspected: bool
-) -> tuple[dict[str, Any], bool]:
-    """The inputs of a run that returns these logits, and whether they are those of the last position of every row.
+def inputs_for_logits(core: Core, batch: Batch, logits: Any, inspected: bool) -> tuple[dict[str, Any], Any]:
+    """The inputs of a run that returns these logits (as `run_forward` takes them), and the selection for `logits_at`.
 
-    The model is then told to compute no others, unless its layers are `inspected` (read or edited) and it would leave out
-    positions of its last layers too.
+    Where every row ends with its last real token, the model computes no other logits, unless its layers are `inspected` (read
+    or edited) and it would leave out positions of its last layers too.
     """
-    inputs = core.inputs_of(batch)
-    at_end = isinstance(logits, str) and logits == "last" and bool(batch.positions["last"][:, -1].all())
-    whole_states = core.structure.trims is False or not inspected
-    if at_end and whole_states and core.accepts("logits_to_keep"):
-        inputs = {**inputs, "logits_to_keep": 1}
-    return inputs, at_end
+    inputs, last = core.inputs_of(batch), isinstance(logits, str) and logits == "last"
+    if last and bool(batch.positions["last"][:, -1].all()):
+        trims = core.structure.trims is not False and inspected
+        return ({**inputs, "logits_to_keep": 1} if core.accepts("logits_to_keep") and not trims else inputs), "end"
+    mask = batch.positions["last"] if last else logits
+    return inputs, mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else mask
 
 
 # Forward passes ----------------------------------------------------------------------------------------------------------
@@ -121,22 +119,16 @@ def run_forward(
     `interp.models.running.attention`.
     """
     model = core.nnsight
-    mask = batch.positions["last"] if isinstance(logits, str) and logits == "last" else logits
-    rows, columns = mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else (None, None)
-    inputs, at_end = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
+    inputs, selection = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
     with weights_available(core, edits, reads):
         steps = schedule(core, len(batch), edits, reads)
         with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options) as tracer:
             saved = nnsight.save({})
             follow(steps, saved)
-            if logits is None:
+            if selection is None:
                 tracer.stop()
-            elif at_end:
-                saved["logits"] = model.output.logits[:, -1]
-            elif rows is None:
-                saved["logits"] = model.output.logits
             else:
-                saved["logits"] = take_each(model.output.logits, rows, columns, None)
+                saved["logits"] = logits_at(model.output.logits, selection)
     return dict(saved)
 
 
@@ -222,22 +214,17 @@ def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens
     values: dict[int, Tensor] = {}
     rounds = max_new_tokens if steps else min(1, len(tower_steps))
     # Rows that all end early end the loop and everything after it in its block: the ids are read in another block.
-    with _generating(core, edits), model.generate(**options) as tracer:
-        with tracer.invoke(**inputs):
-            for step in tracer.iter[:rounds]:
-                follow([] if step else tower_steps, {})
-                follow(steps, {}, length + step - 1 if step else 0, values)
-        with tracer.invoke():
-            ids = nnsight.save(tracer.result)
-    return ids
-
-
-@contextmanager
-def _generating(core: Core, edits: Sequence[Edit]) -> Iterator[None]:
-    """Around a generation. Every row may end before the last step, so nnsight's warning about that is not shown."""
     with weights_available(core, edits, ()), warnings.catch_warnings(), explained(), torch.no_grad():
+        # Every row may end before the last step.
         warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
-        yield
+        with model.generate(**options) as tracer:
+            with tracer.invoke(**inputs):
+                for step in tracer.iter[:rounds]:
+                    follow([] if step else tower_steps, {})
+                    follow(steps, {}, length + step - 1 if step else 0, values)
+            with tracer.invoke():
+                ids = nnsight.save(tracer.result)
+    return ids
 
 
 # Who sees whom -----------------------------------------------------------------------------------------------------------
@@ -266,6 +253,16 @@ def visible(core: Core, batch: Batch, layers: int | str | Iterable[int] = "all")
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
+
+
+def logits_at(logits, selection):
+    """The logits of the last column ("end"), of all positions ("all"), or of these rows and columns."""
+    if selection == "end":
+        return logits[:, -1]
+    if selection == "all":
+        return logits
+    rows, columns = selection
+    return take_each(logits, rows, columns, None)
 
 
 def any_head(allowed):
