@@ -37,8 +37,8 @@ from interp.interventions.selection import (
     with_new_tokens,
 )
 from interp.models.running.masks import PATTERNED
-from interp.models.running.trace import Edit
-from interp.models.running.visibility import visible
+from interp.models.running.steps import Edit
+from interp.models.running.trace import visible
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

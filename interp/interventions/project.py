@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.interventions.selection import keep_iterators
 from interp.interventions.writes import Where, finite_direction, places_of, where
-from interp.models.running.trace import Edit
+from interp.models.running.steps import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

@@ -32,7 +32,7 @@ from interp.interventions.writes import (
     where,
 )
 from interp.models.batches.batch import Batch
-from interp.models.running.trace import Edit
+from interp.models.running.steps import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM

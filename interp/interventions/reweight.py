@@ -30,7 +30,7 @@ from interp.interventions.knockout import patterned
 from interp.interventions.selection import chosen_blocks, chosen_layers, keep_iterators
 from interp.models.layout.patches import times_run
 from interp.models.running.attention import eager_tower
-from interp.models.running.trace import Edit
+from interp.models.running.steps import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

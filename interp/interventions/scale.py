@@ -17,7 +17,7 @@ import torch
 from interp.arguments import checked_number
 from interp.interventions.selection import keep_iterators
 from interp.interventions.writes import multiply_states, spread, where
-from interp.models.running.trace import Edit
+from interp.models.running.steps import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

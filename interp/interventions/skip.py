@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.interventions.selection import chosen_layers, chosen_positions, keep_iterators
-from interp.models.running.trace import Edit
+from interp.models.running.steps import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

@@ -18,7 +18,7 @@ from interp.arguments import checked_number
 from interp.errors import InputError, shown
 from interp.interventions.selection import keep_iterators
 from interp.interventions.writes import add_states, finite_direction, is_one_for_all, spread, where
-from interp.models.running.trace import Edit
+from interp.models.running.steps import Edit
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
 from interp.interventions.selection import chosen_heads, chosen_layers, chosen_positions
-from interp.models.running.places import HEADED, STATES, proved
-from interp.models.running.trace import Edit, Read, run_forward, whole
+from interp.models.running.places import HEADED, STATES, proved_place
+from interp.models.running.steps import Edit, Read, whole
+from interp.models.running.trace import run_forward
 
 if TYPE_CHECKING:
     from interp.models import VLM, Batch
@@ -49,7 +50,7 @@ class Where:
         ]
 
 
-# What these functions are given beside the value; see `interp.models.running.trace.Edit`.
+# What these functions are given beside the value; see `interp.models.running.steps.Edit`.
 PAST = ("past",)
 
 
@@ -113,7 +114,7 @@ def where(vlm: VLM, batch: Batch, site: str, layers: Any, positions: Any, heads:
     layers = chosen_layers(vlm, layers)
     if site in STATES:
         return Where(site, layers, mask, [None] * len(layers), [(vlm.structure.d_model,)] * len(layers))
-    found = [proved(vlm, layer, site) for layer in layers]
+    found = [proved_place(vlm, layer, site) for layer in layers]
     chosen = [chosen_heads(vlm, heads, each.number, layer) for each, layer in zip(found, layers, strict=True)]
     shapes = [(each.number if few is None else len(few), each.d_head) for each, few in zip(found, chosen, strict=True)]
     return Where(site, layers, mask, chosen, shapes)

@@ -26,7 +26,8 @@ from interp.errors import InputError, shown
 from interp.lens.reading import Translator, divergence, log_probs, positions_at_once, translate
 from interp.models import VLM, Batch
 from interp.models.running.readout import Readout
-from interp.models.running.trace import reads_of_states, run_forward, take_each
+from interp.models.running.steps import reads_of_states, take_each
+from interp.models.running.trace import run_forward
 from interp.statistics.bootstrap import bootstrap_ratio
 
 

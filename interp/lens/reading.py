@@ -23,7 +23,8 @@ from interp.lens.result import LensResult
 from interp.models import VLM, Batch, Intervention
 from interp.models.batches.targets import target_ids, word_of
 from interp.models.running.readout import Readout
-from interp.models.running.trace import Edit, Read, reads_of_states, run_forward
+from interp.models.running.steps import Edit, Read, reads_of_states
+from interp.models.running.trace import run_forward
 from interp.provenance import Provenance, fingerprint
 
 # How many logits are made at once: 67 MB in float32, of which some ten copies live at the same time.

@@ -28,8 +28,9 @@ from torch import Tensor
 from interp.arguments import checked_seed
 from interp.errors import InputError, LayoutError
 from interp.models import VLM, Batch
-from interp.models.running.gradients import Slope, run_gradients
-from interp.models.running.trace import Read, run_forward, take_each
+from interp.models.running.gradients import GradientRead, run_gradients
+from interp.models.running.steps import Read, take_each
+from interp.models.running.trace import run_forward
 from interp.models.vlm import Intervention
 from interp.patching.grid import Grid, grid_of, result_of
 from interp.patching.metrics import Bound, Measure, Metric, measured, name_of, of_run
@@ -116,10 +117,10 @@ def _attributed(vlm: VLM, grid: Grid, rows: Sequence[int], measures: Sequence[Bo
     counts = [len(group) for of_row in groups for group in of_row]
     cells = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     common = *_places(target, groups), cells, len(counts), grid.heads
-    slopes = [Slope(layer, grid.site, layer, toward, (seen[layer], *common)) for layer in grid.layers]
+    slopes = [GradientRead(layer, grid.site, layer, toward, (seen[layer], *common)) for layer in grid.layers]
     found = _gradients(vlm, target, measure, slopes, grid)
     change = torch.stack([found[layer].cpu() for layer in grid.layers], dim=1)
-    of_target = found["measured"].cpu()
+    of_target = found["measure"].cpu()
     change = change.unflatten(0, (len(rows), -1)).transpose(1, 2).to(of_target)
     return of_source.cpu(), of_target, change + of_target.reshape(-1, *[1] * (change.ndim - 1))
 
@@ -134,7 +135,7 @@ def _places(batch: Batch, groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, T
     return torch.cat(rows), torch.cat(columns)
 
 
-def _gradients(vlm: VLM, batch: Batch, measure: Any, slopes: Sequence[Slope], grid: Grid) -> dict[Any, Tensor]:
+def _gradients(vlm: VLM, batch: Batch, measure: Any, slopes: Sequence[GradientRead], grid: Grid) -> dict[Any, Tensor]:
     """The slopes of the target run. Whatever keeps a gradient from being taken becomes an error of one line."""
     try:
         found = run_gradients(vlm, batch, measure, slopes, vlm.edits_of(batch, grid.interventions))

@@ -30,7 +30,6 @@ from interp.models.running.resume import (
     ROWS_AT_ONCE,
     Measure,
     Versions,
-    as_tuples,
     at_columns,
     changes_of,
     differing,
@@ -38,7 +37,8 @@ from interp.models.running.resume import (
     run_from_positions,
     write_versions,
 )
-from interp.models.running.trace import Edit, Read, run_forward
+from interp.models.running.steps import Edit, Read
+from interp.models.running.trace import run_forward
 from interp.models.vlm import Intervention
 
 # The ways to resume cells, best first, and what is said of them.
@@ -93,11 +93,10 @@ def run_whole(
 
 def _edits(versions: Versions) -> list[Edit]:
     """The edits that make each row of a batch one of these cells."""
-    cells = as_tuples(versions.cells)
     edits = []
-    for layer in sorted({layer for layer, _, _ in cells}):
-        rows = [row for row, cell in enumerate(cells) if cell[0] == layer]
-        change = changes_of([cells[row] for row in rows], rows, 0, versions.groups, versions.columns, versions.given)
+    for layer in sorted({cell.layer for cell in versions.cells}):
+        rows = [row for row, cell in enumerate(versions.cells) if cell.layer == layer]
+        change = changes_of(replace(versions, cells=[versions.cells[row] for row in rows]), rows, 0)
         edits.append(Edit(versions.site, layer, partial(write_versions, **change)))
     return edits
 
@@ -106,9 +105,9 @@ def _different(
     vlm: VLM, row: Batch, versions: Versions, interventions: Sequence[Intervention] = ()
 ) -> tuple[list[int], dict[Any, Tensor]]:
     """The numbers of the cells that are not the row's own run, and that run's logits."""
-    reads = [Read(("own", layer), versions.site, layer, at_columns, (versions.columns,)) for layer in versions.given]
+    reads = [Read(("own", layer), versions.site, layer, at_columns, (versions.columns,)) for layer in versions.states]
     seen = run_forward(vlm, row, vlm.edits_of(row, interventions), reads)
-    return differing(as_tuples(versions.cells), versions.groups, versions.columns, versions.given, seen), seen
+    return differing(versions, seen), seen
 
 
 def _repeats(vlm: VLM, row: Batch, logits: Tensor, interventions: Sequence[Intervention]) -> bool:
@@ -154,7 +153,7 @@ def way_of(vlm: VLM, row: Batch, versions: Versions, seed: int) -> tuple[str, st
 def _reach(row: Batch, versions: Versions) -> tuple[int, bool]:
     """How much is run again for these versions: the lowest layer, and whether it is the last position alone."""
     first = min(int(versions.groups[group].min()) for group in {cell.group for cell in versions.cells})
-    return min(versions.given), first == len(row.tokens[0]) - 1
+    return min(versions.states), first == len(row.tokens[0]) - 1
 
 
 def _drawn(vlm: VLM, row: Batch, versions: Versions, seed: int) -> Versions:

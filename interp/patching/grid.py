@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.errors import InputError, InterpError
 from interp.interventions.selection import chosen_heads, chosen_layers
 from interp.models import VLM, Batch
-from interp.models.running.places import HEADED, STATES, proved
+from interp.models.running.places import HEADED, STATES, proved_place
 from interp.models.vlm import Intervention
 from interp.patching.metrics import Bound, Measure, Metric, bind, name_of
 from interp.patching.pairs import DIRECTIONS, Pairs, matched, picture_of
@@ -110,7 +110,7 @@ def _heads_of(vlm: VLM, site: str, layers: list[int], heads: Any) -> list[int] |
         raise InputError(f"heads={heads!r}: {site} has no heads, leave heads out or use one of {', '.join(HEADED)}")
     if site in ("resid_pre", "resid_post"):
         return None
-    found = [proved(vlm, layer, site) for layer in layers]
+    found = [proved_place(vlm, layer, site) for layer in layers]
     if heads is None:
         return None
     counts = [each.number for each in found]

@@ -16,7 +16,8 @@ from torch import Tensor
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, Batch
 from interp.models.batches.targets import target_ids
-from interp.models.running.trace import Edit, run_forward
+from interp.models.running.steps import Edit
+from interp.models.running.trace import run_forward
 from interp.patching.metrics import Measure, Metric, name_of, one_a_row
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from interp.arguments import checked_seed
 from interp.models import VLM, Batch
 from interp.models.running.resume import Cell, Versions
-from interp.models.running.trace import Read, run_forward, take_each
+from interp.models.running.steps import Read, take_each
+from interp.models.running.trace import run_forward
 from interp.models.vlm import Intervention
 from interp.patching.cells import run_cells
 from interp.patching.grid import Grid, grid_of, result_of

@@ -32,7 +32,8 @@ from torch import Tensor
 from interp.arguments import checked_seed
 from interp.errors import InputError, LayoutError, shown
 from interp.models import VLM, Batch, Intervention
-from interp.models.running.trace import Read, run_forward
+from interp.models.running.steps import Read
+from interp.models.running.trace import run_forward
 from interp.provenance import Provenance, fingerprint
 from interp.results import Result
 from interp.statistics.bootstrap import bootstrap_mean

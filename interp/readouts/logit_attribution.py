@@ -36,8 +36,9 @@ from interp.models import VLM, Batch, Intervention
 from interp.models.batches.targets import target_ids, word_of
 from interp.models.layout.additions import tolerance
 from interp.models.running.places import CALL
+from interp.models.running.steps import Edit, Read, take_each
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Edit, Read, run_forward, take_each
+from interp.models.running.trace import run_forward
 from interp.provenance import Provenance, fingerprint
 from interp.readouts.frozen_norm import before_linear, before_norm, directions_of_logits, freeze
 from interp.results import Result

@@ -34,7 +34,7 @@ from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Scale
 from interp.interventions.writes import is_activations
 from interp.models.batches.targets import target_id, word_of
-from interp.models.running.places import proved
+from interp.models.running.places import proved_place
 from interp.models.running.structure import Heads, resolve
 from interp.results import Result
 from interp.words.decomposition import (
@@ -201,7 +201,7 @@ def head_pursuit(
     test = _held_out(acts.places("z").rows, test_size, seed)
 
     layers = tuple(acts.layers["z"])
-    heads = max(proved(vlm, layer, "z").number for layer in layers)
+    heads = max(proved_place(vlm, layer, "z").number for layer in layers)
     shares = torch.full((len(chosen), len(layers), heads), torch.nan)
     taken: list[tuple[tuple[str, ...], ...]] = []
     for at, layer in enumerate(layers):
@@ -234,7 +234,7 @@ def _are_several(words: Any) -> bool:
 
 def _contributions(vlm: VLM, layer: int, z: Any) -> Iterator[Tensor]:
     """What each head of a layer adds through the output projection, `[example, width]`; z is `[example, head, d_head]`."""
-    place: Heads = proved(vlm, layer, "z")
+    place: Heads = proved_place(vlm, layer, "z")
     states = torch.as_tensor(z)
     if tuple(states.shape[1:]) != (place.number, place.d_head):
         raise InputError(

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from interp.models import Batch
-from interp.models.running.places import first
+from interp.models.running.slots import first
+from interp.models.running.steps import Read
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Read, run_until_reads
+from interp.models.running.trace import run_until_reads
 
 if TYPE_CHECKING:
     from interp.models import VLM

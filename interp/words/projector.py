@@ -43,7 +43,7 @@ from interp.models.batches.batch import Batch
 from interp.models.batches.targets import target_id
 from interp.models.layout.patches import patches_of
 from interp.models.running.structure import resolve
-from interp.models.running.trace import run_watched
+from interp.models.running.trace import run_for_visits
 from interp.provenance import Provenance, fingerprint
 from interp.results import Result
 from interp.words.decomposition import as_rows, dictionary_of
@@ -200,13 +200,13 @@ def projected(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """
     patches = patches_of(vlm, batch, "projector")
     envoy = resolve(vlm.nnsight, vlm.structure.projector or "")
-    visits = run_watched(vlm, batch.inputs, [envoy]).get(envoy.path, [])
-    if len(visits) != 1 or visits[0].given is None or visits[0].gave is None:
+    visits = run_for_visits(vlm, batch.inputs, [envoy]).get(envoy.path, [])
+    if len(visits) != 1 or visits[0].input is None or visits[0].output is None:
         raise LayoutError(
             f"the projector of {vlm.name!r} ran {len(visits)} times or gave no tensor: pass rows one at a time"
         )
-    given, gave = (side.flatten(0, -2) for side in (visits[0].given, visits[0].gave))
-    known = len(given) == len(gave) or merged_in_order(vlm, batch, visits[0].given, len(gave))
+    given, gave = (side.flatten(0, -2) for side in (visits[0].input, visits[0].output))
+    known = len(given) == len(gave) or merged_in_order(vlm, batch, visits[0].input, len(gave))
     if not known or len(gave) <= int(patches.index.max()):
         raise LayoutError(
             f"the projector of {vlm.name!r} makes {len(gave)} tokens of {len(given)} patches and it could not be proved of which "

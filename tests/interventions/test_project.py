@@ -6,7 +6,8 @@ import torch
 import interp
 from interp.errors import InputError, InputTypeError
 from interp.interventions import Project, Steer
-from interp.models.running.trace import Read, run_forward, whole
+from interp.models.running.steps import Read, whole
+from interp.models.running.trace import run_forward
 from interp.probes import probe_layers
 
 
