@@ -15,7 +15,7 @@ is measured on the way (see `interp.models.layout.additions`) becomes the traits
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from interp.models.layout.tower_weights import prove_weighings
 from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.trace import Edit, Read, disturb, run_forward, run_watched, take_each, whole
-from interp.results import Result
+from interp.results import Result, StoredValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ PROOFS = ("layers", "readout", "identity", "effect", "sites", "last", "image")
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(StoredValue):
     """One proof: its outcome, the error that was measured, the bound it was held against, and what it says."""
 
     name: str
@@ -53,13 +53,6 @@ class Check:
     error: float
     bound: str
     detail: str
-
-    def get_state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Check:
-        return cls(**state)
 
 
 @dataclass(frozen=True)
