@@ -1,7 +1,7 @@
 """Lenses: states read in the model's own vocabulary, what its components do to that, and where its heads look."""
 
 from interp.lens.logit import logit_lens, unnormed_lens
-from interp.lens.result import LensResult
+from interp.lens.reading import LensResult
 from interp.lens.tuned import TunedLens, tuned_lens
 from interp.readouts.attention_shares import MassResult, ShareResult, attention_masses, attention_share
 from interp.readouts.logit_attribution import AttributionResult, Component, direct_logit_attribution

@@ -85,14 +85,15 @@ def probe_layers(
         )
     train, test = split_examples(classes, numbers, blocks, test_size, seed)
     shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn) for turn in range(turns)]
-    repeats = 0 if type_of is None else max(turns, 1)
-    tasks = [control_task(numbers, type_of, train, test, seed + turn) for turn in range(repeats)]
+    tasks = []
+    if type_of is not None:
+        tasks = [control_task(numbers, type_of, train, test, seed + turn) for turn in range(max(turns, 1))]
 
     probes = _fit(states, numbers, train, kind, C)
     answers = _answers(probes, states, test)
     test_blocks = None if blocks is None else blocks[test]
     accuracy, low, high = _accuracy(answers == numbers[test], test_blocks, seed)
-    transferred = (None, None, None)
+    transferred: tuple[Tensor | None, ...] = (None, None, None)
     if other is not None:
         transferred = _accuracy(_answers(probes, other, test) == numbers[test], test_blocks, seed)
     for probe in probes:
