@@ -64,8 +64,7 @@ def fit_batched(states: Tensor, y: Any, C: float = 1.0) -> tuple[LinearProbe, ..
     loss = logistic_loss(x, torch.from_numpy(numbers).to(x.device), len(classes), C)
     free = 1 if len(classes) == 2 else len(classes)
     solved = minimise(loss, x.new_zeros(len(x), x.shape[2] + 1, free))
-    units = unit.double()
-    parts = (solved, (mean * units)[:, 0], (scale * units)[:, 0])
+    parts = (solved, (mean * unit.double())[:, 0], (scale * unit.double())[:, 0])
     return tuple(
         LinearProbe.from_state({"kind": "logistic", "C": float(C), "classes_": list(classes), **_unstandardised(*each)})
         for each in zip(*(part.to("cpu").double().numpy() for part in parts), strict=True)

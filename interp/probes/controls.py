@@ -20,7 +20,7 @@ Three controls say what a probe reaches where there is nothing to read:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -46,25 +46,19 @@ def split_examples(
         count = len(np.unique(unit_of[numbers == number]))
         if count < 2:
             raise InputError(f"class {name!r} has {count} {units}: expected 2 or more, for training and for the test")
-    for train, test in _random_splits(numbers, blocks, test_size, seed, len(classes)):
-        if len(np.unique(numbers[train])) == len(np.unique(numbers[test])) == len(classes):
-            return np.sort(train), np.sort(test)
+    n = len(np.unique(unit_of))
+    held_out = math.ceil(test_size * n)
+    if min(held_out, n - held_out) >= (len(classes) if blocks is None else 1):
+        splitter = StratifiedShuffleSplit if blocks is None else GroupShuffleSplit
+        splits = splitter(_TRIES, test_size=held_out, random_state=seed)
+        for train, test in splits.split(numbers, numbers, blocks):
+            if len(np.unique(numbers[train])) == len(np.unique(numbers[test])) == len(classes):
+                return np.sort(train), np.sort(test)
     rarest = classes[int(np.bincount(numbers).argmin())]
     raise InputError(
-        f"no split of {len(np.unique(unit_of))} {units} with test_size={test_size!r} has all {len(classes)} classes on both"
-        f" sides: add {units} of the rare ones ({rarest!r} is the rarest), or change test_size"
+        f"no split of {n} {units} with test_size={test_size!r} has all {len(classes)} classes on both sides: add "
+        f"{units} of the rare ones ({rarest!r} is the rarest), or change test_size"
     )
-
-
-def _random_splits(
-    numbers: np.ndarray, blocks: np.ndarray | None, test_size: float, seed: int, n_classes: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    n = len(numbers) if blocks is None else len(np.unique(blocks))
-    held_out = math.ceil(test_size * n)
-    if min(held_out, n - held_out) < (n_classes if blocks is None else 1):
-        return
-    splitter = StratifiedShuffleSplit if blocks is None else GroupShuffleSplit
-    yield from splitter(_TRIES, test_size=held_out, random_state=seed).split(numbers, numbers, blocks)
 
 
 def p_values(

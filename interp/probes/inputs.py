@@ -32,7 +32,9 @@ def checked_states(acts: States, site: str, name: str) -> np.ndarray | Tensor:
         acts = acts[site][...]
     if not (not acts.is_complex() if isinstance(acts, Tensor) else acts.dtype.kind in "fiub"):
         raise InputError(f"{name} has dtype {acts.dtype!s}: expected real numbers")
-    states = _from_tensor(acts.detach()) if isinstance(acts, Tensor) else _from_array(acts)
+    states = _tensor(acts) if isinstance(acts, Tensor) else acts
+    if isinstance(states, np.ndarray) and states.dtype not in PRECISIONS:
+        states = states.astype(np.float64)
     if states.ndim != 3 or 0 in states.shape:
         of_heads = ", pass one head's, as in acts['z'][:, :, 0]" if states.ndim == 4 else ""
         raise InputError(f"{name} has shape {tuple(states.shape)!r}: expected [state, example, feature]{of_heads}")
@@ -76,14 +78,10 @@ def checked_classes(labels: Labels, n: int) -> tuple[tuple[str | int, ...], np.n
     return tuple(distinct.tolist()), numbers
 
 
-def _from_tensor(states: Tensor) -> np.ndarray | Tensor:
+def _tensor(states: Tensor) -> np.ndarray | Tensor:
     if states.dtype not in (torch.float32, torch.float64):
         states = states.to(torch.float32 if states.is_floating_point() else torch.float64)
-    return states.numpy() if states.device.type == "cpu" else states
-
-
-def _from_array(states: np.ndarray) -> np.ndarray:
-    return states if states.dtype in PRECISIONS else states.astype(np.float64)
+    return states.detach().numpy() if states.device.type == "cpu" else states.detach()
 
 
 def _not_finite(state: np.ndarray | Tensor) -> list[int]:

@@ -12,8 +12,10 @@ the other (`transfer`): if the direction learnt from images also reads the colou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +27,13 @@ from interp.probes.batched import fit_batched
 from interp.probes.controls import control_task, p_values, split_examples
 from interp.probes.inputs import Labels, States, checked_classes, checked_labels, checked_states
 from interp.probes.linear import LinearProbe
-from interp.probes.result import ProbeResult
+from interp.probes.result import TRANSFER, ProbeResult
 from interp.provenance import Provenance
 from interp.statistics.permutation import shuffle_labels
 from interp.statistics.proportions import bootstrap_shares
+
+Probes = tuple[LinearProbe, ...]  # one a state
+Fit = Callable[[np.ndarray], Probes]  # class numbers to probes
 
 
 def probe_layers(
@@ -80,22 +85,21 @@ def probe_layers(
     type_of = None if types is None else checked_labels(types, len(numbers), "types")[1]
     other = None if transfer is None else checked_states(transfer, site, "transfer")
     if other is not None and other.shape != states.shape:
-        raise InputError(
-            f"transfer has shape {tuple(other.shape)!r} and acts {tuple(states.shape)!r}: expected the same"
-        )
+        raise InputError(f"transfer has shape {tuple(other.shape)}, acts {tuple(states.shape)}: expected the same")
     train, test = split_examples(classes, numbers, blocks, test_size, seed)
     shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn) for turn in range(turns)]
     tasks = []
     if type_of is not None:
         tasks = [control_task(numbers, type_of, train, test, seed + turn) for turn in range(max(turns, 1))]
 
-    probes = _fit(states, numbers, train, kind, C)
-    answers = _answers(probes, states, test)
-    test_blocks = None if blocks is None else blocks[test]
+    fit = partial(_fit, states, train, kind, C)
+    probes = fit(numbers)
+    answers, test_blocks = _answers(probes, states, test), None if blocks is None else blocks[test]
     accuracy, low, high = _accuracy(answers == numbers[test], test_blocks, seed)
-    transferred: tuple[Tensor | None, ...] = (None, None, None)
+    crossed: dict[str, Any] = {}
     if other is not None:
-        transferred = _accuracy(_answers(probes, other, test) == numbers[test], test_blocks, seed)
+        hits = _answers(probes, other, test) == numbers[test]
+        crossed = dict(zip(TRANSFER, _accuracy(hits, test_blocks, seed), strict=True))
     for probe in probes:
         probe.classes_ = np.asarray(classes)
     provenance = getattr(acts, "provenance", None)
@@ -103,32 +107,28 @@ def probe_layers(
         accuracy=accuracy,
         low=low,
         high=high,
-        control=_mean_accuracy(states, shuffles, train, test, kind, C),
+        control=_mean_accuracy(fit, states, shuffles, test),
         chance=float(np.bincount(numbers[test]).max() / len(test)),
         probes=probes,
         classes=classes,
         train_rows=torch.from_numpy(train),
         test_rows=torch.from_numpy(test),
-        transfer=transferred[0],
-        transfer_low=transferred[1],
-        transfer_high=transferred[2],
         p=p_values(answers, numbers, blocks, test, permutations, seed) if permutations else None,
         permutations=permutations,
-        control_task=_mean_accuracy(states, tasks, train, test, kind, C),
+        control_task=_mean_accuracy(fit, states, tasks, test),
+        **crossed,
         provenance=replace(provenance if isinstance(provenance, Provenance) else Provenance(), seed=seed),
     )
 
 
-def _fit(
-    states: np.ndarray | Tensor, numbers: np.ndarray, train: np.ndarray, kind: str, strength: float
-) -> tuple[LinearProbe, ...]:
+def _fit(states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray) -> Probes:
     """A probe of the class numbers at each state, trained on these rows."""
     if isinstance(states, Tensor) and kind == "logistic":
         return fit_batched(states[:, torch.from_numpy(train).to(states.device)], numbers[train], strength)
     return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in states)
 
 
-def _answers(probes: Sequence[LinearProbe], states: np.ndarray | Tensor, rows: np.ndarray) -> np.ndarray:
+def _answers(probes: Sequence[LinearProbe], states: States, rows: np.ndarray) -> np.ndarray:
     """The class number that the probe of a state gives each of these examples, Int [state, row]."""
     return np.stack([probe.predict(state[rows]) for probe, state in zip(probes, states, strict=True)])
 
@@ -138,16 +138,9 @@ def _accuracy(hits: np.ndarray, blocks: np.ndarray | None, seed: int) -> tuple[T
     return torch.from_numpy(hits.mean(axis=1)), *bootstrap_shares(hits, blocks, seed)
 
 
-def _mean_accuracy(
-    states: np.ndarray | Tensor,
-    labelings: Sequence[np.ndarray],
-    train: np.ndarray,
-    test: np.ndarray,
-    kind: str,
-    strength: float,
-) -> Tensor | None:
+def _mean_accuracy(fit: Fit, states: States, labelings: Sequence[np.ndarray], test: np.ndarray) -> Tensor | None:
     """The accuracy [state] of probes fitted and tested on these labelings, the mean over them; None without any."""
     if not labelings:
         return None
-    right = [_answers(_fit(states, y, train, kind, strength), states, test) == y[test] for y in labelings]
+    right = [_answers(fit(y), states, test) == y[test] for y in labelings]
     return torch.from_numpy(np.mean(right, axis=(0, 2)))

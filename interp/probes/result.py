@@ -16,7 +16,7 @@ from interp.probes.linear import LinearProbe
 from interp.results import Result
 
 _COLUMNS = ("accuracy", "low", "high", "p", "control", "control_task", "selectivity")
-_TRANSFER = ("transfer", "transfer_low", "transfer_high")
+TRANSFER = ("transfer", "transfer_low", "transfer_high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,6 @@ class ProbeResult(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a state: state, accuracy and its interval, p, controls, transfer and its interval, chance; NaN for None."""
         absent = torch.full_like(self.accuracy, torch.nan)
-        columns = {name: getattr(self, name) for name in (*_COLUMNS, *_TRANSFER)}
-        frame = pd.DataFrame({name: (absent if column is None else column).numpy() for name, column in columns.items()})
-        frame.insert(0, "state", range(len(frame)))
-        return frame.assign(chance=self.chance)
+        columns = {name: getattr(self, name) for name in (*_COLUMNS, *TRANSFER)}
+        numbers = {name: (absent if column is None else column).numpy() for name, column in columns.items()}
+        return pd.DataFrame({"state": range(len(absent)), **numbers, "chance": self.chance})

@@ -1,13 +1,16 @@
 """Statistics: the intervals and tests that all rooms share. They know no model.
 
+>>> from interp.statistics import wilson_interval
+>>> [round(bound, 3) for bound in wilson_interval(0.5, 100)]
+[0.404, 0.596]
+
 One module each: `bootstrap` (means and ratios over rows), `proportions` (shares: Wilson's interval, and the bootstrap over
-groups), `half_samples` (measures of neighbours) and `permutation` (tests).
+groups), `permutation` (tests) and `half_samples` (measures of neighbours, whose functions are in the module alone).
 """
 
 from __future__ import annotations
 
 from interp.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
-from interp.statistics.half_samples import generator, half_samples, interval, reach, standard_error, wide
 from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
 from interp.statistics.proportions import bootstrap_shares, wilson_interval
 
@@ -16,13 +19,7 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_ratio",
     "bootstrap_shares",
-    "generator",
-    "half_samples",
-    "interval",
     "permutation_p",
-    "reach",
     "shuffle_labels",
-    "standard_error",
-    "wide",
     "wilson_interval",
 ]

@@ -39,8 +39,7 @@ def half_samples(n: int, count: int, seed: int) -> Int[Tensor, "count b"]:
     if n < 4:
         raise InputError(f"{n} examples are too few for an interval: pass 4 or more")
     rng = generator(seed)
-    drawn = [np.sort(rng.permutation(n)[: n // 2]) for _ in range(count)]
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(np.stack([np.sort(rng.permutation(n)[: n // 2]) for _ in range(count)]))
 
 
 def generator(seed: int) -> np.random.Generator:

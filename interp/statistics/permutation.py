@@ -51,9 +51,8 @@ class BlockOrder:
     """
 
     def __init__(self, rows: np.ndarray, blocks: np.ndarray | None) -> None:
-        if blocks is None:
-            self.places, self.parts = rows, None
-        else:
+        self.places, self.parts = rows, None
+        if blocks is not None:
             self.places = rows[np.argsort(blocks[rows], kind="stable")]
             self.parts = np.split(self.places, 1 + np.flatnonzero(np.diff(blocks[self.places])))
 

@@ -36,9 +36,8 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
     if not (isinstance(share, Real) and isinstance(n, Real) and 0 <= share <= 1 and 0 < n < math.inf):
         raise InputError(f"share={shown(share)} of n={shown(n)}: expected a share in [0, 1] of a positive number")
     square = NORMAL_95**2 / n
-    middle = share + square / 2
     half_width = NORMAL_95 * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    low, high = (middle - half_width) / (1 + square), (middle + half_width) / (1 + square)
+    low, high = ((share + square / 2 + side) / (1 + square) for side in (-half_width, half_width))
     return max(0.0, min(share, low)), min(1.0, max(share, high))  # rounding must not put the share outside
 
 

@@ -110,20 +110,12 @@ class HeadResult(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head, best first: layer, head, score, null, p, and its words."""
-        places = [(self.layers.index(layer), layer, head) for layer, head in self._ranked()]
-        return pd.DataFrame(
-            [
-                {
-                    "layer": layer,
-                    "head": head,
-                    "score": float(self.scores[at, head]),
-                    "null": float(self.null[at, head]),
-                    "p": float(self.p[at, head]),
-                    "words": " ".join(self.words[at][head]),
-                }
-                for at, layer, head in places
-            ]
-        )
+        rows = []
+        for layer, head in self._ranked():
+            at = self.layers.index(layer)
+            numbers = (float(each[at, head]) for each in (self.scores, self.null, self.p))
+            rows.append((layer, head, *numbers, " ".join(self.words[at][head])))
+        return pd.DataFrame(rows, columns=["layer", "head", "score", "null", "p", "words"])
 
 
 def scale_heads(heads: Sequence[tuple[int, int]], factor: float, positions: Any = "all") -> list[Scale]:
