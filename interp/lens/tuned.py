@@ -119,7 +119,7 @@ class TunedLens(Result):
         translators, epoch_of = zip(*fits, strict=True)
 
         def measured(each: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
-            """The mean KL of each state behind its translator, on held-out rows, with its bounds."""
+            """The mean KL of each state after its translator, on held-out rows, with its bounds."""
             kls = [
                 kl_to_final(states[test], finals[test], read, training.at_once, translator)
                 for states, translator in zip(examples.states, each, strict=True)

@@ -218,8 +218,8 @@ def projected(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             f"the projector of {vlm.name!r} ran {len(visits)} times or gave no tensor: pass rows one at a time"
         )
     inputs, outputs = (side.flatten(0, -2) for side in (visits[0].given, visits[0].gave))
-    proved = len(inputs) == len(outputs) or merges_in_order(vlm, batch, visits[0].given, len(outputs))
-    if not proved or len(outputs) <= int(patches.index.max()):
+    in_order = len(inputs) == len(outputs) or merges_in_order(vlm, batch, visits[0].given, len(outputs))
+    if not in_order or len(outputs) <= int(patches.index.max()):
         raise LayoutError(
             f"the projector of {vlm.name!r} makes {len(outputs)} tokens of {len(inputs)} patches, and it was not proved which "
             "patches become which token: compare arrays of your own with spread_of and word_alignment"
