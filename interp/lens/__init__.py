@@ -1,4 +1,4 @@
-"""Lenses: states read in the model's own vocabulary. What moved to `interp.readouts` and `interp.words` is here as well.
+"""Lenses: states read in the model's own vocabulary. The names of `interp.readouts` and `interp.words` are here too.
 
 >>> import interp
 >>> from interp.lens import logit_lens

@@ -152,9 +152,8 @@ class TunedLens(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a state: both divergences with their bounds, and the epoch of its translator (0 for the last)."""
         names = ("kl_plain", "kl_plain_low", "kl_plain_high", "kl_tuned", "kl_tuned_low", "kl_tuned_high")
-        frame = pd.DataFrame({name: getattr(self, name).numpy() for name in names})
-        frame.insert(0, "state", range(len(frame)))
-        return frame.assign(epoch=[*self.epochs.tolist(), 0])
+        columns = {name: getattr(self, name).numpy() for name in names}
+        return pd.DataFrame({"state": range(len(self.kl_plain)), **columns, "epoch": [*self.epochs.tolist(), 0]})
 
 
 def tuned_lens(

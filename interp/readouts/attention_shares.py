@@ -25,6 +25,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -123,12 +124,13 @@ class MassResult(Result):
     @property
     def values(self) -> Float[Tensor, "query key layer"]:
         """The mean share over heads."""
-        return torch.stack([share.values.nanmean(dim=1) for share in self.shares]).unflatten(0, (2, 2))
+        shares = [share.values.nanmean(dim=1) for share in self.shares]
+        return rearrange(shares, "(query key) layer -> query key layer", query=2)
 
     @property
     def chance(self) -> Float[Tensor, "query key layer"]:
         """The chance level of each share."""
-        return torch.stack([share.chance for share in self.shares]).unflatten(0, (2, 2))
+        return rearrange([share.chance for share in self.shares], "(query key) layer -> query key layer", query=2)
 
     @property
     def deficit(self) -> Float[Tensor, "query layer"]:
@@ -189,6 +191,13 @@ def attention_masses(
     seed: int = 0,
 ) -> MassResult:
     """The attention within and between two kinds of position, in one forward pass: self and cross mass.
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> scene = interp.toy.scenes(1, seed=0)[0]
+    >>> batch = vlm.prepare(texts=[scene.questions[0].prompt], images=[scene.image])
+    >>> interp.lens.attention_masses(vlm, batch).values.shape
+    torch.Size([2, 2, 8])
 
     Only rows with positions of both kinds count, so that all four shares are of the same rows.
 

@@ -30,7 +30,12 @@ def permutation_p(reached: Count, draws: int) -> Count:
 def shuffle_labels(
     numbers: np.ndarray, blocks: np.ndarray | None, sides: Sequence[np.ndarray], seed: int
 ) -> np.ndarray:
-    """The labels in another order. Each side is shuffled on its own, so every class keeps its share in both."""
+    """The labels in another order. Each side is shuffled on its own, so every class keeps its share in both.
+
+    >>> labels = np.array([0, 0, 1, 1, 0, 1])
+    >>> shuffle_labels(labels, None, (np.arange(4), np.arange(4, 6)), seed=0)[:4].sum()
+    np.int64(2)
+    """
     rng = np.random.default_rng([seed, 1])
     labels = numbers.copy()
     for side in sides:

@@ -192,8 +192,7 @@ def as_rows(values: Any, name: str) -> Tensor:
         ) from None
     if array.ndim != 2 or not array.numel() or array.is_complex():
         raise InputError(f"{name} of shape {tuple(array.shape)}: expected real numbers [row, width], one row or more")
-    array = array.detach()
-    array = array if array.is_floating_point() else array.float()
+    array = array.detach() if array.is_floating_point() else array.float()
     if not array.isfinite().all():
         first = int((~array.isfinite()).any(dim=1).nonzero()[0])
         raise InputError(f"{name} has numbers that are not finite, the first in row {first}: leave such rows out")
