@@ -15,7 +15,7 @@ is measured on the way (see `interp.models.layout.additions`) becomes the traits
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,7 +31,7 @@ from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.steps import Edit, Read, disturb, take_each, whole
 from interp.models.running.trace import run_for_visits, run_forward
-from interp.results import Result
+from interp.results import Result, StoredValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ PROOFS = ("layers", "readout", "identity", "effect", "sites", "last", "image")
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(StoredValue):
     """One proof: its outcome, the error that was measured, the bound it was held against, and what it says."""
 
     name: str
@@ -54,13 +54,6 @@ class Check:
     error: float
     bound: str
     detail: str
-
-    def get_state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Check:
-        return cls(**state)
 
 
 @dataclass(frozen=True)
