@@ -16,7 +16,8 @@ from torch import Tensor
 
 from interp.arguments import as_ints
 from interp.errors import InputError, InputTypeError, LayoutError
-from interp.models.batches.batch import Batch, BatchMaker
+from interp.models.batches.batch import Batch
+from interp.models.batches.maker import BatchMaker
 from interp.models.running.readout import Readout
 from interp.models.running.structure import Structure, resolve
 
@@ -138,8 +139,8 @@ class Core:
         """Raise `InputTypeError` for anything but a batch, `InputError` for a batch that was made for another model."""
         if not isinstance(batch, Batch):
             raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
-        made, own = batch._maker, self.maker
-        if made is not None and (made.image_token_id, made.vocab_size) != (own.image_token_id, own.vocab_size):
+        theirs, own = batch._maker and batch._maker.model_inputs, self.maker.model_inputs
+        if theirs and (theirs.image_token_id, theirs.vocab_size) != (own.image_token_id, own.vocab_size):
             raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")
 
     def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_a_file_that_is_no_image(toy, tmp_path):
 def test_other_refusals(toy, mixed, tiny):
     with pytest.raises(interp.InputError, match="no chat template"):
         toy.prepare(["hello"], chat=True)
-    with pytest.raises(interp.InputError, match="stands 0 times in row 0"):
+    with pytest.raises(interp.InputError, match="occurs 0 times in row 0"):
         toy.prepare(["where is the 3 ?"], spans={"x": "blue"})
     with pytest.raises(interp.InputError, match="kind of position"):
         toy.prepare(["where is the 3 ?"], spans={"image": "where"})

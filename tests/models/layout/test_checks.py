@@ -11,7 +11,7 @@ import interp
 import zoo
 from interp.models import CheckReport
 from interp.models.layout import checks
-from interp.models.layout.checks import _padded_on_the_other_side
+from interp.models.layout.trials import padded_on_the_other_side
 from interp.models.running.readout import LogitScaling
 from interp.models.running.structure import Added
 from zoo.table import load, report
@@ -179,7 +179,7 @@ def test_rows_are_turned_around_their_padding():
     left = zoo.pad([[5, 6, 7], [8]])
     right = zoo.pad([[5, 6, 7], [8]], side="right")
     for given, wanted in ((left, right), (right, left)):
-        turned = _padded_on_the_other_side(given)
+        turned = padded_on_the_other_side(given)
         assert all(torch.equal(turned[name], wanted[name]) for name in wanted)
 
 
