@@ -91,9 +91,7 @@ def _is_server(remote: bool | str) -> bool:
     """Whether traces run on a server, so that no weights are loaded here."""
     server = remote is True or str(remote).startswith("http")
     if not server and remote is not False and remote != "local":
-        raise InputError(
-            f"remote={remote!r}: expected True for NDIF, 'local' for its simulation, or a server's address"
-        )
+        raise InputError(f"remote={remote!r}: expected True for NDIF, 'local' for its simulation, or an address")
     return server
 
 
@@ -110,8 +108,7 @@ def _locate(repo: Any, on_server: bool = False) -> str:
     kind, _, which = name.partition(":")
     if kind == "toy":
         if (which or "tuned") not in TOY_MODELS:
-            toys = ", ".join(f"toy:{item}" for item in TOY_MODELS)
-            raise InputError(f"{name!r} is no toy: use 'toy' or one of {toys}")
+            raise InputError(f"{name!r} is no toy: use 'toy' or one of {', '.join(f'toy:{toy}' for toy in TOY_MODELS)}")
         source = str(_WEIGHTS / (which or "tuned"))
     elif Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{name!r} holds no model: expected a folder with a config.json that save_pretrained wrote")
@@ -196,9 +193,7 @@ def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, opti
     if model.training:
         raise InputError(f"the {kind} is in training mode, in which dropout is on: call model.eval() first")
     if not on_server and all(weights.is_meta for weights in model.parameters()):
-        raise InputError(
-            f"the {kind} has no weights here, only the meta device: load them, or pass remote=True for NDIF"
-        )
+        raise InputError(f"the {kind} has no weights here, only the meta device: load them, or pass remote=True")
     place = next(model.parameters()).device
     asked = place if device == "auto" else _device(device)
     if (asked.type, asked.index or 0) != (place.type, place.index or 0):

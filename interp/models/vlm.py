@@ -63,7 +63,8 @@ class VLM(Core):
             patch_size=patch_size if isinstance(patch_size, int) else None,
             token_types=[name for name in self.arguments if name.endswith("token_type_ids")],
         )
-        super().__init__(wrapped, structure, name, revision, remote, BatchMaker(processor, tokenizer, inputs), measure)
+        maker = BatchMaker(processor, tokenizer, inputs)
+        super().__init__(wrapped, structure, name, revision, remote, maker, measure)
         # Results of trials on this model that sweeps need once; see `interp.patching.cells`.
         self.tried: dict[tuple[Any, ...], Any] = {}
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 Window = tuple[float, float, float, float]
+Prepare = Callable[[Image.Image], Mapping[str, Any]]
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 # A pixel belongs to the picture, not to its padding, where it is at least half as bright as white.
@@ -138,7 +139,7 @@ def boxes_of(grid: Grid, sheet: Sheet, window: Window) -> Tensor:
 # What an image processor does to a picture --------------------------------------------------------------------------
 
 
-def measure_window(prepare: Callable[[Image.Image], Mapping[str, Any]], size: tuple[int, int]) -> Window | None:
+def measure_window(prepare: Prepare, size: tuple[int, int]) -> Window | None:
     """Which part of a picture of this (width, height) the prepared one shows, None where that is not clear.
 
     An edge below 0 or above 1 means padding. `prepare` makes the inputs of a picture.
@@ -170,14 +171,11 @@ def measure_window(prepare: Callable[[Image.Image], Mapping[str, Any]], size: tu
     return left, top, right, bottom
 
 
-def _prepared(
-    prepare: Callable[[Image.Image], Mapping[str, Any]], grey: np.ndarray, size: tuple[int, int]
-) -> Tensor | None:
+def _prepared(prepare: Prepare, grey: np.ndarray, size: tuple[int, int]) -> Tensor | None:
     """The prepared picture of a grey one: Float `[3, height, width]`, or its patches, Float `[patch, value]`."""
     picture = Image.fromarray(np.broadcast_to(grey.round().astype(np.uint8), size[::-1])).convert("RGB")
     inputs = {name: value for name, value in prepare(picture).items() if isinstance(value, Tensor)}
-    pixels = inputs.get("pixel_values")
-    if pixels is None:
+    if "pixel_values" not in inputs:
         return None
     pictures = _pictures(inputs)
     if pictures is None:

@@ -11,10 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from interp.errors import InputError, shown
 
 
-def images_in(entry: Any) -> tuple[Image.Image, ...]:
-    """The pictures of one row, whose entry is None, one picture or path, or a list of them; opened as `open_image` does."""
-    entries = [] if entry is None else entry if isinstance(entry, list | tuple) else [entry]
-    return tuple(open_image(image) for image in entries)
+def images_in(entry: Any) -> list[Any]:
+    """The pictures and paths of one row, whose entry is None, one picture or path, or a list of them."""
+    return [] if entry is None else list(entry) if isinstance(entry, list | tuple) else [entry]
 
 
 def open_image(image: Any) -> Image.Image:

@@ -20,7 +20,7 @@ from interp.errors import InputError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
-from interp.models.batches.images import images_in
+from interp.models.batches.images import images_in, open_image
 from interp.models.batches.positions import find_positions
 from interp.models.batches.prompts import PLACEHOLDER, Images, TokenizerInput, as_chat, encode, offsets_of
 from interp.models.batches.spans import Wording, find_spans
@@ -73,9 +73,10 @@ class BatchMaker:
             raise InputError(
                 f"{len(texts)} texts and {len(entries)} images: expected one entry of images a text, None for none"
             )
-        for row, (text, entry) in enumerate(zip(texts, entries, strict=True)):
-            _match_placeholders(row, text, entry)
-        pictures = [images_in(entry) for entry in entries]
+        unopened = [images_in(entry) for entry in entries]
+        for row, (text, row_images) in enumerate(zip(texts, unopened, strict=True)):
+            _match_placeholders(row, text, len(row_images))
+        pictures = [tuple(map(open_image, row_images)) for row_images in unopened]
         prompts = [as_chat(self.processor, text) for text in texts] if chat else texts
         return self.from_texts(prompts, pictures, spans, users_texts=texts)
 
@@ -247,15 +248,11 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         ) from None
 
 
-def _match_placeholders(row: int, text: str, entry: Any) -> None:
+def _match_placeholders(row: int, text: str, images: int) -> None:
     """Refuse a text whose placeholders are not as many as its images."""
-    images = 0 if entry is None else len(entry) if isinstance(entry, list | tuple) else 1
     placeholders = text.count(PLACEHOLDER)
-    if images and not placeholders:
-        raise InputError(
-            f"text {text!r} of row {row} has no {PLACEHOLDER}, but an image is given: put {PLACEHOLDER} in the text"
-        )
     if placeholders != images:
         raise InputError(
-            f"text {text!r} of row {row} has {placeholders} {PLACEHOLDER}, but {images} images are given: expected one each"
+            f"text {text!r} of row {row} has {placeholders} {PLACEHOLDER}, but the row has {images} images: put one "
+            f"{PLACEHOLDER} in the text for each image"
         )

@@ -59,19 +59,12 @@ def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[s
         raise InputError("this model was loaded without a processor: pass encoding=, or load it with processor=")
     own = str(getattr(processor, "image_token", None) or PLACEHOLDER)
     inputs, prompts = _process(processor, [text.replace(PLACEHOLDER, own) for text in texts], images)
-    if any(images) and _puts_images_first(processor, own, inputs, prompts):
-        return _process(processor, [text.replace(PLACEHOLDER, "") for text in texts], images)
+    if any(images) and prompts and "input_ids" in inputs:
+        image_tokens = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(own)
+        # Some processors put image tokens before a text by themselves: then there are more than in the prompts.
+        if int(image_tokens.sum()) > sum(prompt.text.count(own) for prompt in prompts):
+            return _process(processor, [text.replace(PLACEHOLDER, "") for text in texts], images)
     return inputs, prompts
-
-
-def _puts_images_first(
-    processor: Any, own: str, inputs: Mapping[str, Tensor], prompts: Sequence[TokenizerInput]
-) -> bool:
-    """Whether the processor puts image tokens before a text by itself: there are more of them than in the prompts."""
-    if not prompts or "input_ids" not in inputs:
-        return False
-    token = processor.tokenizer.convert_tokens_to_ids(own)
-    return int((inputs["input_ids"] == token).sum()) > sum(prompt.text.count(own) for prompt in prompts)
 
 
 def _process(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:

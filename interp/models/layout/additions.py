@@ -15,19 +15,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from interp.models.batches.batch import Batch
+from interp.models.running.core import Core
 from interp.models.running.readout import LogitScaling
 from interp.models.running.structure import Added, resolve
 from interp.models.running.trace import Visit, run_watched
-
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
-
 
 # Two ways to compute one sum agree to this many roundings, root mean square over the equations.
 ROUNDINGS = 2.0
@@ -117,8 +114,7 @@ def _candidates(
     order: list[str], states: Mapping[str, Tensor], attn: str | None, mlp: str | None
 ) -> tuple[list[str | None], list[str | None]]:
     """The parts that may be attention's addition (from it to the MLP), and the MLP's (from it to the layer's end)."""
-    start = order.index(attn) if attn in order else len(order)
-    turn = order.index(mlp) if mlp in order else len(order)
+    start, turn = (order.index(part) if part in order else len(order) for part in (attn, mlp))
     first: list[str | None] = [name for name in order[start:turn] if name in states]
     second: list[str | None] = [name for name in order[turn:] if name in states]
     return first or [None], second or [None]

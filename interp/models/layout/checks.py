@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.models.batches.batch import Batch
 from interp.models.layout.additions import ROUNDINGS, solve_readout, solve_sum, tolerance, visits_to_parts
 from interp.models.layout.heads import prove_heads
 from interp.models.layout.image_positions import images_see_later_tokens, moved_by_pictures, moved_by_projector
 from interp.models.layout.patterns import prove_pattern, prove_plain_means
 from interp.models.layout.tower_weights import prove_tower_weights
 from interp.models.layout.trials import padded_on_the_other_side, trials_for
+from interp.models.running.core import Core
 from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.trace import Edit, Read, Visit, disturb, run_forward, run_watched, take_each, whole
@@ -35,9 +37,6 @@ from interp.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
 
 Outcome = Literal["passed", "failed", "pending"]
 Traits = dict[str, Any]
@@ -269,10 +268,8 @@ def _identity(core: Core, batch: Batch, untouched: dict[Any, Tensor]) -> Check:
 
 def _effect(core: Core, batch: Batch, untouched: dict[Any, Tensor]) -> Check:
     """Another state at any one layer changes the logits."""
-    effects = []
-    for layer in range(core.structure.n_layers):
-        other = untouched["before", layer].roll(1, dims=-1)
-        effects.append(_difference(_rewrite(core, batch, {layer: other}), untouched["logits"]))
+    others = [{layer: untouched["before", layer].roll(1, dims=-1)} for layer in range(core.structure.n_layers)]
+    effects = [_difference(_rewrite(core, batch, other), untouched["logits"]) for other in others]
     smallest = min(effects)
     where = "at every layer" if smallest > 0 else f"but not at layer {effects.index(smallest)}"
     return _check("effect", smallest > 0, smallest, "> 0", f"writing another state changes the logits, {where}")

@@ -23,14 +23,8 @@ from interp.models.running.structure import Structure, check_given, check_layers
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "conv", "mixer")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "fc2", "mixer")
 _PROJECTOR_WORDS = (
-    "projector",
-    "projection",
-    "connector",
-    "aligner",
-    "merger",
-    "resampler",
-    "embed_vision",
-    "vision_embed",
+    *("projector", "projection", "connector", "aligner"),
+    *("merger", "resampler", "embed_vision", "vision_embed"),
 )
 # How positions see each other, by a word in the class of a layer's mixer or in the config's list of layer kinds; the
 # first word that occurs decides.
@@ -55,51 +49,18 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
     are measured again. Raises `LayoutError` with the name of a part that is missing, or with the reason why the model's
     images are not in a decoder's stream; `InputError` for a given part that the model does not have.
     """
-    given = check_given(model, given)
+    own = check_given(model, given)
     _refuse_other_kinds(model)
-    config = _text_config(model, given)
-    depth = given["n_layers"] if "n_layers" in given else int(config.num_hidden_layers)
-    width = given["d_model"] if "d_model" in given else int(config.hidden_size)
-    name = type(model).__name__
+    config = _text_config(model, own)
+    depth = own["n_layers"] if "n_layers" in own else int(config.num_hidden_layers)
+    width = own["d_model"] if "d_model" in own else int(config.hidden_size)
+    parts = _find_parts(model, own, depth, width)
+    layers, head, embed = parts["layers"], parts["head"], parts["embed"]
     paths = {id(module): path for path, module in model.named_modules()}
-
-    def part(field: str, find: Callable[[], Any]) -> Any:
-        if field not in given:
-            return find()
-        return None if given[field] is None else model.get_submodule(given[field])
-
-    layers = part("layers", lambda: _find_layers(model.get_decoder(), depth))
-    if layers is None:
-        decoder = type(model.get_decoder()).__name__
-        raise LayoutError(f"{name}: its decoder {decoder} has no list of {depth} layers, expected one")
-    check_layers(layers, depth, given)
-    norm = part("norm", lambda: _find_norm(model, layers, width))
-    if norm is None:
-        raise LayoutError(
-            f"{name}: no final norm of width {width} stands beside the decoder's layers, expected one; {_STILL}"
-        )
-    vision = part("vision", lambda: _find_vision(model, layers))
-    embed = part("embed", model.get_input_embeddings)
-    head = part("head", lambda: _find_head(model, vision, embed, width))
-    for what, module in (("output embeddings (the unembedding)", head), ("input embeddings", embed)):
-        if module is None or id(module) not in paths:
-            raise LayoutError(f"{name} gives no {what}: expected a model for image-text-to-text with a language head")
-    if given.get("image_token_id") is None and not takes_images(model):
-        raise LayoutError(
-            f"{name} takes no image: no image tokens are in its stream, expected a vision-language model; {_STILL}"
-        )
-    blocks = part("blocks", lambda: _find_blocks(vision))
-    projector = part("projector", lambda: _find_projector(model, (layers, blocks), vision))
-    heads = given.get("heads") or _counts(config, "num_attention_heads", depth, given.get("n_heads"))
-    attn = given.get("attn") or tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
+    heads = own.get("heads") or _counts(config, "num_attention_heads", depth, own.get("n_heads"))
+    attn = own.get("attn") or tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
     fields = {
-        "layers": paths[id(layers)],
-        "norm": paths[id(norm)],
-        "head": paths[id(head)],
-        "embed": paths[id(embed)],
-        "vision": paths.get(id(vision)),
-        "blocks": paths.get(id(blocks)),
-        "projector": paths.get(id(projector)),
+        **{field: paths.get(id(module)) for field, module in parts.items()},
         "image_token_id": _first_int(model.config, _IMAGE_TOKEN),
         "n_layers": depth,
         "d_model": width,
@@ -112,7 +73,42 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
         "mlp": tuple(_find_part(layer, _MLP_NAMES, _is_mixer) for layer in layers),
         "attention": _kinds_of_attention(config, layers, attn),
     }
-    return Structure(**{**fields, **given})
+    return Structure(**{**fields, **own})
+
+
+def _find_parts(model: Any, own: Mapping[str, Any], depth: int, width: int) -> dict[str, Any]:
+    """The modules of the parts, by their field of `Structure`; None for a part that the model may lack."""
+    name, modules = type(model).__name__, {id(module) for module in model.modules()}
+
+    def part(field: str, find: Callable[[], Any]) -> Any:
+        if field not in own:
+            return find()
+        return None if own[field] is None else model.get_submodule(own[field])
+
+    layers = part("layers", lambda: _find_layers(model.get_decoder(), depth))
+    if layers is None:
+        decoder = type(model.get_decoder()).__name__
+        raise LayoutError(f"{name}: its decoder {decoder} has no list of {depth} layers, expected one")
+    check_layers(layers, depth, own)
+    norm = part("norm", lambda: _find_norm(model, layers, width))
+    if norm is None:
+        raise LayoutError(
+            f"{name}: no final norm of width {width} stands beside the decoder's layers, expected one; {_STILL}"
+        )
+    vision = part("vision", lambda: _find_vision(model, layers))
+    embed = part("embed", model.get_input_embeddings)
+    head = part("head", lambda: _find_head(model, vision, embed, width))
+    for what, module in (("output embeddings (the unembedding)", head), ("input embeddings", embed)):
+        if module is None or id(module) not in modules:
+            raise LayoutError(f"{name} gives no {what}: expected a model for image-text-to-text with a language head")
+    if own.get("image_token_id") is None and not takes_images(model):
+        raise LayoutError(
+            f"{name} takes no image: no image tokens are in its stream, expected a vision-language model; {_STILL}"
+        )
+    blocks = part("blocks", lambda: _find_blocks(vision))
+    projector = part("projector", lambda: _find_projector(model, (layers, blocks), vision))
+    parts = {"layers": layers, "norm": norm, "head": head, "embed": embed, "vision": vision, "blocks": blocks}
+    return {**parts, "projector": projector}
 
 
 def takes_images(model: Any) -> bool:
@@ -143,12 +139,12 @@ def _refuse_other_kinds(model: Any) -> None:
             )
 
 
-def _text_config(model: Any, given: Mapping[str, Any]) -> Any:
-    """The language model's config. Raises `LayoutError` for a field that is neither in it nor given."""
+def _text_config(model: Any, own: Mapping[str, Any]) -> Any:
+    """The language model's config. Raises `LayoutError` for a field that neither it nor the user has."""
     config = model.config.get_text_config(decoder=True)
     fields = {"n_layers": "num_hidden_layers", "d_model": "hidden_size", "n_heads": "num_attention_heads"}
     for field, name in fields.items():
-        if field not in given and not any(_by_layer(config, name, depth=1)):
+        if field not in own and not any(_by_layer(config, name, depth=1)):
             raise LayoutError(
                 f"{type(model).__name__}: its {type(config).__name__} does not say {name}, expected a language model's "
                 f"config; pass structure= with {field}"
@@ -252,13 +248,10 @@ def _kinds_of_attention(config: Any, layers: Any, attn: tuple[str | None, ...]) 
         declared = ["sliding" if window else "full" for window in _by_layer(config, "sliding_window", len(layers))]
     kinds = []
     for layer, part, kind in zip(layers, attn, declared, strict=False):
-        if part is None:
-            kinds.append("none")
-            continue
-        mixer = type(getattr(layer, part)).__name__.lower()
+        mixer = "" if part is None else type(getattr(layer, part)).__name__.lower()
         words = [value for word, value in _MIXERS.items() if word in mixer]
         words += [value for word, value in _KINDS.items() if word in str(kind)]
-        kinds.append(words[0] if words else "softmax")
+        kinds.append("none" if part is None else words[0] if words else "softmax")
     return tuple(kinds)
 
 
@@ -269,9 +262,9 @@ def _by_layer(config: Any, name: str, depth: int) -> list[Any]:
     return [getattr(config, name, None)] * depth
 
 
-def _counts(config: Any, name: str, depth: int, given: int | None = None) -> tuple[int, ...]:
+def _counts(config: Any, name: str, depth: int, own: int | None = None) -> tuple[int, ...]:
     """A number of heads for each layer, 0 where the config has none."""
-    counts = _by_layer(config, name, depth) if given is None else [given] * depth
+    counts = _by_layer(config, name, depth) if own is None else [own] * depth
     return tuple(int(count or 0) for count in counts)
 
 

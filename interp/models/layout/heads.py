@@ -30,21 +30,19 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 
+from interp.models.batches.batch import Batch
 from interp.models.layout.additions import ROUNDINGS, residue, rounding, visits_to_parts
+from interp.models.running.core import Core
 from interp.models.running.masks import PATTERNED
 from interp.models.running.places import HEADED
 from interp.models.running.structure import Added, Heads
 from interp.models.running.trace import Edit, Read, Visit, run_forward, whole
-
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
 
 # The names of the projections of attention: for queries, keys or values alone, and for all three. The output of a latent
 # one is, for each head, the part of its key without position, and its value.
@@ -70,12 +68,9 @@ _MOVED = ("q", "k", "v")
 def visits_to_attention(core: Core, batch: Batch) -> dict[int, dict[str, Visit]]:
     """Run the model once; for each layer with softmax attention, the visit to its attention (under "") and to each part
     of it that runs once, by dotted path, in the order in which they began."""
-    kinds = zip(core.structure.attention, core.structure.attn, strict=True)
-    paths = {
-        layer: f"{core.structure.layers}.{layer}.{part}"
-        for layer, (kind, part) in enumerate(kinds)
-        if part is not None and kind in PATTERNED
-    }
+    kinds, parts = core.structure.attention, core.structure.attn
+    layers = [layer for layer, kind in enumerate(kinds) if parts[layer] is not None and kind in PATTERNED]
+    paths = {layer: f"{core.structure.layers}.{layer}.{parts[layer]}" for layer in layers}
     return {layer: visits_once(parts) for layer, parts in visits_to_parts(core, batch, paths).items()}
 
 
@@ -238,11 +233,12 @@ def prove_heads(core: Core, batch: Batch) -> dict[str, tuple[Heads | None, ...]]
     structure, row = core.structure, batch.row(0)
     if not row.has_images:
         row = core.maker.from_encoding({name: value[..., :_LENGTH] for name, value in row.inputs.items()})
-    options: dict[int, dict[str, list[Heads]]] = {}
-    for layer, visits in visits_to_attention(core, row).items():
-        n_heads = structure.heads[layer]
-        sites = candidates(structure.attn[layer] or "", visits, n_heads, structure.n_kv_heads) if n_heads else {}
-        options |= {layer: sites} if sites else {}
+    options = {
+        layer: candidates(structure.attn[layer] or "", parts, structure.heads[layer], structure.n_kv_heads)
+        for layer, parts in visits_to_attention(core, row).items()
+        if structure.heads[layer]
+    }
+    options = {layer: sites for layer, sites in options.items() if sites}
     plan = Plan(max(1, (structure.n_heads - 1).bit_length()), row.inputs["input_ids"].shape[1])
     rows = row.repeat(plan.rows)
     proved: dict[int, dict[str, Heads]] = {layer: {} for layer in options}
@@ -252,8 +248,8 @@ def prove_heads(core: Core, batch: Batch) -> dict[str, tuple[Heads | None, ...]]
         trial = {layer: _next(sites, turn, proved[layer]) for layer, sites in options.items()}
         trial = {layer: sites for layer, sites in trial.items() if sites.keys() - proved[layer].keys()}
         after = _run(core, rows, plan, trial, strength)
-        for layer, tried in trial.items():
-            proved[layer] |= {site: tried[site] for site in tried if _holds(plan, site, tried, before, after, layer)}
+        for layer, sites in trial.items():
+            proved[layer] |= {site: sites[site] for site in sites if _holds(plan, site, sites, before, after, layer)}
     # A query or a key that moves z proves the number of its heads, and without z there is nothing to move.
     proved = {layer: sites for layer, sites in proved.items() if "z" in sites and {"q", "k"} & sites.keys()}
     return {site: tuple(proved.get(layer, {}).get(site) for layer in range(structure.n_layers)) for site in HEADED}

@@ -8,7 +8,6 @@ positions whose states move are those at which the image enters the stream.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +15,9 @@ from torch import Tensor
 from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
 from interp.models.layout.additions import tolerance
+from interp.models.running.core import Core
 from interp.models.running.structure import resolve
 from interp.models.running.trace import Edit, Read, disturb, run_forward, run_until_layers, run_watched, whole
-
-if TYPE_CHECKING:
-    from interp.models.running.core import Core
 
 # A tower that quantises may give a patch of two pictures the same code, so several pictures are tried.
 _PICTURES = 4

@@ -20,23 +20,21 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from interp.errors import InputError, LayoutError
+from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
 from interp.models.batches.grids import patch_grids
 from interp.models.layout.additions import tolerance
 from interp.models.layout.image_positions import other_picture
+from interp.models.running.core import Core
 from interp.models.running.places import place
 from interp.models.running.trace import Read, Shapes, run_for_shapes, run_until_reads, take_each, whole
-
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
 
 # The sites whose examples are patches, and the site at which a run shows which tokens these are.
 _PLACES = {"vision": "vision_pre", "projector": "projector"}

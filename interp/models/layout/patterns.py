@@ -16,21 +16,17 @@ values, ``z = gate * (pattern @ v)``, so it cancels between two rows that differ
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from einops import einsum, repeat
 from torch import Tensor
 
+from interp.models.batches.batch import Batch
 from interp.models.layout.additions import tolerance
 from interp.models.layout.heads import as_first_row, as_if, visits_to_attention
 from interp.models.running.attention import eager
+from interp.models.running.core import Core
 from interp.models.running.places import as_heads
 from interp.models.running.trace import Edit, Read, Visit, run_forward, whole
-
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
-
 
 _SITES = ("v", "z", "pattern")
 
@@ -69,18 +65,14 @@ def prove_plain_means(core: Core, batch: Batch) -> tuple[bool, ...]:
     """
     places = [core.trait(site) for site in _SITES]
     layers = [layer for layer in range(core.structure.n_layers) if None not in [place[layer] for place in places]]
-    values = _run(core, batch, layers)
-    plain = {
-        layer
-        for layer in layers
-        if explains(
-            values["pattern", layer].transpose(1, 2),
-            [values["v", layer].flatten(2)],
-            [values["z", layer]],
-            batch.positions["all"],
-        )
-    }
+    values, real = _run(core, batch, layers), batch.positions["all"]
+    plain = {layer for layer in layers if is_plain_mean(real, *(values[site, layer] for site in _SITES))}
     return tuple(layer in plain for layer in range(core.structure.n_layers))
+
+
+def is_plain_mean(real: Tensor, v: Tensor, z: Tensor, pattern: Tensor) -> bool:
+    """Whether the heads' outputs `z` are the mean of their values `v` with these weights, at every real position."""
+    return explains(pattern.transpose(1, 2), [v.flatten(2)], [z], real)
 
 
 def _run(core: Core, batch: Batch, layers: Iterable[int], edits: Sequence[Edit] = ()) -> dict[tuple[str, int], Tensor]:
@@ -186,8 +178,8 @@ def _prove_behind_gates(core: Core, batch: Batch, claims: Mapping[int, int]) -> 
     trial = as_if(core, pattern=tuple(claims.get(layer) for layer in depth))
     edits = [Edit("resid_pre", layer, as_first_row) for layer in depth]
     edits += [Edit("v", layer, move_values) for layer in claims]
-    seen = _run(trial, batch.row(0).repeat(2), claims, edits)
-    return {layer: index for layer, index in claims.items() if _cancels(*(seen[site, layer] for site in _SITES))}
+    values = _run(trial, batch.row(0).repeat(2), claims, edits)
+    return {layer: index for layer, index in claims.items() if _cancels(*(values[site, layer] for site in _SITES))}
 
 
 def _cancels(v: Tensor, z: Tensor, pattern: Tensor) -> bool:
@@ -196,8 +188,6 @@ def _cancels(v: Tensor, z: Tensor, pattern: Tensor) -> bool:
     near, weights = tolerance(z.dtype), pattern.transpose(1, 2)
     if not _equal(weights[0], weights[1], near):
         return False
-    crossed = []
-    for tried in (weights, _evened(weights)):
-        mean = _mean(tried, v.flatten(2), z.shape[-1])
-        crossed.append(mean is not None and _equal(z[1].double() * mean[0], z[0].double() * mean[1], near))
-    return crossed == [True, False]
+    means = (_mean(each, v.flatten(2), z.shape[-1]) for each in (weights, _evened(weights)))
+    cross = [m is not None and _equal(z[1].double() * m[0], z[0].double() * m[1], near) for m in means]
+    return cross == [True, False]

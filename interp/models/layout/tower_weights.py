@@ -24,23 +24,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from interp.models.batches.batch import Batch
 from interp.models.layout.additions import visits_to_parts
 from interp.models.layout.heads import as_if, candidates, visits_once
 from interp.models.layout.image_positions import other_picture
-from interp.models.layout.patterns import are_shares, explains
+from interp.models.layout.patterns import are_shares, is_plain_mean
 from interp.models.running.attention import eager_tower, tower_attention
+from interp.models.running.core import Core
 from interp.models.running.structure import Heads, Weighing, resolve
 from interp.models.running.tower_places import takes_angles, ways_to_see
 from interp.models.running.trace import Read, Visit, run_forward, whole
-
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
 
 _SITES = ("vision_mask", "vision_v", "vision_z", "vision_pattern")
 
@@ -96,14 +94,14 @@ def _failure(core: Core, batch: Batch, block: int, option: Weighing) -> str | No
     weights, real = pattern.transpose(1, 2), allowed.any(dim=-1).any(dim=1)
     if not are_shares(weights, allowed, real) or not _has_weight(weights, allowed):
         return "the weights of its attention are not shares of one among the keys that its mask allows"
-    if not explains(weights, [v.flatten(2)], [z], real):
-        if option.given is not None:
-            return "the weights that its attention returns do not make its heads' outputs"
-        return (
-            "its attention returns no weights, and those of its q and k do not make its heads' outputs (a model that chooses "
-            "its attention at load returns them with attn_implementation='eager')"
-        )
-    return None
+    if is_plain_mean(real, v, z, pattern):
+        return None
+    if option.given is not None:
+        return "the weights that its attention returns do not make its heads' outputs"
+    return (
+        "its attention returns no weights, and those of its q and k do not make its heads' outputs (a model that chooses its "
+        "attention at load returns them with attn_implementation='eager')"
+    )
 
 
 def _has_weight(weights: Tensor, allowed: Tensor) -> bool:

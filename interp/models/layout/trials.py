@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.models.batches.batch import Batch
+from interp.models.running.core import Core
 from interp.models.running.trace import run_forward
-
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
 
 
 @dataclass(frozen=True)

@@ -134,9 +134,13 @@ PICTURE = Image.new("RGB", (48, 48))
         (["<image>"], 5, "images=5 is one int: expected a list of pictures, one entry a row"),
         (["<image>"], PICTURE, "is one Image: expected a list of pictures"),
         (["<image>"], "scene.png", "images='scene.png' is one str"),
-        (["what is this ?"], [PICTURE], "has no <image>, but an image is given"),
-        (["<image> <image>"], [PICTURE], "has 2 <image>, but 1 images are given"),
-        (["<image>"], None, "has 1 <image>, but 0 images are given"),
+        (
+            ["what is this ?"],
+            [PICTURE],
+            "has 0 <image>, but the row has 1 images: put one <image> in the text for each image",
+        ),
+        (["<image> <image>"], [PICTURE], "has 2 <image>, but the row has 1 images"),
+        (["<image>"], None, "has 1 <image>, but the row has 0 images"),
         (["<image>"], [PICTURE, PICTURE], "1 texts and 2 images"),
     ],
 )
