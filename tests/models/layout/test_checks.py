@@ -11,7 +11,6 @@ import interp
 import zoo
 from interp.models import CheckReport
 from interp.models.layout import checks
-from interp.models.layout.trials import padded_on_the_other_side
 from interp.models.running.readout import LogitScaling
 from interp.models.running.structure import Added
 from zoo.table import load, report
@@ -173,14 +172,6 @@ def test_multipliers_belong_to_what_is_added():
     assert load("gemma3").structure.attn_out[0] == Added("post_attention_layernorm")
     assert load("gemma4").structure.mlp_out == (None,) * 4  # an embedding of the ids is added beside the MLP
     assert load("llama4").structure.mlp_out[1].flat
-
-
-def test_rows_are_turned_around_their_padding():
-    left = zoo.pad([[5, 6, 7], [8]])
-    right = zoo.pad([[5, 6, 7], [8]], side="right")
-    for given, wanted in ((left, right), (right, left)):
-        turned = padded_on_the_other_side(given)
-        assert all(torch.equal(turned[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
