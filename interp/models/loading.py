@@ -113,7 +113,7 @@ def _locate(repo: Any, on_server: bool = False) -> str:
     elif Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{name!r} holds no model: expected a folder with a config.json that save_pretrained wrote")
     if on_server and Path(source).exists():
-        raise InputError(f"{name!r} lies here, not on NDIF: use remote='local' to try it, or a hub repository")
+        raise InputError(f"{name!r} is on this machine, not on NDIF: use remote='local' to try it, or a hub repository")
     return source
 
 
@@ -189,14 +189,14 @@ def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, opti
         raise InputError(f"model is a {kind}: expected a transformers model in hand; a name goes first, load('toy')")
     others = [name for name, value in options.items() if value is not None and value != _DEFAULTS.get(name)]
     if others:
-        raise InputError(f"beside model= {', '.join(others)} is not taken: load the model so, or pass its name instead")
+        raise InputError(f"{', '.join(others)} cannot be set for a model in hand: load it with that, or pass its name")
     if model.training:
         raise InputError(f"the {kind} is in training mode, in which dropout is on: call model.eval() first")
     if not on_server and all(weights.is_meta for weights in model.parameters()):
         raise InputError(f"the {kind} has no weights here, only the meta device: load them, or pass remote=True")
     place = next(model.parameters()).device
-    asked = place if device == "auto" else _device(device)
-    if (asked.type, asked.index or 0) != (place.type, place.index or 0):
+    target = place if device == "auto" else _device(device)
+    if (target.type, target.index or 0) != (place.type, place.index or 0):
         raise InputError(
             f"device={device!r}, but the {kind} is on {str(place)!r}: move it yourself, model.to({device!r})"
         )

@@ -153,7 +153,7 @@ class VLM(Core):
         """
         max_new_tokens = checked_int(max_new_tokens, "max_new_tokens", least=1)
         if self.tokenizer is None:
-            raise InputError(f"{self.name!r} was loaded without a tokenizer: pass processor= to read what it generates")
+            raise InputError(f"{self.name!r} was loaded without a tokenizer: pass processor= to read its tokens")
         # Greedy, whatever the checkpoint's generation config says: the continuation that the model's logits prefer.
         greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
         # The last new token is not fed to the model.

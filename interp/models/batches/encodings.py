@@ -68,7 +68,7 @@ def check_pixels(
     if rows and not pixels:
         raise InputError(
             f"this is an encoding without pixel values: row {rows[0]} has {int(images[rows[0]].sum())} image tokens, "
-            f"but its inputs are {', '.join(inputs)}; expected pixel_values or the like"
+            f"but its inputs are {', '.join(inputs)}; expected pixel_values or another input of pixels"
         )
     if pixels and not rows and image_token_id is not None:
         raise InputError(

@@ -57,7 +57,7 @@ def find_sheets(inputs: Mapping[str, Tensor], images: int, patch_size: int | Non
     """The sheet of each of the `images` of an encoding, in its order; None where the encoding does not say."""
     unknown: list[Sheet | None] = [None] * images
     grids = patch_grids(inputs)
-    if not grids and "spatial_shapes" in inputs:  # of tiles, of which an image may have several
+    if not grids and "spatial_shapes" in inputs:  # one for each tile, and an image may have several
         grids = [(1, rows, columns) for rows, columns in inputs["spatial_shapes"].tolist()]
     if grids:
         # Several frames are several sheets, which no one rectangle holds.
@@ -201,7 +201,7 @@ def _edges_of(source: np.ndarray, length: int) -> tuple[float, float] | None:
     places = np.flatnonzero(~np.isnan(source))
     if len(places) < 2 or length < 2:
         return None
-    # A filter bends the ramp at the picture's own ends, so the line is taken through what lies between.
+    # A filter bends the ramp at the picture's own ends, so the line is fitted to the pixels between them.
     margin = (len(places) - 1) // 4
     places = places[margin : len(places) - margin]
     shares = (source[places] + 0.5) / length

@@ -181,7 +181,7 @@ class BatchMaker:
         return counts
 
     def _counts_by_size(self, images: Sequence[Image.Image]) -> list[int] | None:
-        """The tokens of each image of a row, counted in a row of as many images, all of which are this one."""
+        """The tokens of each image of a row, counted in a row that repeats this image as often."""
         token, number = self.model_inputs.image_token_id, len(images)
         if token is None:
             return None

@@ -1,7 +1,7 @@
 """Targets: the tokens whose logits or probabilities are read, as token ids or as words.
 
 A word is a target where one token continues a prompt with it, as "red" is one token and "reddish" may be three. So words
-are looked up behind a space first, as they stand in running text.
+are looked up after a space first, as in running text.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Vocabulary(Protocol):
 def target_ids(vlm: Vocabulary, targets: Any, rows: int) -> Tensor:
     """Targets as Int `[rows]`: one token id or word for all rows, or one a row.
 
-    A word must be the one token that continues a prompt: it is tokenized behind a space and, where that makes several
-    pieces, as it stands. Raises `InputError` for a word of several tokens (and names its pieces), a word outside the
+    A word must be the one token that continues a prompt: it is tokenized after a space and, where that makes several
+    pieces, without one. Raises `InputError` for a word of several tokens (and names its pieces), a word outside the
     vocabulary, anything that is neither id nor word, and another number of targets than rows.
     """
     if hasattr(targets, "tolist"):  # torch's and numpy's

@@ -169,7 +169,7 @@ def move_values(value):
 
 
 def _prove_behind_gates(core: Core, batch: Batch, claims: Mapping[int, int]) -> dict[int, int]:
-    """The claims of layers in which a factor that does not depend on the values stands between pattern and z."""
+    """The claims that hold in layers with a gate: a factor, between pattern and z, that does not depend on the values."""
     v, z = core.trait("v"), core.trait("z")
     claims = {layer: index for layer, index in claims.items() if v[layer] is not None and z[layer] is not None}
     if not claims:

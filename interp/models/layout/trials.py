@@ -48,7 +48,7 @@ def _text_batch(core: Core) -> tuple[Batch | None, str]:
     special = [*getattr(core.tokenizer, "all_special_ids", []), core.structure.image_token_id]
     special = [token for token in special if token is not None]
     ordinary = ids[~torch.isin(ids, torch.tensor(special, dtype=ids.dtype))]
-    # Special ids stand at the ends of a vocabulary, and without a tokenizer nothing else tells them apart.
+    # Special ids are at the ends of a vocabulary, and without a tokenizer nothing else tells them apart.
     chosen = ordinary[torch.linspace(len(ordinary) // 10, len(ordinary) * 3 // 4, 16).long()].reshape(2, 8)
     mask = torch.ones_like(chosen)
     mask[1, :3] = 0
