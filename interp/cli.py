@@ -132,7 +132,7 @@ def _demo_toy(target: Path, seed: int, device: str) -> None:
 
 
 def _demo_own(target: Path, model: str, image: Any, question: str, device: str) -> None:
-    from interp.models.batches.batch import open_image
+    from interp.models.batches.images import open_image
     from interp.reports import own
 
     picture = open_image(image)

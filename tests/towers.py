@@ -26,7 +26,9 @@ NO_BLOCKS = ("chameleon", "emu3", "fuyu", "gemma4_unified")
 # The blocks that are refused, and why.
 CHOSEN_WHEN_LOADED = ("deepseek_ocr2", "unlimited_ocr")
 REFUSED = {
-    **dict.fromkeys(CHOSEN_WHEN_LOADED, ((0, 1), "it gives no weights, and those of its q and k do not make")),
+    **dict.fromkeys(
+        CHOSEN_WHEN_LOADED, ((0, 1), "its attention returns no weights, and those of its q and k do not make")
+    ),
     "inkling_mm_model": ((0, 1, 2, 3), "it has no attention of its own"),
     "lfm3_vl": ((0,), "it has no attention of its own"),
     "step3p7": ((0, 1), "its attention runs 2 times in one forward pass, expected once"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from interp.data.rows import Row, pictures_of
 from interp.errors import InputError, shown
-from interp.models.batches.batch import PLACEHOLDER
+from interp.models.batches.prompts import PLACEHOLDER
 
 ROLES = ("image", "text", "id", "label", "group")
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from interp.errors import InputError, shown
 from interp.models import Batch
-from interp.models.batches.batch import PLACEHOLDER
+from interp.models.batches.prompts import PLACEHOLDER
 
 # The pictures that are opened: the endings of their files, and Pillow's names of their formats.
 PICTURES = {

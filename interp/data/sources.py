@@ -24,7 +24,7 @@ from interp.data.rows import Batches, Row, Rows, open_row, pictures_of
 from interp.data.tables import Record, Table, is_dataset, rows_of_dataset
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import Batch
-from interp.models.batches.batch import PLACEHOLDER
+from interp.models.batches.prompts import PLACEHOLDER
 
 __all__ = ["Batches", "Row", "Rows", "open_row", "source_of"]
 

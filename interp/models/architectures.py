@@ -1,8 +1,8 @@
-"""Which architectures of transformers this toolkit takes, and what was seen of each: a committed table.
+"""A committed table of the architectures of transformers: which of them this toolkit takes, and with which sites.
 
-Every row was measured on a tiny random model of that architecture, built from its real config class: found, proved by
-effect, traced. `python -m zoo.table` in `tests/` makes the table again, and a test holds it against the zoo. It says
-what to expect and decides nothing: a model is taken or refused by its own proofs when it is loaded.
+Every row was measured on a tiny random model of that architecture, built from its real config class. `python -m zoo.table`
+in `tests/` makes the table again, and a test compares it with the zoo. The table says what to expect and decides nothing:
+each model is taken or refused by its own proofs when it is loaded.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Literal
 
 TABLE = Path(__file__).with_name("architectures.json")
-# The sites that a supported architecture may lack in some layers.
+# A supported architecture may lack these sites in some layers.
 SITES = ("attn_out", "resid_mid", "mlp_out", "q", "k", "v", "z", "pattern")
 Verdict = Literal["supported", "refused", "untested"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture: the `model_type` of its config, its class, and the verdict with the reason for it.
+    """One architecture: the `model_type` of its config, its class, and the verdict with its reason `why`.
 
-    For a supported one: whether it runs `text_alone`, and the traits of its `Structure` as they were measured. `images`
-    says how image positions are known, by a "token" of their own or by the "effect" of the pixels. `sites` are the
-    sites beside the stream's states and in how many of its `layers` layers each was proved; in none where it is missing.
-    `patches` are those of the sites "vision" and "projector" that it has, "by row" where several rows must be run alone.
-    `blocks` are those of its image tower, None without one, in `weighed` of which other attention weights can be given.
+    >>> next(row.verdict for row in architectures() if row.name == "llava")
+    'supported'
+
+    The other fields are those of a supported one: whether it runs on `text_alone`, and the measured traits of its
+    `Structure`. `images` says how image positions are known, by a "token" of their own or by the "effect" of the pixels.
+    `sites` counts, for each site beside the states, in how many of the `layers` layers it was proved; a missing site
+    was proved in none. `patches` has those of the sites "vision" and "projector" that exist, with "by row" where rows must
+    run alone. `blocks` counts the blocks of the image tower, None without one, and `weighed` those whose attention weights
+    can be replaced.
     """
 
     name: str
@@ -49,36 +53,30 @@ class Architecture:
 
     @property
     def lacks(self) -> list[str]:
-        """The sites that it does not have in all layers, with the number of layers where it has them in some."""
+        """The sites that are not in all layers, with the number of layers for those that are in some."""
         counts = {site: self.sites.get(site, 0) for site in SITES}
-        some = [
-            f"{site} {count}/{self.layers}" if count else site for site, count in counts.items() if count != self.layers
-        ]
-        had = [site.split()[0] for site in self.patches]
+        partial = {site: count for site, count in counts.items() if count != self.layers}
+        of_layers = [f"{site} {count}/{self.layers}" if count else site for site, count in partial.items()]
+        patched = [site.split()[0] for site in self.patches]
         weights = [self.vision_pattern or "vision_pattern"] if self.weighed != self.blocks else []
-        return [*some, *(site for site in ("vision", "projector") if site not in had), *weights]
+        return [*of_layers, *(site for site in ("vision", "projector") if site not in patched), *weights]
 
     @property
     def vision_pattern(self) -> str:
-        """The site of the tower's weights, with the number of blocks where it is in some alone; nothing without."""
-        some = f"vision_pattern {self.weighed}/{self.blocks}"
-        return "vision_pattern" if self.weighed == self.blocks else some if self.weighed else ""
+        """The site of the tower's weights, with the number of blocks where only some have it; empty where none has it."""
+        partial = f"vision_pattern {self.weighed}/{self.blocks}" if self.weighed else ""
+        return "vision_pattern" if self.weighed == self.blocks else partial
 
 
 def architectures() -> list[Architecture]:
-    """The table, with every further image-text-to-text architecture of the installed transformers as untested.
-
-    >>> next(row.verdict for row in architectures() if row.name == "llava")
-    'supported'
-    """
+    """The table, and as untested every other image-text-to-text architecture of the installed transformers."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
-    known = [Architecture(**_tuples(row)) for row in json.loads(TABLE.read_text())]
-    named = {row.name for row in known}
-    others = [(name, kind) for name, kind in NAMES.items() if name not in named]
+    rows = [Architecture(**row) for row in json.loads(TABLE.read_text(), object_hook=_with_tuples)]
+    others = NAMES.keys() - {row.name for row in rows}
     why = "not in the table: its proofs decide when it is loaded"
-    return known + [Architecture(name, str(kind), "untested", why) for name, kind in sorted(others)]
+    return rows + [Architecture(name, str(NAMES[name]), "untested", why) for name in sorted(others)]
 
 
-def _tuples(row: dict) -> dict:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+def _with_tuples(fields: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

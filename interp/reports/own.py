@@ -20,7 +20,7 @@ from interp.activations import capture
 from interp.errors import InputError
 from interp.geometry import Estimate, distinct_rows, intrinsic_dimension, label_overlap
 from interp.lens import LensResult, logit_lens
-from interp.models.batches.batch import PLACEHOLDER
+from interp.models.batches.prompts import PLACEHOLDER
 from interp.models.batches.targets import word_of
 from interp.plots import dimension_figure, lens_figure, lens_on_image, series_figure
 from interp.plots.series import Series

@@ -13,7 +13,7 @@ import processors
 import zoo
 from feeding import feeding
 from interp.interventions import Reweight
-from interp.models.layout.patches import _tiles_of_rows, patches_of
+from interp.models.layout.patches import _tiles_by_row, patches_of
 from towers import even, mirrored, softmax_changed
 from zoo.shrink import merge, shrink
 
@@ -126,7 +126,7 @@ def test_tiles_are_those_of_rows_where_pixels_have_an_entry_a_row():
     texts = ["no picture at all", "<image>", "<image> and <image>"]
     batch = family("idefics3").prepare(texts, [None, small, [small, small]])
     assert len(batch.inputs["pixel_values"]) == 3
-    counted = _tiles_of_rows(batch, int(batch.inputs["pixel_values"].flatten(2).any(dim=2).sum()))
+    counted = _tiles_by_row(batch, int(batch.inputs["pixel_values"].flatten(2).any(dim=2).sum()))
     assert counted == [0, counted[1], 2 * counted[1]]
     assert counted[1] > 0
 

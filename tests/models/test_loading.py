@@ -77,7 +77,7 @@ def test_without_weights_the_parts_are_the_same(toy):
 def test_what_lies_here_is_not_on_ndif(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for name in ("toy", str(tmp_path)):
-        with pytest.raises(interp.InputError, match="lies here, not on NDIF"):
+        with pytest.raises(interp.InputError, match="is on this machine, not on NDIF"):
             interp.load(name, remote=True)
 
 
@@ -136,8 +136,11 @@ def test_a_folder_without_a_processor(toy, mixed, tmp_path):
     [
         ({"model": "toy"}, r"model is a str: expected a transformers model in hand; a name goes first, load\('toy'\)"),
         ({"model": torch.nn.Linear(2, 2)}, "model is a Linear: expected a transformers model"),
-        ({"dtype": "float32", "revision": "main"}, "beside model= revision, dtype is not taken"),
-        ({"attn_implementation": "eager", "colour": 1}, "beside model= attn_implementation, colour is not taken"),
+        ({"dtype": "float32", "revision": "main"}, "revision, dtype cannot be set for a model in hand"),
+        (
+            {"attn_implementation": "eager", "colour": 1},
+            "attn_implementation, colour cannot be set for a model in hand",
+        ),
         ({"device": "nonsense"}, "device='nonsense' is unknown"),
         ({"device": "meta"}, r"device='meta', but the Llava.* is on 'cpu': move it yourself, model.to\('meta'\)"),
     ],

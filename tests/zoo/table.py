@@ -1,4 +1,4 @@
-"""The table of architectures, measured on the zoo: `python -m zoo.table`, run in `tests/`, writes it anew."""
+"""The table of architectures, measured on the zoo: `python -m zoo.table`, run in `tests/`, writes it again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from interp.models.running.structure import TowerWeights
 from zoo.odd import NEEDS_TIMM
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
-# The sites that a model may lack, and the trait that says in which layers each is.
+# The sites that a model may lack, and the trait that says which layers have each.
 _SITES = {"attn_out": "attn_out", "resid_mid": "mid", "mlp_out": "mlp_out"}
 _SITES |= {site: site for site in (*HEADED, "pattern")}
 
@@ -46,7 +46,7 @@ def report(name: str) -> CheckReport:
 
 
 def measure(name: str) -> Architecture:
-    """What is to be said of an architecture: the outcome of its proofs on text, then on rows with pictures."""
+    """The row of an architecture: the outcome of its proofs on text, then on rows with pictures."""
     kind = str(zoo.NAMES[name])
     if name in NEEDS_TIMM:
         return Architecture(name, kind, "untested", "its tower needs the package timm")
@@ -74,37 +74,37 @@ def measure(name: str) -> Architecture:
         layers=structure.n_layers,
         sites=_sites(vlm),
         patches=tuple(_patches(vlm, name)),
-        **_weighed(vlm),
+        **_tower_weights(vlm),
         continuous=structure.continuous,
         bidirectional_images=structure.bidirectional_images,
     )
 
 
 def _sites(vlm: VLM) -> dict[str, int]:
-    """In how many layers each site is, for those that are in any."""
-    places = {site: vlm.trait(trait) for site, trait in _SITES.items()}
-    counts = {site: sum(place is not None and place is not False for place in of) for site, of in places.items()}
+    """The number of layers that have each site, for the sites that some layer has."""
+    traits = {site: vlm.trait(trait) for site, trait in _SITES.items()}
+    counts = {site: sum(place is not None and place is not False for place in trait) for site, trait in traits.items()}
     return {site: count for site, count in counts.items() if count}
 
 
 def _patches(vlm: VLM, name: str) -> Iterator[str]:
     """The sites whose examples are patches, for two rows at once or for one alone."""
     for site in PATCHED:
-        for rows, said in ((zoo.encode(name), site), (zoo.encode(name, rows=((3, 6),)), f"{site} by row")):
+        for rows, words in ((zoo.encode(name), site), (zoo.encode(name, rows=((3, 6),)), f"{site} by row")):
             try:
                 patches_of(vlm, vlm.prepare(encoding=rows), site)
             except RowsNotApart:
                 continue
             except LayoutError:
                 break
-            yield said
+            yield words
             break
 
 
-def _weighed(vlm: VLM) -> dict[str, int]:
-    """How many blocks the tower has, and in how many of them it is known how they weigh."""
-    found = vlm.trait("vision_weighed")
-    return {"blocks": len(found), "weighed": sum(isinstance(each, TowerWeights) for each in found)} if found else {}
+def _tower_weights(vlm: VLM) -> dict[str, int]:
+    """The number of blocks of the tower, and of those whose attention weights are proved."""
+    blocks = vlm.trait("vision_weighed")
+    return {"blocks": len(blocks), "weighed": sum(isinstance(each, TowerWeights) for each in blocks)} if blocks else {}
 
 
 def _reason(message: str, kind: str) -> str:
@@ -125,11 +125,11 @@ def as_page(rows: list[Architecture]) -> str:
         "# Architectures",
         "",
         f"The {len(rows)} image-text-to-text architectures of transformers {transformers.__version__}: {counts}. Each row was",
-        "measured on a tiny random model built from the architecture's own config class; `docs/models.md` says what is proved.",
-        "All have `resid`, `resid_pre` and `resid_post`. A site that is not in all layers has their number behind it; linear",
-        "attention and convolutions have none with heads. `vision` and `projector` have patches as examples; by row: several",
-        "rows must be run one by one, which needs texts and images, or an encoding each. `vision_pattern` are the attention",
-        "weights of the image tower, which `Reweight` changes.",
+        "measured on a tiny random model built from the architecture's own config class; `docs/models.md` lists the proofs.",
+        "All have `resid`, `resid_pre` and `resid_post`. A site that only some layers have is followed by their number; linear",
+        "attention and convolutions have no sites with heads. The examples of `vision` and `projector` are patches; by row means",
+        "that several rows must run one by one, which needs texts and images, or an encoding for each. `vision_pattern` are the",
+        "attention weights of the image tower, which `Reweight` changes.",
         "Made by `python -m zoo.table` in `tests/`; `interp doctor --architectures` prints it.",
         "",
         "| architecture | verdict | text alone | images by | readout | attention | sites | traits or reason |",
@@ -146,11 +146,11 @@ def _line(row: Architecture) -> str:
     ]
     text = {True: "yes", False: "no", None: ""}[row.text_alone]
     cells = [f"`{row.name}`", row.verdict, text, row.images or "", row.readout or "", ", ".join(row.attention)]
-    return "| " + " | ".join([*cells, _named(row), row.why or ", ".join(traits)]) + " |"
+    return "| " + " | ".join([*cells, _sites_of(row), row.why or ", ".join(traits)]) + " |"
 
 
-def _named(row: Architecture) -> str:
-    """The sites in all layers, then those in some, with how many these are, then those of the tower."""
+def _sites_of(row: Architecture) -> str:
+    """The sites in all layers, then those in some with the number of layers, then those of the tower."""
     whole = [site for site, count in row.sites.items() if count == row.layers]
     some = [f"{site} {count}/{row.layers}" for site, count in row.sites.items() if count != row.layers]
     return ", ".join([*whole, *some, *row.patches, *([row.vision_pattern] if row.vision_pattern else [])])

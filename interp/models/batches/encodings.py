@@ -1,8 +1,8 @@
-"""Encodings: what a model is given, checked before it runs.
+"""Encodings: the inputs of a model, checked before it runs.
 
-An encoding is a dict of tensors as a processor makes it. Everything in it that can be seen to be wrong without running
-the model is refused here in one line; what only the model can tell (that it makes another number of features of an
-image than there are places for them) is put into one line by `explain`.
+An encoding is a dict of tensors as a processor makes it. Whatever is visibly wrong in it is refused here in one line,
+before the model runs. Only the model can tell that it makes more or fewer features of an image than there are image
+tokens; `explained` puts that complaint into one line.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from interp.models.batches.grids import patch_grids
 
 
 def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_id: int | None) -> None:
-    """Refuse ids and masks that no model takes: of a wrong shape or kind, outside the vocabulary, a row of padding."""
+    """Refuse ids and masks of a wrong shape or kind, ids outside the vocabulary, and rows of padding alone."""
     ids = inputs.get("input_ids")
     if ids is None or ids.ndim != 2 or not ids.numel():
-        seen = {name: tuple(value.shape) for name, value in inputs.items()}
-        raise InputError(f"encoding={seen!r}: expected tensors with input_ids of shape (batch, seq), neither of them 0")
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        raise InputError(
+            f"encoding={shapes!r}: expected tensors with input_ids of shape (batch, seq), neither of them 0"
+        )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise InputError(f"input_ids are of {ids.dtype}: expected ints, as a tokenizer gives them")
     mask = inputs.get("attention_mask", torch.ones_like(ids))
@@ -50,48 +52,62 @@ def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_
 
 
 def pixels_of(inputs: Mapping[str, Tensor]) -> list[str]:
-    """The names of the inputs that carry images: they are the only ones that are no integers."""
+    """The names of the inputs that carry images: only these hold floats, beside masks and single numbers."""
     return [n for n, tensor in inputs.items() if tensor.is_floating_point() and tensor.ndim and n != "attention_mask"]
 
 
-def check_pixels(inputs: Mapping[str, Tensor], images: Tensor, image_token_id: int | None) -> None:
-    """Refuse image tokens without pixels, and pixels without image tokens; `images` is Bool `[batch, seq]`."""
+def check_pixels(
+    inputs: Mapping[str, Tensor], images: Tensor, image_token_id: int | None, token_types: Sequence[str] = ()
+) -> None:
+    """Refuse image tokens without pixels, pixels without image tokens, and pixels without the model's `token_types`.
+
+    `images` is Bool `[batch, seq]`. Without their token types some models raise; others run and see the image as text.
+    """
     pixels = pixels_of(inputs)
     rows = images.any(dim=1).nonzero().flatten().tolist()
     if rows and not pixels:
         raise InputError(
             f"this is an encoding without pixel values: row {rows[0]} has {int(images[rows[0]].sum())} image tokens, "
-            f"but its inputs are {', '.join(inputs)}; expected pixel_values or the like"
+            f"but its inputs are {', '.join(inputs)}; expected pixel_values or another input of pixels"
         )
     if pixels and not rows and image_token_id is not None:
         raise InputError(
             f"{pixels[0]} of shape {tuple(inputs[pixels[0]].shape)} is given, but no row holds the image token "
             f"{image_token_id}: use the processor that belongs to this model, with its placeholder in the text"
         )
+    missing = [name for name in token_types if name not in inputs]
+    if missing and pixels:
+        raise InputError(
+            f"the encoding has images but no {missing[0]!r}, which tells the model where they are: pass all outputs of its "
+            f"processor, with return_{missing[0]}=True"
+        )
 
 
 def images_of(inputs: Mapping[str, Tensor], images: Tensor, own_counts: Sequence[int] | None) -> list[list[int] | None]:
-    """How many tokens each image of each row has, for an encoding that says nothing of its rows; None where unclear.
+    """How many tokens each image of each row has, for an encoding without its images; None where that is not clear.
 
-    `own_counts` is what the processor makes of each image, in order. Without it, grids tell the images apart, or
-    the pixels do where there is one picture for each row that has image tokens.
+    `own_counts` are the numbers that the processor writes for each image, in order. Without them, grids tell the images
+    apart, or the pixels do where there is one picture for each row that has image tokens.
     """
     totals = images.sum(dim=1).tolist()
     counts = list(own_counts or ()) or _counts_of_grids(inputs, sum(totals)) or _one_each(inputs, totals)
     if own_counts is not None and sum(own_counts) > sum(totals):
-        _refuse_cut(own_counts, totals)
+        raise InputError(
+            f"the rows have {totals!r} image tokens, but their {len(own_counts)} images make {sum(own_counts)}: "
+            "a row was cut off inside an image, encode it without truncation"
+        )
     rows: list[list[int] | None] = []
     for total in totals:
-        mine: list[int] = []
-        while counts and sum(mine) < total:
-            mine.append(counts.pop(0))
-        rows.append(mine)
-    fits = not counts and all(sum(mine or ()) == total for mine, total in zip(rows, totals, strict=True))
+        row: list[int] = []
+        while counts and sum(row) < total:
+            row.append(counts.pop(0))
+        rows.append(row)
+    fits = not counts and all(sum(row or ()) == total for row, total in zip(rows, totals, strict=True))
     return rows if fits else [[] if not total else None for total in totals]
 
 
 def _counts_of_grids(inputs: Mapping[str, Tensor], total: int) -> list[int]:
-    """The tokens of each image whose grid is known: patches over those that were merged into one token."""
+    """The tokens of each image whose grid is known: its patches, divided by the number that is merged into one token."""
     patches = [math.prod(grid) for grid in patch_grids(inputs)]
     if not patches or not total:
         return []
@@ -102,34 +118,28 @@ def _counts_of_grids(inputs: Mapping[str, Tensor], total: int) -> list[int]:
 def _one_each(inputs: Mapping[str, Tensor], totals: Sequence[int]) -> list[int]:
     """One image in every row that has image tokens, where there are as many pictures as such rows."""
     pixels = inputs.get("pixel_values")
-    held = [total for total in totals if total]
-    if pixels is None or pixels.ndim != 4 or len(pixels) != len(held):
+    counts = [total for total in totals if total]
+    if pixels is None or pixels.ndim != 4 or len(pixels) != len(counts):
         return []
     # Sizes or masks beside the pixels would say that pictures of one shape hold different images.
     alone = all(name == "pixel_values" or t.shape == inputs["input_ids"].shape for name, t in inputs.items())
-    if alone and len(set(held)) > 1:
+    if alone and len(set(counts)) > 1:
+        least, most = min(counts), max(counts)
         raise InputError(
-            f"row {totals.index(min(held))} has {min(held)} image tokens, row {totals.index(max(held))} has {max(held)}, "
+            f"row {totals.index(least)} has {least} image tokens, row {totals.index(most)} has {most}, "
             "for pictures of one size: an image was cut off, encode it without truncation"
         )
-    return held
-
-
-def _refuse_cut(counts: Sequence[int], totals: Sequence[int]) -> None:
-    raise InputError(
-        f"the rows have {list(totals)!r} image tokens, but their {len(counts)} images make {sum(counts)}: "
-        "a row was cut off inside an image, encode it without truncation"
-    )
+    return counts
 
 
 def own_counts(processor: Any, inputs: Mapping[str, Tensor], token: str | None) -> list[int] | None:
-    """How many image tokens the processor writes for each image of an encoding, by its own rule; None if it cannot say.
+    """How many image tokens the processor's own rule writes for each image of an encoding; None where it has no rule.
 
-    A rule that needs more than the encoding holds (into how many tiles a picture was cut) fails in its own way.
+    A rule may need more than the encoding holds, such as the number of tiles of a picture. Then it fails in its own way.
     """
     write = getattr(processor, "replace_image_token", None)
     sized = [inputs[name] for name in ("image_grid_thw", "image_sizes") if name in inputs]
-    # Without sizes, as many pictures as are there: a fifth axis would hold a row's tiles, and rows filled up with none.
+    # Without sizes, one for each picture. A fifth axis would hold the tiles of a row, and empty ones beside them.
     sized += [pixels for pixels in (inputs.get("pixel_values"),) if pixels is not None and pixels.ndim == 4]
     if write is None or token is None or not sized:
         return None
@@ -140,26 +150,18 @@ def own_counts(processor: Any, inputs: Mapping[str, Tensor], token: str | None) 
     return counts if all(counts) else None
 
 
-def explain(error: Exception) -> InputError | None:
-    """The model's complaint that features and placeholders do not match as one line, None for any other error."""
-    message = str(error)
-    if "image tokens do not match" not in message:
-        return None
-    tokens, features = re.search(r"tokens: *(\d+)", message), re.search(r"features: *(\d+)", message)
-    seen = f": {tokens[1]} places, {features[1]} features or values" if tokens and features else ""
-    return InputError(
-        f"the image tokens in the ids are not as many as this model makes of the images{seen}; "
-        "use the processor that belongs to it, without truncation"
-    )
-
-
 @contextmanager
 def explained() -> Iterator[None]:
-    """Around a forward pass: the model's own complaint about an encoding becomes an error of one line."""
+    """Around a forward pass: a model's complaint that features and image tokens do not match becomes one line."""
     try:
         yield
     except ValueError as error:
-        said = explain(error)
-        if said is None:
+        message = str(error)
+        if "image tokens do not match" not in message:
             raise
-        raise said from error
+        tokens, features = re.search(r"tokens: *(\d+)", message), re.search(r"features: *(\d+)", message)
+        numbers = f": {tokens[1]} places, {features[1]} features or values" if tokens and features else ""
+        raise InputError(
+            f"the image tokens in the ids are not as many as this model makes of the images{numbers}; "
+            "use the processor that belongs to it, without truncation"
+        ) from error

@@ -1,9 +1,9 @@
-"""Where an image's tokens lie on the picture: their grid, and the box of each on the picture as it was given.
+"""Where an image's tokens lie on the picture: their grid, and the box of each on the original picture.
 
-A tower sees a picture as a sheet of patches; a projector may merge neighbours, and the language model gets what is
-left, row by row. So the grid is the one rectangle of as many cells as there are tokens that has the sheet's
-proportions and whose cells are whole patches; where there is none (tiles of a large picture, newline tokens, learned
-queries), there is no grid. What shape the sheet has is read from the encoding:
+A tower sees a picture as a sheet of patches. A projector may merge neighbours, and the language model gets the result,
+row by row. So the grid is the one rectangle with as many cells as there are tokens that has the sheet's proportions and
+whose cells are whole patches. Tiles of a large picture, newline tokens and learned queries make no such rectangle: they
+have no grid. The shape of the sheet is read from the encoding:
 
 ====================== ==============================================================================
 ``image_grid_thw``     rows and columns of patches (also ``image_grid_hw``, ``spatial_shapes``)
@@ -12,9 +12,8 @@ queries), there is no grid. What shape the sheet has is read from the encoding:
 ``pixel_values``       pixels, where every image is one picture of one size
 ====================== ==============================================================================
 
-Between the picture as it was given and the one the tower sees stand resizing, cropping and padding. What they do is
-measured: a picture of the same size that grows brighter from left to right says, at each of its prepared pixels, from
-which column that came.
+A processor resizes, crops and pads the original picture. What it does is measured: a picture of the same size that
+grows brighter from left to right says, at each of its prepared pixels, from which column that came.
 """
 
 from __future__ import annotations
@@ -26,11 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 Grid = tuple[int, int]
 Window = tuple[float, float, float, float]
+Prepare = Callable[[Image.Image], Mapping[str, Any]]
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 # A pixel belongs to the picture, not to its padding, where it is at least half as bright as white.
@@ -56,7 +57,7 @@ def find_sheets(inputs: Mapping[str, Tensor], images: int, patch_size: int | Non
     """The sheet of each of the `images` of an encoding, in its order; None where the encoding does not say."""
     unknown: list[Sheet | None] = [None] * images
     grids = patch_grids(inputs)
-    if not grids and "spatial_shapes" in inputs:  # of tiles, of which an image may have several
+    if not grids and "spatial_shapes" in inputs:  # one for each tile, and an image may have several
         grids = [(1, rows, columns) for rows, columns in inputs["spatial_shapes"].tolist()]
     if grids:
         # Several frames are several sheets, which no one rectangle holds.
@@ -94,7 +95,7 @@ def _pictures(inputs: Mapping[str, Tensor]) -> Tensor | None:
     filled = inputs.get("pixel_attention_mask", pixels)
     if pixels.ndim == 5 and filled.ndim >= 4:
         # [row, tile, ...]: the tiles a row does not have are zeros.
-        return pixels.flatten(0, 1)[filled.flatten(0, 1).flatten(1).any(dim=1)]
+        return pixels.flatten(0, 1)[filled.flatten(2).any(dim=2).flatten()]
     return pixels if pixels.ndim == 4 else None
 
 
@@ -122,26 +123,26 @@ def find_grid(tokens: int, sheet: Sheet | None) -> Grid | None:
 
 
 def boxes_of(grid: Grid, sheet: Sheet, window: Window) -> Tensor:
-    """The box of each token, Float `[token, 4]`: left, top, right, bottom as shares of the picture as it was given.
+    """The box of each token, Float `[token, 4]`: left, top, right, bottom as shares of the original picture.
 
-    `window` is the part of that picture which the prepared one shows; of a token on padding the box has no area.
+    `window` is the part of that picture which the prepared one shows. The box of a token on padding has no area.
     """
     rows, columns = grid
     left, top, right, bottom = window
     across = left + torch.linspace(0, sheet.width, columns + 1, dtype=torch.float64) * (right - left)
     down = top + torch.linspace(0, sheet.height, rows + 1, dtype=torch.float64) * (bottom - top)
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    edges = torch.stack([across[column], down[row], across[column + 1], down[row + 1]], dim=-1)
-    return edges.reshape(-1, 4).clamp(0, 1).float()
+    edges = torch.stack([across[column], down[row], across[column + 1], down[row + 1]])
+    return rearrange(edges, "side row column -> (row column) side").clamp(0, 1).float()
 
 
 # What an image processor does to a picture --------------------------------------------------------------------------
 
 
-def measure_window(prepare: Callable[[Image.Image], Mapping[str, Any]], size: tuple[int, int]) -> Window | None:
-    """Which part of a picture of this (width, height) the prepared one shows, None where that cannot be said.
+def measure_window(prepare: Prepare, size: tuple[int, int]) -> Window | None:
+    """Which part of a picture of this (width, height) the prepared one shows, None where that is not clear.
 
-    An edge below 0 or above 1 means padding. `prepare` takes a picture and gives the inputs made of it.
+    An edge below 0 or above 1 means padding. `prepare` makes the inputs of a picture.
     """
     width, height = size
     black, white = (_prepared(prepare, np.array([[level]]), size) for level in (0, 255))
@@ -158,10 +159,10 @@ def measure_window(prepare: Callable[[Image.Image], Mapping[str, Any]], size: tu
         steps = max(length - 1, 1)
         step = 255 // steps or 255 / steps  # whole steps from pixel to pixel are exact, as long as eight bits have them
         ramp = np.arange(length) * step
-        seen = _prepared(prepare, ramp[None, :] if axis else ramp[:, None], size)
-        if seen is None:
+        light = _prepared(prepare, ramp[None, :] if axis else ramp[:, None], size)
+        if light is None:
             return None
-        source = ((seen - black).mean(dim=0) / span * 255 / step).where(inside, torch.nan)
+        source = ((light - black).mean(dim=0) / span * 255 / step).where(inside, torch.nan)
         edge = _edges_of(source.nanmean(dim=1 - axis).double().numpy(), length)
         if edge is None:
             return None
@@ -170,14 +171,11 @@ def measure_window(prepare: Callable[[Image.Image], Mapping[str, Any]], size: tu
     return left, top, right, bottom
 
 
-def _prepared(
-    prepare: Callable[[Image.Image], Mapping[str, Any]], grey: np.ndarray, size: tuple[int, int]
-) -> Tensor | None:
-    """What is made of a picture of this grey: Float `[3, height, width]`, or its patches, Float `[patch, value]`."""
+def _prepared(prepare: Prepare, grey: np.ndarray, size: tuple[int, int]) -> Tensor | None:
+    """The prepared picture of a grey one: Float `[3, height, width]`, or its patches, Float `[patch, value]`."""
     picture = Image.fromarray(np.broadcast_to(grey.round().astype(np.uint8), size[::-1])).convert("RGB")
     inputs = {name: value for name, value in prepare(picture).items() if isinstance(value, Tensor)}
-    pixels = inputs.get("pixel_values")
-    if pixels is None:
+    if "pixel_values" not in inputs:
         return None
     pictures = _pictures(inputs)
     if pictures is None:
@@ -198,12 +196,12 @@ def _patches(inputs: Mapping[str, Tensor]) -> Tensor | None:
 def _edges_of(source: np.ndarray, length: int) -> tuple[float, float] | None:
     """First and last edge of a prepared picture, as shares of a picture `length` pixels long.
 
-    `source` is the pixel of that picture, 0 the first, which each pixel along the prepared one shows; NaN on padding.
+    `source` holds, for each pixel along the prepared picture, the pixel of that picture which it shows; NaN on padding.
     """
     places = np.flatnonzero(~np.isnan(source))
     if len(places) < 2 or length < 2:
         return None
-    # A filter bends the ramp at the picture's own ends, so the line is taken through what lies between.
+    # A filter bends the ramp at the picture's own ends, so the line is fitted to the pixels between them.
     margin = (len(places) - 1) // 4
     places = places[margin : len(places) - margin]
     shares = (source[places] + 0.5) / length
@@ -211,6 +209,6 @@ def _edges_of(source: np.ndarray, length: int) -> tuple[float, float] | None:
     last = first + slope * len(source)
     if slope <= 0 or np.abs(shares - (first + slope * (places + 0.5))).max() > _STRAIGHT:
         return None
-    # Nearer than half a prepared pixel, the picture's own edge is meant.
-    near = [float(round(edge)) if abs(edge - round(edge)) < slope / 2 else float(edge) for edge in (first, last)]
-    return near[0], near[1]
+    # Within half a prepared pixel of the picture's own edge, it is that edge.
+    first, last = (round(edge) if abs(edge - round(edge)) < slope / 2 else edge for edge in (first, last))
+    return float(first), float(last)

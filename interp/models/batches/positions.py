@@ -1,11 +1,10 @@
 """Which positions of a batch are image, text, special or padding, computed from the ids the model really gets.
 
-Everything a method wants to read or change is selected by a Bool `[batch, seq]` mask. A mask comes from a name
-(``"image"``, ``"last"``, a span's name), from ints that count a row's real tokens (0 the first, -1 the last), or from
-a mask in hand.
+A Bool `[batch, seq]` mask selects what a method reads or changes. A mask comes from a name (``"image"``, ``"last"``, a
+span's name), from ints that count a row's real tokens (0 the first, -1 the last), or from a mask in hand.
 
-A row may hold several images, and what stands between the tokens of *one* image differs: nothing, a break behind each
-row of patches, words that name its tiles. So images are told apart by how many tokens each has, never by gaps.
+A row may hold several images. Between the tokens of *one* image there may be nothing, a break after each row of patches,
+or words that name its tiles. So images are told apart by their numbers of tokens, never by gaps.
 """
 
 from __future__ import annotations
@@ -34,17 +33,22 @@ class Positions:
     ``image``       image tokens
     ``image_0``     those of each row's first image, ``image_1`` of its second, ...
     ``special``     the tokenizer's special tokens, other than image tokens and padding
-    ``padding``     what the attention mask leaves out
+    ``padding``     positions that the attention mask leaves out
     ``text``        every other token
     ``all``         everything but padding
     ``last``        the last real token of each row
     ``question``    text but the last token
     ``last_image``  the last image token of each row that has one
-    ``after_image`` real tokens behind a row's last image token (all of them where a row has no image)
+    ``after_image`` real tokens after a row's last image token (all of them where a row has no image)
     =============== ==================================================================================
 
-    Spans that were named when the batch was prepared come under their names. A row without a second image has no
-    position in ``image_1``; where the tokens of a batch cannot be shared out among its images, these names are missing.
+    The spans of the batch have their own names. A row without a second image has no position in ``image_1``. Where the
+    image tokens of a batch cannot be divided among its images, these numbered names are missing.
+
+    >>> import interp
+    >>> batch = interp.load("toy").prepare(texts=["a red 3 at top ."], spans={"digit": "3"})
+    >>> batch.positions["digit"].nonzero().tolist(), batch.positions.select([-1]).nonzero().tolist()
+    ([[0, 3]], [[0, 6]])
     """
 
     masks: Mapping[str, Tensor]
@@ -66,18 +70,18 @@ class Positions:
         return list(self.grids[row_index(row, len(self.grids))])
 
     def boxes(self, row: int) -> list[Tensor | None]:
-        """Where each token of each image of this row lies on the picture: Float `[token, 4]`, None where not known.
+        """The box of each token of each image of this row on its picture: Float `[token, 4]`, None where not known.
 
-        The four are left, top, right and bottom as shares of the picture *as it was given*, from 0 to 1, so that
+        The four numbers are left, top, right and bottom as shares of the original picture, from 0 to 1, so that
         ``box * (width, height, width, height)`` are its pixels whatever its size. What a processor crops away lies in
-        no box, and a token that sees only padding has a box without area. Known for images that were given to
+        no box, and a token that sees only padding has a box without area. Boxes are known for images that were passed to
         `prepare` and whose tokens have a grid.
         """
         row = row_index(row, len(self.grids))
         return [None] * len(self.grids[row]) if self.find_boxes is None else self.find_boxes(row)
 
     def named(self, spans: Mapping[str, Tensor]) -> Positions:
-        """These positions and the spans' under their names."""
+        """These positions, and spans under their names."""
         return replace(self, masks={**self.masks, **spans})
 
     @property
@@ -91,7 +95,7 @@ class Positions:
         return Positions(masks, list(self.grids) * times, self.find_boxes and (lambda row: self.boxes(0)))
 
     def select(self, positions: Any) -> Tensor:
-        """Whatever is taken as `positions=` anywhere in this package, as a Bool `[batch, seq]` mask.
+        """Any value of an argument `positions=` of this package, as a Bool `[batch, seq]` mask.
 
         Raises `InputError` for an unknown name, an index that a row does not have, or a mask of another shape.
         """
@@ -115,12 +119,12 @@ class Positions:
 
 
 def is_kind(name: str) -> bool:
-    """Whether a name is that of a kind of position, and so none for a span."""
+    """Whether a name is that of a kind of position; a span cannot have it."""
     return name in NAMES or re.fullmatch(r"image_\d+", name) is not None
 
 
 def row_index(row: Any, rows: int) -> int:
-    """A row of a batch, counted from 0, or with a negative number from the end. Raises `InputError` if there is none."""
+    """A row of a batch as an int from 0; negative numbers count from the end. Raises `InputError` for any other row."""
     index = as_int(row)
     if index is None or not -rows <= index < rows:
         raise InputError(f"row={shown(row)}: this batch has {rows} rows, expected an int from 0 to {rows - 1}")
@@ -141,27 +145,29 @@ def count_tokens(real: Tensor, indices: Sequence[int], row: int) -> Tensor:
 def find_positions(
     input_ids: Tensor,
     attention_mask: Tensor,
-    image: int | Tensor | None,
+    image_tokens: Tensor,
     special_ids: Sequence[int],
     sheets: Sequence[Sequence[Sheet | None]],
-    counts: Sequence[Sequence[int] | None] | None = None,
+    counts: Sequence[Sequence[int] | None],
 ) -> Positions:
     """The positions of an encoding.
 
-    `image` is the id of the image token, or a Bool `[batch, seq]` mask of the image tokens where a model has no such
-    id. `sheets` holds, for each image of each row, how the tower sees it, and `counts` the number of its tokens, None
-    for a row where that is not known. Without `counts`, a row's only image has all of the row's.
+    `image_tokens` is the Bool `[batch, seq]` mask of the image tokens. For each image of each row, `sheets` holds how the
+    tower sees it and `counts` the number of its tokens, None for a row where these are not known.
     """
     real = attention_mask.bool()
-    given = image if isinstance(image, Tensor) else input_ids == image
-    images = real & given if image is not None else torch.zeros_like(real)
+    images = real & image_tokens
     special = real & ~images & torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype))
     text = real & ~images & ~special
     last = _last_true(real)
-    shares = _shares(images, sheets, counts)
+    totals = images.sum(dim=1).tolist()
+    counts = [
+        row if row is not None and sum(row) == total and len(row) == len(pictures) else None
+        for row, total, pictures in zip(counts, totals, sheets, strict=True)
+    ]
     masks = {
         "image": images,
-        **_each_image(images, shares),
+        **_each_image(images, counts),
         "text": text,
         "special": special,
         "padding": ~real,
@@ -173,32 +179,20 @@ def find_positions(
     }
     grids = [
         [None] * len(row) if share is None else [find_grid(n, sheet) for n, sheet in zip(share, row, strict=True)]
-        for row, share in zip(sheets, shares, strict=True)
+        for row, share in zip(sheets, counts, strict=True)
     ]
     return Positions(masks, grids)
 
 
-def _shares(
-    images: Tensor, sheets: Sequence[Sequence[Any]], counts: Sequence[Sequence[int] | None] | None
-) -> list[list[int] | None]:
-    """The number of tokens of each image of each row, None for a row where they do not add up to the row's tokens."""
-    shares: list[list[int] | None] = []
-    for row, (total, pictures) in enumerate(zip(images.sum(dim=1).tolist(), sheets, strict=True)):
-        given = [total] * (len(pictures) == 1) if counts is None else counts[row]
-        fits = given is not None and sum(given) == total and len(given) == len(pictures)
-        shares.append(list(given) if fits and given is not None else None)
-    return shares
-
-
-def _each_image(images: Tensor, shares: Sequence[Sequence[int] | None]) -> dict[str, Tensor]:
-    """``image_0``, ``image_1``, ...: a row's image tokens, shared out in order. None of them where one row is unclear."""
-    if any(share is None for share in shares):
+def _each_image(images: Tensor, counts: Sequence[Sequence[int] | None]) -> dict[str, Tensor]:
+    """``image_0``, ``image_1``, ...: a row's image tokens, divided in order. Empty where the counts of a row are unknown."""
+    if None in counts:
         return {}
-    masks = torch.zeros(max((len(share or ()) for share in shares), default=0), *images.shape, dtype=torch.bool)
-    for row, share in enumerate(shares):
-        places = images[row].nonzero().flatten()
-        for index, mine in enumerate(places.split(list(share or ()))):
-            masks[index, row, mine] = True
+    masks = torch.zeros(max((len(row or ()) for row in counts), default=0), *images.shape, dtype=torch.bool)
+    for number, row in enumerate(counts):
+        columns = images[number].nonzero().flatten()
+        for index, own in enumerate(columns.split(list(row or ()))):
+            masks[index, number, own] = True
     return {f"image_{index}": mask for index, mask in enumerate(masks)}
 
 

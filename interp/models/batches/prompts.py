@@ -1,9 +1,9 @@
 """Prompts: what a processor makes of texts and images.
 
-``<image>`` stands for an image on every model and is written here as the model's own placeholder; a chat template may
-be put around the text; the processor then puts as many image tokens in the place of each placeholder as the image
-needs, with breaks, tags or newlines of its own. To follow a text through all this, the tokenizer is listened to: what it is
-given last is the prompt as the model reads it, and asked once more it says which characters each token stands for.
+``<image>`` stands for an image on every model and is written here as the model's own placeholder. A chat template may
+be put around the text. The processor then replaces each placeholder by as many image tokens as the image needs, with
+breaks, tags or newlines of its own. To follow a text through all this, the tokenizer is recorded: its last input is the
+prompt as the model reads it, and a second call says which characters each token stands for.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Images = Sequence[Sequence[Image.Image]]
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One text that a tokenizer was given, and how it was asked to take it."""
+class TokenizerInput:
+    """One text that a processor passed to its tokenizer, and the options it passed along."""
 
     text: str
     options: Mapping[str, Any]
 
 
-class _Listener:
-    """A tokenizer that remembers the texts it is given."""
+class _Recorder:
+    """A tokenizer that records the texts of its last call on a list."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self.heard: list[Heard] = []
+        self.prompts: list[TokenizerInput] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -45,65 +45,60 @@ class _Listener:
 
     def __call__(self, text: Any = None, *arguments: Any, **options: Any) -> Any:
         if isinstance(text, list) and not arguments:
-            self.heard = [Heard(each, options) for each in text]
+            self.prompts = [TokenizerInput(each, options) for each in text]
         return self._tokenizer(text, *arguments, **options)
 
 
-def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[Heard]]:
-    """The processor's encoding of these rows, and what its tokenizer heard of each: nothing where that was not one text.
+def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+    """The processor's encoding of these rows, and the prompt of each row as its tokenizer reads it.
 
-    Raises `InputError` with the processor's own complaint where it refuses them.
+    There are no prompts where the tokenizer does not read one text for each row. Raises `InputError` with the processor's
+    own complaint where it refuses the rows.
     """
     if processor is None:
         raise InputError("this model was loaded without a processor: pass encoding=, or load it with processor=")
     own = str(getattr(processor, "image_token", None) or PLACEHOLDER)
-    inputs, heard = _process(processor, [text.replace(PLACEHOLDER, own) for text in texts], images)
-    if any(images) and _puts_images_first(processor, own, inputs, heard):
-        return _process(processor, [text.replace(PLACEHOLDER, "") for text in texts], images)
-    return inputs, heard
+    inputs, prompts = _process(processor, [text.replace(PLACEHOLDER, own) for text in texts], images)
+    if any(images) and prompts and "input_ids" in inputs:
+        image_tokens = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(own)
+        # Some processors put image tokens before a text by themselves: then there are more than in the prompts.
+        if int(image_tokens.sum()) > sum(prompt.text.count(own) for prompt in prompts):
+            return _process(processor, [text.replace(PLACEHOLDER, "") for text in texts], images)
+    return inputs, prompts
 
 
-def _puts_images_first(processor: Any, own: str, inputs: Mapping[str, Tensor], heard: Sequence[Heard]) -> bool:
-    """Whether the processor puts image tokens before a text by itself: there are more of them than in what was heard."""
-    if not heard or "input_ids" not in inputs:
-        return False
-    token = processor.tokenizer.convert_tokens_to_ids(own)
-    return int((inputs["input_ids"] == token).sum()) > sum(each.text.count(own) for each in heard)
-
-
-def _process(processor: Any, written: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[Heard]]:
-    """The processor's encoding, and what its tokenizer heard."""
-    listener = _Listener(getattr(processor, "tokenizer", None))
-    listening = copy.copy(processor)
-    listening.tokenizer = listener
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(written) > 1, "padding_side": "left"}
-    start = getattr(listener, "bos_token", None)
-    if start and all(text.startswith(start) for text in written):
+def _process(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+    """As `encode`, for texts that hold the processor's own placeholders."""
+    processor = copy.copy(processor)
+    recorder = processor.tokenizer = _Recorder(getattr(processor, "tokenizer", None))
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "padding_side": "left"}
+    start = getattr(recorder, "bos_token", None)
+    if start and all(text.startswith(start) for text in texts):
         # A chat template writes the first token itself; the model has never seen two.
         options["add_special_tokens"] = False
     nested = [list(row) for row in images] if any(images) else None
     flat = None if nested is None else [image for row in nested for image in row]
     encoding = _first_that_works(
         # Nested first: some processors cut a lone image into tiles, but not several of one row.
-        lambda: listening(text=list(written), images=nested, **options),
-        lambda: listening(text=list(written), images=flat, **options),
+        lambda: processor(text=list(texts), images=nested, **options),
+        lambda: processor(text=list(texts), images=flat, **options),
     )
-    # Labels are for training: given to a model, they make it compute a loss that nobody asked for.
+    # Labels are for training: with them, a model computes a loss that nobody asked for.
     inputs = {name: value for name, value in encoding.items() if isinstance(value, Tensor) and name != "labels"}
-    return inputs, listener.heard if len(listener.heard) == len(written) else []
+    return inputs, recorder.prompts if len(recorder.prompts) == len(texts) else []
 
 
-def _first_that_works(*ways: Callable[[], Any]) -> Any:
-    """What the first of these ways gives that does not fail; where all fail, the first one's complaint in one line."""
+def _first_that_works(*calls: Callable[[], Any]) -> Any:
+    """The result of the first of these calls that does not fail; where all fail, the first complaint in one line."""
     complaints: list[Exception] = []
-    for way in ways:
+    for call in calls:
         try:
-            return way()
+            return call()
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             complaints.append(error)
     first = complaints[0]
-    said = " ".join(str(first).split())
-    raise InputError(f"the processor refuses these texts and images ({type(first).__name__}): {said}") from first
+    reason = " ".join(str(first).split())
+    raise InputError(f"the processor refuses these texts and images ({type(first).__name__}): {reason}") from first
 
 
 def as_chat(processor: Any, text: str) -> str:
@@ -120,11 +115,11 @@ def as_chat(processor: Any, text: str) -> str:
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def offsets_of(tokenizer: Any, heard: Heard, ids: Sequence[int]) -> list[tuple[int, int]] | None:
-    """The characters of what was heard that each of a row's real tokens stands for; None where that cannot be said."""
-    options = {**heard.options, "return_tensors": None, "padding": False, "return_offsets_mapping": True}
+def offsets_of(tokenizer: Any, prompt: TokenizerInput, ids: Sequence[int]) -> list[tuple[int, int]] | None:
+    """The characters of the prompt that each of a row's real tokens stands for; None where the tokenizer cannot say."""
+    options = {**prompt.options, "return_tensors": None, "padding": False, "return_offsets_mapping": True}
     try:
-        again = tokenizer(heard.text, **options)
-    except NotImplementedError:  # a tokenizer in plain Python knows no offsets
+        encoding = tokenizer(prompt.text, **options)
+    except NotImplementedError:  # tokenizers in plain Python have no offsets
         return None
-    return list(again["offset_mapping"]) if list(again["input_ids"]) == list(ids) else None
+    return list(encoding["offset_mapping"]) if list(encoding["input_ids"]) == list(ids) else None

@@ -1,10 +1,10 @@
 """Spans: parts of a prompt that a caller names, as masks over the tokens that the model gets.
 
-A span is a string that stands once in the text, a range of the text's characters, ints that count the row's real
+A span is a string that occurs once in the text, a range of the text's characters, ints that count the row's real
 tokens, or a mask. Strings and ranges refer to the text *as the user wrote it*. On its way to the tokenizer that text
 changes: ``<image>`` becomes the model's own placeholders, a chat template puts words around it, a processor adds
-newlines. But the pieces between the images come through as they are, in order, and so each is looked for there, first
-as far left and then as far right as possible: where both agree, it can stand nowhere else.
+newlines. But the pieces between the images come through unchanged and in order. So each piece is searched for in the
+prompt twice, once as far left and once as far right as possible. Where both searches agree, no other place is possible.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from interp.models.batches.prompts import PLACEHOLDER
 
 @dataclass(frozen=True)
 class Wording:
-    """One row's text on its way: `said` by the user, `heard` by the tokenizer; `offsets` of each real token in that.
+    """One row's words: the user's `text`, the `prompt` that the tokenizer reads, and the `offsets` of each real token in it.
 
-    `image_token` is what the tokenizer hears for one image token, None where the model has none.
+    `image_token` is the text of one image token in the prompt, None where the model has no image token.
     """
 
-    said: str
-    heard: str
+    text: str
+    prompt: str
     offsets: Sequence[tuple[int, int]]
     image_token: str | None
 
@@ -39,27 +39,28 @@ class Wording:
 def find_spans(
     spans: Mapping[str, Any] | Sequence[Mapping[str, Any]], positions: Positions, wording: Callable[[int], Wording]
 ) -> dict[str, Tensor]:
-    """Bool `[batch, seq]` of each named span; `wording` is asked for rows whose spans are strings or ranges.
+    """Bool `[batch, seq]` of each named span. `wording` is called for rows whose spans are strings or ranges.
 
-    Raises `InputError` for a span that is not there, is there twice, lies outside the text or holds no token.
+    Raises `InputError` for a span that does not occur or occurs twice, lies outside the text or has no token.
     """
     real = positions["all"]
-    found: dict[str, Tensor] = {}
-    for name, each in _by_name(spans, len(real)).items():
+    masks: dict[str, Tensor] = {}
+    for name, span in _by_name(spans, len(real)).items():
         if not isinstance(name, str):
             raise InputError(f"span {name!r}: its name is a {type(name).__name__}, expected a string")
         if is_kind(name):
             raise InputError(f"span {name!r} has the name of a kind of position: choose another name")
-        if _is_mask(each):
-            found[name] = _whole_mask(name, each, real)
+        if _is_mask(span):
+            masks[name] = _checked(name, span, [tuple(real.shape)], "(batch, seq)") & real
+            if not masks[name].any():
+                raise InputError(f"span {name!r}: its mask holds no real token, expected at least one True")
         else:
-            rows = [_of_row(name, span, row, positions, wording) for row, span in enumerate(each)]
-            found[name] = torch.stack(rows)
-    return found
+            masks[name] = torch.stack([_of_row(name, each, row, positions, wording) for row, each in enumerate(span)])
+    return masks
 
 
 def _by_name(spans: Any, rows: int) -> dict[str, Any]:
-    """Each span's mask for the batch, or its spans row by row: None for a row that has none of that name."""
+    """The value of each span: a mask for the whole batch, or a list with the span of each row, None for none."""
     if isinstance(spans, Mapping):
         return {name: span if _is_mask(span) else _row_by_row(name, span, rows) for name, span in spans.items()}
     if not isinstance(spans, list | tuple) or not all(isinstance(row, Mapping) for row in spans):
@@ -70,8 +71,8 @@ def _by_name(spans: Any, rows: int) -> dict[str, Any]:
 
 
 def _row_by_row(name: str, span: Any, rows: int) -> list[Any]:
-    one_for_all = isinstance(span, str) or _is_range(span) or _is_counted(span)
-    each = [span] * rows if one_for_all or not isinstance(span, list | tuple) else list(span)
+    one_a_row = isinstance(span, list | tuple) and not (_is_range(span) or _is_count(span))
+    each = list(span) if one_a_row else [span] * rows
     if len(each) != rows:
         raise InputError(f"span {name!r}: {len(each)} spans for {rows} rows, expected one a row or one for all")
     return each
@@ -82,23 +83,16 @@ def _is_mask(span: Any) -> bool:
 
 
 def _is_range(span: Any) -> bool:
-    """A tuple of two ints is a range of characters; ints in a list count tokens."""
+    """Whether this is a tuple of two ints, which is a range of characters; ints in a list count tokens."""
     return isinstance(span, tuple) and len(span) == 2 and as_ints(span) is not None
 
 
-def _is_counted(span: Any) -> bool:
+def _is_count(span: Any) -> bool:
     return as_int(span) is not None or (isinstance(span, list) and bool(span) and as_ints(span) is not None)
 
 
-def _whole_mask(name: str, given: Any, real: Tensor) -> Tensor:
-    mask = _checked(name, given, [tuple(real.shape)], "(batch, seq)") & real
-    if not mask.any():
-        raise InputError(f"span {name!r}: its mask holds no real token, expected at least one True")
-    return mask
-
-
-def _checked(name: str, given: Any, shapes: list[tuple[int, ...]], axes: str) -> Tensor:
-    mask = torch.as_tensor(given).cpu()
+def _checked(name: str, span: Any, shapes: list[tuple[int, ...]], axes: str) -> Tensor:
+    mask = torch.as_tensor(span).cpu()
     if mask.dtype != torch.bool:
         raise InputError(f"span {name!r} is a tensor of {mask.dtype}: expected a bool mask, or a list of ints")
     if tuple(mask.shape) not in shapes:
@@ -110,19 +104,17 @@ def _checked(name: str, given: Any, shapes: list[tuple[int, ...]], axes: str) ->
 def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Callable[[int], Wording]) -> Tensor:
     """One row's span as Bool `[seq]`; all False where it has none."""
     real = positions["all"][row]
-    places = real.nonzero().flatten()
+    columns, mask = real.nonzero().flatten(), torch.zeros_like(real)
     if span is None:
-        return torch.zeros_like(real)
+        return mask
     if _is_mask(span):
-        given = _checked(name, span, [tuple(real.shape), (len(places),)], f"(seq, or the real tokens of row {row})")
-        mask = torch.zeros_like(real)
-        mask[places] = given[places] if given.shape == real.shape else given
-    elif _is_counted(span):
+        own = _checked(name, span, [tuple(real.shape), (len(columns),)], f"(seq, or the real tokens of row {row})")
+        mask[columns] = own[columns] if own.shape == real.shape else own
+    elif _is_count(span):
         mask = count_tokens(real, as_ints(span) or [], row)
     elif isinstance(span, str) or _is_range(span):
         words = wording(row)
-        start, end = _range_of(name, span, row, words.said)
-        mask = _tokens_of(name, start, end, row, words, positions)
+        mask = _tokens_of(name, _range_of(name, span, row, words.text), row, words, positions)
     else:
         raise InputError(
             f"span {name!r} of row {row} is {span!r}: expected a string, a (start, end) range, a mask or a list of ints"
@@ -132,38 +124,37 @@ def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Calla
     return mask
 
 
-def _range_of(name: str, span: str | tuple[int, int], row: int, said: str) -> tuple[int, int]:
+def _range_of(name: str, span: str | tuple[int, int], row: int, text: str) -> tuple[int, int]:
     if isinstance(span, str):
-        times = said.count(span) if span else 0
+        times = text.count(span) if span else 0
         if times != 1:
-            raise InputError(f"span {name!r}: {span!r} stands {times} times in row {row}, {said!r}; expected once")
-        return said.index(span), said.index(span) + len(span)
+            raise InputError(f"span {name!r}: {span!r} occurs {times} times in row {row}, {text!r}; expected once")
+        return text.index(span), text.index(span) + len(span)
     start, end = span
-    if not 0 <= start < end <= len(said):
-        raise InputError(f"span {name!r}: {span!r} is no range of the {len(said)} characters of row {row}, {said!r}")
+    if not 0 <= start < end <= len(text):
+        raise InputError(f"span {name!r}: {span!r} is no range of the {len(text)} characters of row {row}, {text!r}")
     return start, end
 
 
-def _tokens_of(name: str, start: int, end: int, row: int, words: Wording, positions: Positions) -> Tensor:
-    """The tokens of some characters that the user wrote; those of ``<image>`` stand for all tokens of that image."""
-    places = positions["all"][row].nonzero().flatten()
+def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, positions: Positions) -> Tensor:
+    """The tokens of a range of the user's characters; those of ``<image>`` are all tokens of that image."""
+    start, end = span
+    columns = positions["all"][row].nonzero().flatten()
     mask = torch.zeros_like(positions["all"][row])
-    pieces = words.said.split(PLACEHOLDER)
-    heard_at = _align(pieces, words)
+    pieces = words.text.split(PLACEHOLDER)
     at = 0
-    for index, piece in enumerate(pieces):
+    for index, (piece, place) in enumerate(zip(pieces, _align(pieces, words), strict=True)):
         first, last = max(start, at), min(end, at + len(piece))
         if first < last:
-            where = heard_at[index]
-            if where is None:
+            if place is None:
                 raise InputError(
-                    f"span {name!r} cannot be found: {piece!r} of row {row} does not stand once in {words.heard!r}, "
-                    "what the processor makes of it; pass a mask instead"
+                    f"span {name!r} cannot be found: {piece!r} of row {row} does not occur once in {words.prompt!r}, "
+                    "the prompt that the processor makes; pass a mask instead"
                 )
-            # A template may leave out the spaces around a piece: what is left of the range is inside it.
-            low, high = (min(max(edge - at + where[0], where[1]), where[2]) for edge in (first, last))
-            for place, (begin, stop) in zip(places, words.offsets, strict=True):
-                mask[place] |= begin < high and stop > low and stop > begin
+            # A template may leave out the spaces around a piece: the rest of the range is inside it.
+            low, high = (min(max(edge - at + place[0], place[1]), place[2]) for edge in (first, last))
+            for column, (begin, stop) in zip(columns, words.offsets, strict=True):
+                mask[column] |= begin < high and stop > low and stop > begin
         at += len(piece)
         if start < at + len(PLACEHOLDER) and end > at and index < len(pieces) - 1:
             if f"image_{index}" not in positions:
@@ -174,37 +165,35 @@ def _tokens_of(name: str, start: int, end: int, row: int, words: Wording, positi
 
 
 def _align(pieces: Sequence[str], words: Wording) -> list[tuple[int, int, int] | None]:
-    """Where each piece stands in what the tokenizer hears, None where that is not certain.
+    """The place of each piece in the prompt, None where it is not certain.
 
-    A place is (where its first character is, or would be; where what is left of it begins; where that ends).
+    A place is three indices: where the piece's first character would be, where its unstripped part begins, and where
+    that ends.
     """
-    for kept in (list(pieces), [piece.strip() for piece in pieces]):
-        left = _leftmost(kept, words.heard, words.image_token)
-        # Seen from behind, the leftmost places are the rightmost.
-        back = _leftmost(
-            [piece[::-1] for piece in reversed(kept)],
-            words.heard[::-1],
-            None if words.image_token is None else words.image_token[::-1],
-        )
+    prompt, token = words.prompt, words.image_token
+    for parts in (list(pieces), [piece.strip() for piece in pieces]):
+        left = _leftmost(parts, prompt, token)
+        # Read backwards, the leftmost places are the rightmost.
+        back = _leftmost([part[::-1] for part in reversed(parts)], prompt[::-1], token and token[::-1])
         if left is None or back is None:
             continue
-        right = [len(words.heard) - at - len(piece) for at, piece in zip(reversed(back), kept, strict=True)]
+        right = [len(prompt) - at - len(part) for at, part in zip(reversed(back), parts, strict=True)]
         return [
             (at - piece.index(part), at, at + len(part)) if at == other else None
-            for at, other, part, piece in zip(left, right, kept, pieces, strict=True)
+            for at, other, part, piece in zip(left, right, parts, pieces, strict=True)
         ]
     return [None] * len(pieces)
 
 
-def _leftmost(pieces: Sequence[str], heard: str, image_token: str | None) -> list[int] | None:
-    """The first places at which the pieces stand in order, an image token between each two."""
+def _leftmost(pieces: Sequence[str], prompt: str, image_token: str | None) -> list[int] | None:
+    """The first places at which the pieces occur in order, an image token between each two."""
     places, at = [], 0
     for index, piece in enumerate(pieces):
         if index and image_token:
-            at = heard.find(image_token, at) + len(image_token)
+            at = prompt.find(image_token, at) + len(image_token)
             if at < len(image_token):
                 return None
-        at = heard.find(piece, at)
+        at = prompt.find(piece, at)
         if at < 0:
             return None
         places.append(at)

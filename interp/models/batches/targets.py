@@ -1,4 +1,8 @@
-"""Targets: the token ids of answers that are given as ids or as words."""
+"""Targets: the tokens whose logits or probabilities are read, as token ids or as words.
+
+A word is a target where one token continues a prompt with it, as "red" is one token and "reddish" may be three. So words
+are looked up after a space first, as in running text.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from interp.errors import InputError, shown
 
 
 class Vocabulary(Protocol):
-    """A model, as far as targets go."""
+    """The part of a model that targets need: its tokenizer, and the number of its tokens."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -25,13 +29,13 @@ class Vocabulary(Protocol):
 def target_ids(vlm: Vocabulary, targets: Any, rows: int) -> Tensor:
     """Targets as Int `[rows]`: one token id or word for all rows, or one a row.
 
-    A word must be the one token that continues a prompt: it is tokenized behind a space and, where that gives several
-    pieces, as it stands. Raises `InputError` with its pieces where it is more than one token, for one that the vocabulary
-    does not have, for what is neither id nor word, and where there are not as many as rows.
+    A word must be the one token that continues a prompt: it is tokenized after a space and, where that makes several
+    pieces, without one. Raises `InputError` for a word of several tokens (and names its pieces), a word outside the
+    vocabulary, anything that is neither id nor word, and another number of targets than rows.
     """
     if hasattr(targets, "tolist"):  # torch's and numpy's
         targets = targets.tolist()
-    if isinstance(targets, Mapping | Set | bytes | bytearray):  # these have no order of rows, or are numbers unawares
+    if isinstance(targets, Mapping | Set | bytes | bytearray):  # without an order of rows, or numbers by accident
         raise InputError(
             f"targets={shown(targets)}: expected a word or a token id for all rows, or a list of one a row"
         )
@@ -65,11 +69,7 @@ def target_id(vlm: Vocabulary, target: Any) -> int:
         if len(pieces) == 1 and pieces[0] != unknown:
             return pieces[0]
     names = vlm.tokenizer.convert_ids_to_tokens(pieces)
+    problem = f"is {len(pieces)} tokens, {names!r}"
     if pieces == [unknown]:
-        raise InputError(
-            f"target {target!r} is no word of this vocabulary, it becomes {names[0]!r}: expected a word that is one token, or "
-            "an id"
-        )
-    raise InputError(
-        f"target {target!r} is {len(pieces)} tokens, {names!r}: expected a word that is one token, or an id"
-    )
+        problem = f"is no word of this vocabulary, it becomes {names[0]!r}"
+    raise InputError(f"target {target!r} {problem}: expected a word that is one token, or an id")

@@ -1,14 +1,13 @@
-"""What a picture moves: image positions found, and proved, by what they depend on.
+"""Image positions: the positions of the stream that depend on the picture, found and proved by changing it.
 
-The pixels are replaced by others, or noise is put on the projector's output, and the states that enter layer 0 are
-compared with those of before. Features may be written, added or scaled there: whatever is done, positions that move
-are where the image enters the stream.
+The pixels are replaced by noise, or noise is added to the projector's output, and the states that enter layer 0 are
+compared with those of the unchanged run. A model may write, add or scale image features there. In each case the
+positions whose states move are those at which the image enters the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,55 +15,59 @@ from torch import Tensor
 from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
 from interp.models.layout.additions import tolerance
+from interp.models.running.core import Core
 from interp.models.running.steps import Edit, Read, disturb, whole
 from interp.models.running.structure import resolve
 from interp.models.running.trace import run_for_visits, run_forward, run_until_layers
 
-if TYPE_CHECKING:
-    from interp.models.running.core import Core
-
-# A tower that quantises gives some patches the same code under two pictures: several are tried.
+# A tower that quantises may give a patch of two pictures the same code, so several pictures are tried.
 _PICTURES = 4
 
 
 def find_images(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The image positions of an encoding whose model has no image token: what another picture or the projector moves."""
+    """The image positions of an encoding for a model without an image token, Bool `[batch, seq]`."""
     return moved_by_pictures(core, inputs) | moved_by_projector(core, inputs)
 
 
 def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
     """The positions whose state 0 depends on the pixels, Bool `[batch, seq]`."""
     before = run_until_layers(core, inputs)
-    moved = torch.zeros(before.shape[:2], dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_PICTURES):
-        other = {**inputs, **{name: _another(inputs[name], generator) for name in pixels_of(inputs)}}
-        moved |= _moved(before, run_until_layers(core, other))
-    return moved
+    pictures = [other_picture(inputs, generator) for _ in range(_PICTURES)]
+    return torch.stack([_moved(before, run_until_layers(core, other)) for other in pictures]).any(dim=0)
 
 
-def _another(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Pixels of about the same range. Whole numbers among them stay: zeros that pad a picture to its tile, and the
-    places of patches that some encodings write beside their pixels."""
-    noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std().clamp(min=0.1) + tensor.float().mean()
-    whole = tensor == tensor.round()
-    return torch.where(whole & ~whole.all(), tensor, noise.to(tensor.dtype))
+def other_picture(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The same encoding with noise in place of its pixels, padding included, so that every patch changes.
+
+    Tiles that are all zeros stay, since models count tiles by them. So do columns of whole numbers among the values of
+    patches, which are the patches' places.
+    """
+    others = {}
+    for name in pixels_of(inputs):
+        pixels = inputs[name]
+        noise = torch.randn(pixels.shape, generator=generator) * pixels.float().std().clamp(min=0.1)
+        constant = torch.zeros_like(pixels, dtype=torch.bool)
+        if pixels.ndim == 5:
+            constant = (pixels == 0).flatten(2).all(dim=2)[..., None, None, None]
+        elif pixels.ndim == 3:
+            places = (pixels == pixels.round()).flatten(0, 1).all(dim=0)
+            constant = places & ~places.all()
+        others[name] = torch.where(constant, pixels, (noise + pixels.float().mean()).to(pixels.dtype))
+    return {**inputs, **others}
 
 
 def moved_by_projector(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The positions whose state 0 depends on what the projector gives when it is first called, Bool `[batch, seq]`."""
-    nowhere = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
-    if core.structure.projector is None:
-        return nowhere
-    envoy = resolve(core.nnsight, core.structure.projector)
-    if envoy.path not in run_for_visits(core, inputs, [envoy]):  # some models call a method of it, which shows nowhere
-        return nowhere
-    edit = Edit("projector", 0, disturb)
-    return _moved(run_until_layers(core, inputs), run_until_layers(core, inputs, [edit]))
+    """The positions whose state 0 depends on the first output of the projector, Bool `[batch, seq]`."""
+    path = core.structure.projector
+    # Some models call a method of the projector, which no trace shows.
+    if path is None or (envoy := resolve(core.nnsight, path)).path not in run_for_visits(core, inputs, [envoy]):
+        return torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+    return _moved(run_until_layers(core, inputs), run_until_layers(core, inputs, [Edit("projector", 0, disturb)]))
 
 
-def sees_behind(core: Core, batch: Batch) -> bool | None:
-    """Whether an image token sees image tokens behind it; None where no row has two of them."""
+def images_see_later_tokens(core: Core, batch: Batch) -> bool | None:
+    """Whether an image token sees image tokens after it; None where no row has two of them."""
     last = batch.positions["last_image"]
     others = batch.positions["image"] & ~last
     if not others.any():

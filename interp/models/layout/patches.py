@@ -1,16 +1,16 @@
-"""Which patch of which row each token of the image tower is.
+"""Patches: which row, and which image token, each token of the image tower or the projector belongs to.
 
-The tower does not see rows. It sees sequences (an image, or one tile of an image) or the patches of all images packed one
-behind the other, and beside the patches it may hold tokens that are none: a class token, registers, padding. So before
-its states are read, two questions are answered for the batch in hand.
+The tower does not see rows. It sees sequences (an image, or one tile of an image) or the patches of all images in one
+packed sequence, and it may hold tokens that are no patches: a class token, registers, padding. So before the states of
+the tower are read, two questions are answered for the batch in hand.
 
 *What is a patch?* A token of state 0 that another picture moves, unless the encoding marks it as padding. A class token
-enters the first block as the same constant whatever the picture is, and so does what a projector adds between patches.
+enters the first block as the same constant for any picture, and so do the separators that a projector adds.
 
-*Whose is it?* Tokens come in the order of the rows. How many of them each row has follows from totals that must agree
-with what the tower holds, in this order: as many sequences as images, or as tiles that are filled; the grids of the
-images; the image tokens of the rows, of which each is one token or equally many. In a batch of one row everything is
-that row's. Where no total agrees, the batch is refused, never guessed at.
+*Which row is it from?* Tokens come in the order of the rows. The number of tokens of each row follows from totals that
+must agree with the tower's tokens, in this order: as many sequences as images, or as tiles that are not empty; the grids
+of the images; the image tokens of the rows, each of which is one patch or equally many. In a batch of one row everything
+is that row's. Where no total agrees, the batch is refused, never guessed at.
 """
 
 from __future__ import annotations
@@ -20,41 +20,40 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from interp.errors import InputError, LayoutError
+from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
 from interp.models.batches.grids import patch_grids
 from interp.models.layout.additions import tolerance
+from interp.models.layout.image_positions import other_picture
+from interp.models.running.core import Core
 from interp.models.running.places import place
 from interp.models.running.steps import Read, take_each, whole
 from interp.models.running.trace import Shapes, run_for_shapes, run_until_reads
 
-if TYPE_CHECKING:
-    from interp.models.batches.batch import Batch
-    from interp.models.running.core import Core
-
-# The sites whose examples are patches, and where it is seen which tokens these are.
+# The sites whose examples are patches, and the site at which a run shows which tokens these are.
 _PLACES = {"vision": "vision_pre", "projector": "projector"}
-# Inputs that say which pixels, patches or tiles are real.
+# These inputs say which pixels, patches or tiles are real.
 _MASKS = ("pixel_attention_mask", "pixel_mask")
 
 
 class RowsNotApart(LayoutError):
-    """The patches of a batch cannot be told apart by rows. Those of each of its rows, run alone, may be."""
+    """It is not clear which row each patch of a batch belongs to. For each row alone it may be."""
 
 
 @dataclass(frozen=True)
 class Patches:
     """The examples of a site of the tower: Int `[example]` each, in the order of the rows.
 
-    `index` is where an example stands among the tokens of the module, all axes but the last made one. `rows` is the row of
-    the batch that it belongs to, and `columns` the position of that row whose image token it becomes, -1 where it becomes
-    none alone.
+    `index` is the place of an example among the tokens of the module, with all axes but the last made one. `rows` is the
+    row of the batch that it belongs to, and `columns` the position in that row of the image token that it becomes, -1 where
+    it becomes no image token of its own.
     """
 
     rows: Tensor
@@ -67,193 +66,155 @@ class Patches:
 
 def take_patches(value, index, dtype):
     """The examples among the tokens of a module, `[example, width]`."""
-    taken = value[index.to(value.device)]
-    return taken if dtype is None else taken.to(dtype)
+    examples = value[index.to(value.device)]
+    return examples if dtype is None else examples.to(dtype)
 
 
 def patches_of(core: Core, batch: Batch, site: str) -> Patches:
     """The patches that are the examples of `site` ("vision" or "projector") for this batch.
 
-    They stand in the order in which the module holds them: that of the rows, of the images of a row and, within an image,
-    the tower's own (row by row of the picture in most, by squares of patches that are merged in some, by windows in a few).
-    Examples of the projector whose image tokens are known stand in the order of these.
+    They are in the order of the module: that of the rows, of the images of a row and, within an image, the tower's own order
+    (row by row of the picture in most, by squares of patches that are merged in some, by windows in a few). Examples of
+    the projector whose image tokens are known are in the order of these.
 
-    Raises `InputError` for an unknown site or a batch without images, `RowsNotApart` where only rows run alone can be told
-    apart, `LayoutError` where the model has no such site.
+    Raises `InputError` for an unknown site or a batch without images, `RowsNotApart` where only a row alone has clear
+    patches, `LayoutError` where the model has no such site.
     """
     if site not in _PLACES:
         raise InputError(f"site={site!r} has no patches: use one of {', '.join(_PLACES)}")
     if not batch.has_images:
         raise InputError(f"the batch has no image, so its {site} has no patches: expected images")
-    kind, last = _kind(batch), _LAST.setdefault(core, {})
-    if site not in last or last[site][0] != kind:
-        last[site] = kind, _look(core, batch, site)
-    found = last[site][1]
-    tokens = batch.positions["image"].nonzero(as_tuple=True)[1]
-    columns = torch.full_like(found.rows, -1) if found.tokens is None else tokens[found.tokens]
-    return Patches(found.rows, columns, found.index)
+    kind, results = _kind(batch), _RESULTS.setdefault(core, {})
+    if site not in results or results[site][0] != kind:
+        results[site] = kind, _find(core, batch, site)
+    rows, index, tokens = results[site][1]
+    columns = batch.positions["image"].nonzero(as_tuple=True)[1]
+    return Patches(rows, torch.full_like(rows, -1) if tokens is None else columns[tokens], index)
 
 
 def times_run(core: Core, batch: Batch) -> int:
-    """How many times the image tower runs in one forward pass of this batch, seen of its first block.
+    """The number of times that the image tower runs in one forward pass of this batch: the visits to its first block.
 
-    Most run once, over all images. Some run once an image, or once more for the tiles of a large one.
+    Most towers run once, over all images. Some run once for each image, or once more for the tiles of a large one.
     """
-    kind = _kind(batch)
-    if core not in _TIMES or _TIMES[core][0] != kind:
+    kind, results = _kind(batch), _RESULTS.setdefault(core, {})
+    if "times" not in results or results["times"][0] != kind:
         block = core.blocks[0]
-        _TIMES[core] = kind, len(run_for_shapes(core, batch.inputs, [block]).get(block.path, []))
-    return _TIMES[core][1]
+        results["times"] = kind, len(run_for_shapes(core, batch.inputs, [block]).get(block.path, []))
+    return results["times"][1]
 
 
 # What a run shows --------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Found:
-    """As `Patches`, with the number of the image token among those of the batch, None where these are not known."""
-
-    rows: Tensor
-    index: Tensor
-    tokens: Tensor | None = None
-
-
-# What was found last in each model, by site: batches of one kind need no run each.
-_LAST: WeakKeyDictionary[Core, dict[str, tuple[Any, _Found]]] = WeakKeyDictionary()
-# The same for how many times its tower ran.
-_TIMES: WeakKeyDictionary[Core, tuple[Any, int]] = WeakKeyDictionary()
+# The last result for each model, by site, or "times" for those of `times_run`: one run is enough for batches of one kind.
+_RESULTS: WeakKeyDictionary[Core, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
 def _kind(batch: Batch) -> tuple[Any, ...]:
-    """All that decides what the tower makes of a batch, but for the pictures themselves."""
-    said: list[Any] = [batch.positions["image"].sum(dim=1).tolist()]
+    """All that decides how the tower sees a batch, except the pictures themselves."""
+    parts: list[Any] = [batch.positions["image"].sum(dim=1).tolist()]
     for name, value in sorted(batch.inputs.items()):
         if name in pixels_of(batch.inputs):
-            # Tiles and patches that are zero throughout may be padding.
-            said.append(
-                (name, tuple(value.shape), _digest((value != 0).any(dim=-1)) if value.ndim == 3 else _filled(value))
-            )
+            # Tiles and patches of zeros may be padding.
+            zeros = _digest((value != 0).any(dim=-1)) if value.ndim == 3 else _tiles_in_use(value)
+            parts.append((name, tuple(value.shape), zeros))
         elif value.shape != batch.inputs["input_ids"].shape:
-            said.append((name, _digest(value)))
-    return tuple(said)
+            parts.append((name, _digest(value)))
+    return tuple(parts)
 
 
 def _digest(value: Tensor) -> str:
     return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _look(core: Core, batch: Batch, site: str) -> _Found:
+def _find(core: Core, batch: Batch, site: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The rows and the index of `Patches`, and the number of each one's image token among those of the batch if known."""
     lead = _shape(core, batch, site)
-    token_rows, places = batch.positions["image"].nonzero(as_tuple=True)
+    token_rows, columns = batch.positions["image"].nonzero(as_tuple=True)
     reads = [Read("value", _PLACES[site], 0, whole)]
     if site == "projector":
-        reads.append(Read("tokens", "resid_pre", 0, take_each, (token_rows, places, None)))
+        reads.append(Read("tokens", "resid_pre", 0, take_each, (token_rows, columns, None)))
     before = run_until_reads(core, batch.inputs, reads)
-    after = run_until_reads(core, other_picture(batch.inputs), reads)
+    after = run_until_reads(core, other_picture(batch.inputs, torch.Generator().manual_seed(0)), reads)
     if before["value"].shape != after["value"].shape or len(before["value"]) != math.prod(lead):
-        raise LayoutError(f"{core.name!r} holds another number of patches for another picture: there is no site {site}")
+        raise LayoutError(f"{core.name!r} has another number of patches for another picture: it has no site {site}")
     moved = {key: (before[key] != after[key]).any(dim=-1).cpu() for key in before}
     patches = moved["value"].reshape(lead[0], -1)
     real = patches & (
         _unpadded(core, batch.inputs, patches) if site == "vision" else _marked(batch.inputs, patches.shape)
     )
-    shares = _shares(batch, real, packed=len(lead) == 1 or lead[0] == 1)
-    if shares is None:
+    numbers = _numbers(batch, real, packed=len(lead) == 1 or lead[0] == 1)
+    if numbers is None:
         raise RowsNotApart(
-            f"which row of this batch each of the {int(real.sum())} patches of {core.name!r} belongs to cannot be told at its "
-            f"{site}: run the rows one by one"
+            f"it is not clear which row of this batch each of the {int(real.sum())} patches of {core.name!r} belongs to at "
+            f"its {site}: run the rows one by one"
         )
-    found = _Found(torch.arange(len(batch)).repeat_interleave(torch.tensor(shares)), real.flatten().nonzero().flatten())
+    rows, index = torch.arange(len(batch)).repeat_interleave(torch.tensor(numbers)), real.flatten().nonzero().flatten()
     if site == "vision":
-        return found
+        return rows, index, None
     tokens = moved["tokens"].nonzero().flatten()
-    taken = _become(before["value"].cpu()[found.index], found.rows, before["tokens"].cpu()[tokens], token_rows[tokens])
-    return found if taken is None else _Found(found.rows[taken], found.index[taken], tokens)
+    features = _features_of(before["value"].cpu()[index], rows, before["tokens"].cpu()[tokens], token_rows[tokens])
+    return (rows, index, None) if features is None else (rows[features], index[features], tokens)
 
 
 def _shape(core: Core, batch: Batch, site: str) -> tuple[int, ...]:
-    """The shape of what the module holds, without its last axis. Raises where that is not one value, of all images."""
-    if site == "vision":
-        envoys, what = list(core.blocks), "image tower"
-    else:
-        envoys, what = [place(core, len(batch), 0, site)[0]], "projector"
-    seen = run_for_shapes(core, batch.inputs, envoys)
-    ran = [seen.get(envoy.path, []) for envoy in envoys]
-    times = max(map(len, ran))
-    if not all(ran):
-        raise LayoutError(f"{core.name!r} runs its {what} in a way that shows nothing of it: there is no site {site}")
+    """The shape of the module's value, without its last axis. Raises where that is not one value, of all images."""
+    tower = site == "vision"
+    envoys, part = (core.blocks, "image tower") if tower else ([place(core, len(batch), 0, site)[0]], "projector")
+    shapes = run_for_shapes(core, batch.inputs, list(envoys))
+    visits = [shapes.get(envoy.path, []) for envoy in envoys]
+    times = max(map(len, visits))
+    if not all(visits):
+        raise LayoutError(f"{core.name!r} runs its {part} in a way that no trace shows: it has no site {site}")
     if times > 1:
-        kind, so = (
-            (RowsNotApart, "run the rows one by one") if len(batch) > 1 else (LayoutError, f"there is no site {site}")
-        )
-        raise kind(f"{core.name!r} runs its {what} {times} times in one forward pass, expected once: {so}")
-    return _shape_of_states(core, [visits[0] for visits in ran]) if site == "vision" else _shape_given(core, ran[0][0])
+        kind, advice = LayoutError, f"it has no site {site}"
+        if len(batch) > 1:
+            kind, advice = RowsNotApart, "run the rows one by one"
+        raise kind(f"{core.name!r} runs its {part} {times} times in one forward pass, expected once: {advice}")
+    return _shape_of_states(core, [each[0] for each in visits]) if tower else _shape_of_features(core, visits[0][0])
 
 
 def _shape_of_states(core: Core, visits: Sequence[Shapes]) -> tuple[int, ...]:
-    entered = visits[0].input or ()
+    first = visits[0].input or ()
     for block, visit in enumerate(visits):
-        gave = visit.outputs[0] if visit.outputs else None
-        if len(entered) < 2 or not entered == visit.input == gave:
+        output = visit.outputs[0] if visit.outputs else None
+        if len(first) < 2 or not first == visit.input == output:
             raise LayoutError(
-                f"{core.name!r}: block {block} of its image tower takes {visit.input} to {gave}, expected states of one shape "
-                f"{entered} through all blocks: there is no site vision"
+                f"{core.name!r}: block {block} of its image tower takes {visit.input} to {output}, expected states of one "
+                f"shape {first} through all blocks: it has no site vision"
             )
-    return entered[:-1]
+    return first[:-1]
 
 
-def _shape_given(core: Core, visit: Shapes) -> tuple[int, ...]:
+def _shape_of_features(core: Core, visit: Shapes) -> tuple[int, ...]:
     if not visit.outputs or len(visit.outputs[0]) < 2:
-        raise LayoutError(f"{core.name!r}: its projector gives no features [.., width]: there is no site projector")
+        raise LayoutError(f"{core.name!r}: its projector has no output [.., width]: it has no site projector")
     if visit.is_list:
         return (sum(math.prod(shape[:-1]) for shape in visit.outputs),)
     return visit.outputs[0][:-1]
 
 
-def other_picture(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same encoding with noise for its pixels, padding included, so that no patch stays as it was.
-
-    Tiles that are zero throughout stay: by these, models tell how many tiles there are. So do columns of whole numbers
-    among the values of patches, which are their places.
-    """
-    generator = torch.Generator().manual_seed(0)
-    changed = {}
-    for name in pixels_of(inputs):
-        old = inputs[name]
-        noise = torch.randn(old.shape, generator=generator) * old.float().std().clamp(min=0.1) + old.float().mean()
-        keep = torch.zeros_like(old, dtype=torch.bool)
-        if old.ndim == 5:
-            keep = (old == 0).flatten(2).all(dim=2)[..., None, None, None].expand_as(old)
-        elif old.ndim == 3:
-            places = (old == old.round()).flatten(0, 1).all(dim=0)
-            keep = (places & ~places.all()).expand_as(old)
-        changed[name] = torch.where(keep, old, noise.to(old.dtype))
-    return {**inputs, **changed}
-
-
-# What is padding ---------------------------------------------------------------------------------------------------------
+# Padding -----------------------------------------------------------------------------------------------------------------
 
 
 def _marked(inputs: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-    """What the encoding says of each patch where it has one value a patch, Bool `shape`; without it, all are real."""
-    found = [inputs[name] != 0 for name in _MASKS if name in inputs]
+    """The patches that the encoding marks as real, Bool `shape`; all of them where it has no mark for each patch."""
+    marks = [inputs[name] != 0 for name in _MASKS if name in inputs]
     if "image_position_ids" in inputs:
-        found.append((inputs["image_position_ids"] >= 0).all(dim=-1))
+        marks.append((inputs["image_position_ids"] >= 0).all(dim=-1))
     if "flattened_patches" in inputs:
-        found.append((inputs["flattened_patches"] != 0).any(dim=-1))
-    found = [mask for mask in found if mask.shape == tuple(shape)]
-    return found[0] if found else torch.ones(tuple(shape), dtype=torch.bool)
+        marks.append((inputs["flattened_patches"] != 0).any(dim=-1))
+    return next((mark for mark in marks if mark.shape == tuple(shape)), torch.ones(tuple(shape), dtype=torch.bool))
 
 
 def _unpadded(core: Core, inputs: Mapping[str, Tensor], patches: Tensor) -> Tensor:
-    """Which of the tower's `patches`, Bool `[sequence, token]`, show something of a picture: Bool of that shape.
+    """Which of the tower's `patches`, Bool `[sequence, token]`, show a part of a picture: Bool of that shape.
 
-    Raises `LayoutError` for a mask of pixels that cannot be brought to patches.
+    Raises `LayoutError` for a mask of pixels that does not fit the patches.
     """
-    shown = _marked(inputs, patches.shape)
     of_pixels = [inputs[name] for name in _MASKS if name in inputs and inputs[name].ndim > 2]
     if not of_pixels:
-        return shown
+        return _marked(inputs, patches.shape)
     pixels = of_pixels[0].flatten(0, -3) != 0
     pixels = pixels[pixels.flatten(1).any(dim=1)]
     side = getattr(getattr(core.model.config, "vision_config", None), "patch_size", None)
@@ -264,60 +225,51 @@ def _unpadded(core: Core, inputs: Mapping[str, Tensor], patches: Tensor) -> Tens
             return torch.zeros_like(patches).masked_scatter(patches, covered)
     raise LayoutError(
         f"{core.name!r}: a mask of pixels {tuple(of_pixels[0].shape)} does not fit the {tuple(patches.shape)} patches of its "
-        "tower, expected one value a pixel of each patch: there is no site vision"
+        "tower, expected one value for each pixel of each patch: it has no site vision"
     )
 
 
-# Whose they are ----------------------------------------------------------------------------------------------------------
+# The patches of each row -------------------------------------------------------------------------------------------------
 
 
-def _shares(batch: Batch, real: Tensor, packed: bool) -> list[int] | None:
-    """How many patches each row has, by the first totals that agree; None where none do."""
+def _numbers(batch: Batch, real: Tensor, packed: bool) -> list[int] | None:
+    """The number of patches of each row, by the first total that agrees; None where none does."""
     if len(batch) == 1:
         return [int(real.sum())]
     rules = [_by_grids, _by_tokens] if packed else [_by_sequences, _by_grids, _by_tokens]
-    made = (rule(batch, real) for rule in rules)
-    return next((shares for shares in made if shares is not None and _fit(batch, shares)), None)
+    pictured = batch.positions["image"].any(dim=1).tolist()
+    candidates = (rule(batch, real) for rule in rules)
+    # The rows with patches must be those with image tokens.
+    return next((c for c in candidates if c is not None and [number > 0 for number in c] == pictured), None)
 
 
-def _fit(batch: Batch, shares: Sequence[int]) -> bool:
-    """Whether those rows have patches that have image tokens."""
-    return [share > 0 for share in shares] == batch.positions["image"].any(dim=1).tolist()
+def _images_by_row(batch: Batch, total: int) -> list[int] | None:
+    """How many of `total` images each row has, None where the rows have another total.
 
-
-def _images_held(batch: Batch) -> list[int]:
-    """How many images each row has. Where the batch does not say it, one in each row that has image tokens: so it is
-    wherever there are as many images as such rows, and `_images_of_rows` asks for that."""
-    if batch.images:
-        return [len(images) for images in batch.images]
+    A batch that does not know its images has one in each row with image tokens, if that makes the total.
+    """
     names = itertools.takewhile(batch.positions.__contains__, (f"image_{index}" for index in itertools.count()))
-    held = [batch.positions[name].any(dim=1) for name in names] or [batch.positions["image"].any(dim=1)]
-    return torch.stack(held).sum(dim=0).tolist()
-
-
-def _images_of_rows(batch: Batch, total: int) -> list[int] | None:
-    """How many of `total` images each row has, None where they are not as many."""
-    held = _images_held(batch)
-    return held if sum(held) == total else None
+    masks = [batch.positions[name].any(dim=1) for name in names] or [batch.positions["image"].any(dim=1)]
+    images = list(map(len, batch.images)) if batch.images else torch.stack(masks).sum(dim=0).tolist()
+    return images if sum(images) == total else None
 
 
 def _by_sequences(batch: Batch, real: Tensor) -> list[int] | None:
-    """A sequence for each image, or for each tile that is not left empty."""
-    sequences = _images_of_rows(batch, len(real)) or _tiles_of_rows(batch, len(real))
+    """By a sequence for each image, or for each tile that is not empty."""
+    sequences = _images_by_row(batch, len(real)) or _tiles_by_row(batch, len(real))
     return None if sequences is None else _sums(real.sum(dim=1).tolist(), sequences)
 
 
-def _tiles_of_rows(batch: Batch, total: int) -> list[int] | None:
+def _tiles_by_row(batch: Batch, total: int) -> list[int] | None:
     """How many tiles each row has, from pixels [image or row, tile, 3, height, width] or from counts beside them."""
-    filled = [_filled(batch.inputs[name]) for name in pixels_of(batch.inputs)]
-    filled += [
-        mask.sum(dim=1).tolist() for name in _MASKS if (mask := batch.inputs.get(name)) is not None and mask.ndim == 2
-    ]
-    filled += [batch.inputs["image_num_crops"].tolist()] if "image_num_crops" in batch.inputs else []
-    for tiles in filled:
+    inputs = batch.inputs
+    counts = [_tiles_in_use(inputs[name]) for name in pixels_of(inputs)]
+    counts += [inputs[name].sum(dim=1).tolist() for name in _MASKS if name in inputs and inputs[name].ndim == 2]
+    counts += [inputs["image_num_crops"].tolist()] if "image_num_crops" in inputs else []
+    for tiles in counts:
         if not tiles or sum(tiles) != total:
             continue
-        images = _images_of_rows(batch, len(tiles))
+        images = _images_by_row(batch, len(tiles))
         if images is not None and all(tiles):
             return _sums(tiles, images)
         if len(tiles) == len(batch):
@@ -325,25 +277,25 @@ def _tiles_of_rows(batch: Batch, total: int) -> list[int] | None:
     return None
 
 
-def _filled(pixels: Tensor) -> list[int]:
-    """How many tiles are not zero in each of pixels [image or row, tile, 3, height, width]; nothing for other pixels."""
+def _tiles_in_use(pixels: Tensor) -> list[int]:
+    """How many tiles are not zero in each of pixels [image or row, tile, 3, height, width]; empty for other pixels."""
     return (pixels != 0).flatten(2).any(dim=2).sum(dim=1).tolist() if pixels.ndim == 5 else []
 
 
 def _by_grids(batch: Batch, real: Tensor) -> list[int] | None:
-    """The grids of the images, of whose patches each token here is one or equally many."""
+    """By the grids of the images: each token here is one of their patches, or equally many."""
     patches = [math.prod(grid) for grid in patch_grids(batch.inputs)]
-    images = _images_of_rows(batch, len(patches))
-    shares = _scaled(patches, int(real.sum()))
-    return None if images is None or shares is None else _sums(shares, images)
+    images = _images_by_row(batch, len(patches))
+    numbers = _scaled(patches, int(real.sum()))
+    return None if images is None or numbers is None else _sums(numbers, images)
 
 
 def _by_tokens(batch: Batch, real: Tensor) -> list[int] | None:
-    """The image tokens of the rows, of which each is one patch or equally many; no row ends inside a sequence."""
-    shares = _scaled(batch.positions["image"].sum(dim=1).tolist(), int(real.sum()))
+    """By the image tokens of the rows: each is one patch or equally many, and no row ends inside a sequence."""
+    numbers = _scaled(batch.positions["image"].sum(dim=1).tolist(), int(real.sum()))
     ends = {0, *itertools.accumulate(real.sum(dim=1).tolist())}
-    within = len(real) == 1 or (shares is not None and set(itertools.accumulate(shares)) <= ends)
-    return shares if within else None
+    fits = len(real) == 1 or (numbers is not None and set(itertools.accumulate(numbers)) <= ends)
+    return numbers if fits else None
 
 
 def _scaled(counts: Sequence[int], total: int) -> list[int] | None:
@@ -354,37 +306,38 @@ def _scaled(counts: Sequence[int], total: int) -> list[int] | None:
 
 
 def _sums(counts: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """The sum of as many of the counts as each of the lengths says, one behind the other."""
-    left = iter(counts)
-    return [sum(itertools.islice(left, length)) for length in lengths]
+    """The sums of consecutive parts of the counts that have these lengths."""
+    rest = iter(counts)
+    return [sum(itertools.islice(rest, length)) for length in lengths]
 
 
-# Which image token they become -------------------------------------------------------------------------------------------
+# The image token of each patch -------------------------------------------------------------------------------------------
 
 
-def _become(features: Tensor, rows: Tensor, tokens: Tensor, token_rows: Tensor) -> Tensor | None:
-    """For each image token that depends on the picture the feature of its row which it is, Int `[token]`.
+def _features_of(features: Tensor, rows: Tensor, tokens: Tensor, token_rows: Tensor) -> Tensor | None:
+    """For each image token that depends on the picture, the feature of its row that it is, Int `[token]`.
 
-    It is the one that state 0 points along there. None where some token is no feature (features are added to embeddings,
-    pooled, changed once more). What then becomes no token, such as patches on a border that the model cuts off, is left out.
+    It is the one with the direction of state 0 there. None where some token is no feature (features are added to
+    embeddings, pooled, changed once more). Features that become no token, such as patches on a border that the model cuts
+    off, are left out.
     """
-    given, state = (torch.nn.functional.normalize(each.float(), dim=-1) for each in (features, tokens))
-    near, found = tolerance(features.dtype), []
+    directions, states = (torch.nn.functional.normalize(each.float(), dim=-1) for each in (features, tokens))
+    near, parts = tolerance(features.dtype), []
     for row in token_rows.unique():
-        mine, theirs = (rows == row).nonzero().flatten(), state[token_rows == row]
-        if len(mine) < len(theirs):
+        own, state = (rows == row).nonzero().flatten(), states[token_rows == row]
+        if len(own) < len(state):
             return None
         # Equal patches may have equal features: then their order decides.
-        in_order = len(mine) == len(theirs) and _alike(given[mine], theirs, near)
-        taken = mine if in_order else mine[_each_once(theirs @ given[mine].T)]
-        if not _alike(given[taken], theirs, near):
+        if len(own) != len(state) or not _alike(directions[own], state, near):
+            own = own[_each_once(state @ directions[own].T)]
+        if not _alike(directions[own], state, near):
             return None
-        found.append(taken)
-    return torch.cat(found)
+        parts.append(own)
+    return torch.cat(parts)
 
 
 def _each_once(nearness: Tensor) -> Tensor:
-    """For each row the column of its largest value among those that no earlier row took."""
+    """For each row the column of its largest value among the columns of no earlier row."""
     columns: list[int] = []
     for row in nearness:
         columns.append(int(row.argmax()))
@@ -392,5 +345,5 @@ def _each_once(nearness: Tensor) -> Tensor:
     return torch.tensor(columns)
 
 
-def _alike(given: Tensor, state: Tensor, near: float) -> bool:
-    return bool(((given - state).norm(dim=-1) <= near).all())
+def _alike(directions: Tensor, states: Tensor, near: float) -> bool:
+    return bool(((directions - states).norm(dim=-1) <= near).all())

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from interp.arguments import as_ints
 from interp.errors import InputError, InputTypeError, LayoutError
-from interp.models.batches.batch import Batch, BatchMaker
+from interp.models.batches.batch import Batch
+from interp.models.batches.maker import BatchMaker
 from interp.models.running.readout import Readout
 from interp.models.running.structure import Structure, resolve
 
@@ -144,8 +145,8 @@ class Core:
         """Raise `InputTypeError` for anything but a batch, `InputError` for a batch that was made for another model."""
         if not isinstance(batch, Batch):
             raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
-        other, own = batch._maker, self.maker
-        if other is not None and (other.image_token_id, other.vocab_size) != (own.image_token_id, own.vocab_size):
+        theirs, own = batch._maker and batch._maker.model_inputs, self.maker.model_inputs
+        if theirs and (theirs.image_token_id, theirs.vocab_size) != (own.image_token_id, own.vocab_size):
             raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")
 
     def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:

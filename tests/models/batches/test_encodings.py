@@ -6,8 +6,8 @@ from PIL import Image
 
 import interp
 import processors
-from interp.models.batches.batch import BatchMaker
-from interp.models.batches.encodings import explain
+from interp.models.batches.encodings import explained
+from interp.models.batches.maker import BatchMaker, ModelInputs
 
 PICTURE, TALL = Image.new("RGB", (32, 16)), Image.new("RGB", (16, 40))
 
@@ -15,7 +15,7 @@ PICTURE, TALL = Image.new("RGB", (32, 16)), Image.new("RGB", (16, 40))
 def maker(name, **more):
     processor = processors.build(name)
     token = processor.tokenizer.convert_tokens_to_ids(processors.IMAGE_TOKENS[name])
-    return BatchMaker(processor, processor.tokenizer, token, len(processor.tokenizer), **more)
+    return BatchMaker(processor, processor.tokenizer, ModelInputs(token, len(processor.tokenizer), **more))
 
 
 def refused(made, encoding, message):
@@ -63,7 +63,7 @@ def test_an_image_cut_off():
     encoding["input_ids"], encoding["attention_mask"] = (encoding[n].clone() for n in ("input_ids", "attention_mask"))
     refused(maker("llava"), encoding, r"have \[16, 14\] image tokens, but their 2 images make 32: a row was cut off")
     made = maker("llava")
-    bare = BatchMaker(None, None, made.image_token_id)
+    bare = BatchMaker(None, None, ModelInputs(made.model_inputs.image_token_id))
     refused(bare, encoding, "row 1 has 14 image tokens, row 0 has 16, for pictures of one size: an image was cut off")
     for name in ("qwen2_vl", "pixtral", "llava_next"):
         inputs = maker(name).prepare(["<image>"], [TALL], False).inputs
@@ -75,16 +75,16 @@ def test_an_image_cut_off():
 
 def test_images_of_different_size_are_not_cut_off():
     batch = maker("pixtral").prepare(["<image>", "<image>"], [PICTURE, TALL], False)
-    bare = BatchMaker(None, None, maker("pixtral").image_token_id).from_encoding(batch.inputs)
+    bare = BatchMaker(None, None, ModelInputs(maker("pixtral").model_inputs.image_token_id)).from_encoding(batch.inputs)
     assert bare.positions["image_0"].sum(dim=1).tolist() == [32, 24]
 
 
 def test_a_processor_of_another_model():
     processor = processors.build("llava")
-    other = BatchMaker(processor, processor.tokenizer, 7, len(processor.tokenizer))
+    other = BatchMaker(processor, processor.tokenizer, ModelInputs(7, len(processor.tokenizer)))
     with pytest.raises(interp.InputError, match=r"writes '<image>' for an image, .* \(id 7\)"):
         other.prepare(["<image>"], [PICTURE], False)
-    small = BatchMaker(processor, processor.tokenizer, maker("llava").image_token_id, 60)
+    small = BatchMaker(processor, processor.tokenizer, ModelInputs(maker("llava").model_inputs.image_token_id, 60))
     with pytest.raises(interp.InputError, match="ids go from 0 to 59"):
         small.prepare(["zzz"], None, False)
 
@@ -136,14 +136,14 @@ def test_image_positions_of_a_model_without_an_image_token():
         return found
 
     processor = processors.build("llava")
-    made = BatchMaker(processor, processor.tokenizer, None, find_images=find_images)
+    made = BatchMaker(processor, processor.tokenizer, ModelInputs(find_images=find_images))
     assert not made.prepare(["hello"], None, False).positions["image"].any()
     assert not asked
     batch = made.prepare(["<image> hello"], [PICTURE], False)
     assert batch.positions["image"].sum() == batch.positions["image_0"].sum() == 4
     assert len(asked) == 1
     assert batch.positions.boxes(0)[0].shape == (4, 4)
-    nothing = BatchMaker(processor, processor.tokenizer, None, find_images=lambda inputs: None)
+    nothing = BatchMaker(processor, processor.tokenizer, ModelInputs(find_images=lambda inputs: None))
     assert not nothing.prepare(["<image> hello"], [PICTURE], False).positions["image"].any()
 
 
@@ -152,10 +152,10 @@ def test_the_models_own_complaint_in_one_line(toy, few):
     inputs = dict(toy.prepare(["<image> where ?"], [few[0].image]).inputs)
     for name in ("input_ids", "attention_mask"):
         inputs[name] = inputs[name][:, 3:]
-    with pytest.raises(ValueError, match="do not match") as caught:
+    with pytest.raises(ValueError, match="do not match"):
         toy.model(**inputs)
-    error = explain(caught.value)
-    assert isinstance(error, interp.InputError)
-    assert "34 places" in str(error)
-    assert "\n" not in str(error)
-    assert explain(ValueError("something else")) is None
+    with pytest.raises(interp.InputError, match="34 places") as caught, explained():
+        toy.model(**inputs)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^something else$"), explained():
+        raise ValueError("something else")

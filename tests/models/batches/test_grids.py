@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import processors
-from interp.models.batches.batch import BatchMaker
 from interp.models.batches.grids import Sheet, boxes_of, find_grid, find_sheets, measure_window
+from interp.models.batches.maker import BatchMaker, ModelInputs
 
 SQUARE = 4  # pixels a side of the bright square
 
@@ -20,7 +20,7 @@ SQUARE = 4  # pixels a side of the bright square
 def maker(name):
     processor = processors.build(name)
     token = processor.tokenizer.convert_tokens_to_ids(processors.IMAGE_TOKENS[name])
-    return BatchMaker(processor, processor.tokenizer, token, len(processor.tokenizer))
+    return BatchMaker(processor, processor.tokenizer, ModelInputs(token, len(processor.tokenizer)))
 
 
 def bright(size, corner):
@@ -154,7 +154,9 @@ def test_one_tile_is_a_rectangle():
     token = processor.tokenizer.convert_tokens_to_ids("<image>")
     red = Image.new("RGB", (32, 32), "red")
     texts = ["<image>", "hi", "<image> and <image>"]
-    batch = BatchMaker(processor, processor.tokenizer, token).prepare(texts, [red, None, [red, red]], False)
+    batch = BatchMaker(processor, processor.tokenizer, ModelInputs(token)).prepare(
+        texts, [red, None, [red, red]], False
+    )
     assert [batch.positions.grid(row) for row in range(3)] == [[(4, 4)], [], [(4, 4)] * 2]
 
 

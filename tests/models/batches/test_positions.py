@@ -17,7 +17,10 @@ def positions_of(rows, images=(), counts=None):
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return find_positions(ids, mask, IMAGE, [BOS, PAD], images or [[] for _ in rows], counts)
+    images = images or [[] for _ in rows]
+    # A row's only image has all of the row's image tokens.
+    counts = counts or [[row.count(IMAGE)] * (len(each) == 1) for row, each in zip(rows, images, strict=True)]
+    return find_positions(ids, mask, ids == IMAGE, [BOS, PAD], images, counts)
 
 
 def columns(mask):
@@ -102,12 +105,12 @@ def test_image_positions_may_be_a_mask_in_hand():
     """A model without an image token: its image positions are found by what the pixels move."""
     ids = torch.tensor([[BOS, 5, 6, 7], [PAD, BOS, 5, 6]])
     moved = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]).bool()
-    found = find_positions(ids, (ids != PAD).long(), moved, [BOS, PAD], [[Sheet(2, 4)], []])
+    found = find_positions(ids, (ids != PAD).long(), moved, [BOS, PAD], [[Sheet(2, 4)], []], [[2], []])
     assert columns(found["image"]) == [[1, 2], []]
     assert columns(found["text"]) == [[3], [2, 3]]
     assert columns(found["image_0"]) == [[1, 2], []]
     assert found.grid(0) == [(1, 2)]
-    nothing = find_positions(ids, (ids != PAD).long(), None, [BOS, PAD], [[], []])
+    nothing = find_positions(ids, (ids != PAD).long(), torch.zeros_like(moved), [BOS, PAD], [[], []], [[], []])
     assert not nothing["image"].any()
 
 

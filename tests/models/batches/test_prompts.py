@@ -6,8 +6,8 @@ from PIL import Image
 
 import interp
 import processors
-from interp.models.batches.batch import BatchMaker
 from interp.models.batches.grids import patch_grids
+from interp.models.batches.maker import BatchMaker, ModelInputs
 from interp.models.batches.prompts import as_chat, encode
 
 WIDE, SQUARE, TALL = (Image.new("RGB", size, colour) for size, colour in
@@ -19,7 +19,7 @@ MIXED = [name for name in processors.PROCESSORS if name != "paligemma"]
 def maker(name, **more):
     processor = processors.build(name)
     token = processor.tokenizer.convert_tokens_to_ids(processors.IMAGE_TOKENS[name])
-    return BatchMaker(processor, processor.tokenizer, token, len(processor.tokenizer), **more)
+    return BatchMaker(processor, processor.tokenizer, ModelInputs(token, len(processor.tokenizer), **more))
 
 
 def three_rows(name):
@@ -94,7 +94,7 @@ def test_an_encoding_tells_its_images_apart(name):
         assert (again.positions[kind] == batch.positions[kind]).all()
     assert again.positions.grids == batch.positions.grids
     assert again.positions.boxes(1) == [None, None]
-    bare = BatchMaker(None, None, maker(name).image_token_id).from_encoding(batch.inputs)
+    bare = BatchMaker(None, None, ModelInputs(maker(name).model_inputs.image_token_id)).from_encoding(batch.inputs)
     if patch_grids(batch.inputs):
         assert (bare.positions["image_1"] == batch.positions["image_1"]).all()
     else:
@@ -149,20 +149,20 @@ def test_a_processor_without_a_padding_token_takes_one_row():
         processor.tokenizer.pad_token = kept
 
 
-def test_listening_leaves_the_processor_as_it_was():
+def test_recording_leaves_the_processor_as_it_was():
     processor = processors.build("qwen2_vl")
     before = processor.tokenizer
-    _, heard = encode(processor, ["<image> what", "hello"], [[WIDE], []])
+    _, prompts = encode(processor, ["<image> what", "hello"], [[WIDE], []])
     assert processor.tokenizer is before
-    assert heard[0].text == "<|image_pad|>" * 8 + " what"
-    assert heard[1].text == "hello"
+    assert prompts[0].text == "<|image_pad|>" * 8 + " what"
+    assert prompts[1].text == "hello"
 
 
 def test_a_processor_that_puts_images_first():
     """It writes image tokens by itself: a placeholder in the text would be one more than the model fills."""
     processor = processors.blip_2()
     token = processor.tokenizer.convert_tokens_to_ids("<image>")
-    made = BatchMaker(processor, processor.tokenizer, token)
+    made = BatchMaker(processor, processor.tokenizer, ModelInputs(token))
     batch = made.prepare(["<image> what is red", "<image> hi"], [WIDE, TALL], False)
     assert batch.positions["image_0"].sum(dim=1).tolist() == [8, 8]
     assert not batch.positions["image"][:, 8:].any()
@@ -173,7 +173,7 @@ def test_a_processor_that_puts_images_first():
 def test_images_are_counted_without_a_rule(monkeypatch):
     """A row of as many images, all of which are this one: some processors cut a lone image into tiles, but not several."""
     by_rule = three_rows("llava_onevision").positions
-    monkeypatch.setattr("interp.models.batches.batch.own_counts", lambda *_: None)
+    monkeypatch.setattr("interp.models.batches.maker.own_counts", lambda *_: None)
     for name in MIXED:
         counted = three_rows(name).positions
         assert counted["image_1"].any(dim=1).tolist() == [False, True, False], name

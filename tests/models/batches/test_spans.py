@@ -9,7 +9,7 @@ from PIL import Image
 
 import interp
 import processors
-from interp.models.batches.batch import BatchMaker
+from interp.models.batches.maker import BatchMaker, ModelInputs
 
 PICTURE, TALL = Image.new("RGB", (32, 16)), Image.new("RGB", (16, 40))
 
@@ -17,7 +17,7 @@ PICTURE, TALL = Image.new("RGB", (32, 16)), Image.new("RGB", (16, 40))
 def maker(name):
     processor = processors.build(name)
     token = processor.tokenizer.convert_tokens_to_ids(processors.IMAGE_TOKENS[name])
-    return BatchMaker(processor, processor.tokenizer, token, len(processor.tokenizer))
+    return BatchMaker(processor, processor.tokenizer, ModelInputs(token, len(processor.tokenizer)))
 
 
 def words(batch, name):
@@ -103,9 +103,9 @@ MASK = torch.ones(1, 8, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ({"x": "blue"}, "'blue' stands 0 times in row 0"),
-        ({"x": "e"}, "'e' stands 2 times in row 0"),
-        ({"x": ""}, "stands 0 times"),
+        ({"x": "blue"}, "'blue' occurs 0 times in row 0"),
+        ({"x": "e"}, "'e' occurs 2 times in row 0"),
+        ({"x": ""}, "occurs 0 times"),
         ({"x": (3, 99)}, r"\(3, 99\) is no range of the 7 characters"),
         ({"x": (4, 4)}, r"\(4, 4\) is no range"),
         ({"x": (-3, 2)}, r"\(-3, 2\) is no range"),
@@ -130,7 +130,7 @@ def test_spans_that_are_refused(spans, message):
 
 def test_text_that_a_template_makes_unclear():
     """A lone letter stands in the template's own words too: which of them is meant cannot be said."""
-    with pytest.raises(interp.InputError, match="does not stand once in"):
+    with pytest.raises(interp.InputError, match="does not occur once in"):
         maker("llava").prepare(["a"], None, True, {"x": "a"})
     assert words(maker("llava").prepare(["a"], None, False, {"x": "a"}), "x") == ["a"]
 

@@ -141,26 +141,6 @@ def test_all_sites_are_read_in_one_trace(name):
     assert {site for site, _ in read(vlm, rows, there, layers=[layer])} >= {*there} - {*HEADED}
 
 
-@pytest.mark.parametrize("name", ["llava", "fuyu", "gemma3", "qwen2_vl", "kimi_k25", "chameleon"])
-def test_weighed_values_are_z(name):
-    vlm, rows = loaded(name), batch(name)
-    seen = read(vlm, rows, ("v", "z", "pattern"))
-    for layer in softmax_layers(vlm):
-        pattern, v, z = seen["pattern", layer], seen["v", layer], seen["z", layer]
-        each = v.repeat_interleave(z.shape[2] // v.shape[2], dim=2)
-        torch.testing.assert_close(torch.einsum("bqhk,bkhd->bqhd", pattern, each), z, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_vl", "paligemma", "llama4"])
-def test_pattern_is_transformers_own(name):
-    vlm, rows = loaded(name), batch(name)
-    seen = read(vlm, rows, ("pattern",))
-    with eager(vlm), torch.no_grad():
-        own = vlm.model(**vlm.inputs_of(rows), output_attentions=True).attentions
-    for layer in softmax_layers(vlm):
-        torch.testing.assert_close(seen["pattern", layer].transpose(1, 2), own[layer], rtol=1e-5, atol=1e-6)
-
-
 # What a projection gives -------------------------------------------------------------------------------------------------
 
 # The site, the projection, and its heads as the architecture's own code cuts them out of what it gives.
@@ -266,7 +246,7 @@ class Shared(nn.Module):
 def test_one_projection_for_all_three(grouped, monkeypatch):
     """llava's own weights in one map: q, k and v behind each other, or a group's queries with their key and value."""
     plain, rows = loaded("llava"), batch("llava")
-    model = fresh("llava")
+    model, theirs = fresh("llava"), read(plain, rows, HEADED)
     size, n_heads, n_groups = 16, 4, 2
     for layer in resolve(model, plain.structure.layers):
         maps = [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]
@@ -281,7 +261,7 @@ def test_one_projection_for_all_three(grouped, monkeypatch):
             setattr(layer.self_attn, name, Shared(kept, list(part), fused if name == "q_proj" else None))
     monkeypatch.setattr(heads, "NAMES", {**dict.fromkeys(heads.NAMES, ()), "qkv": ("qkv_proj",)})
     vlm = interp.load(model=model)
-    ours, theirs = read(vlm, rows, HEADED), read(plain, rows, HEADED)
+    ours = read(vlm, rows, HEADED)
     assert {vlm.structure.q[0].module} == {"self_attn.q_proj.qkv_proj"}
     assert vlm.structure.q[0].groups == (n_groups if grouped else 1)
     assert set(ours) == set(theirs)
@@ -394,7 +374,7 @@ def test_loading_measures_none():
 
 
 def test_what_runs_in_a_trace_carries_no_annotations():
-    functions = (heads.as_first_row, heads.turn_over, heads.weigh_heads, heads.rows_from)
+    functions = (heads.as_first_row, heads.scale_halves, heads.scale_heads, heads.rows_from)
     assert not any(function.__annotations__ for function in functions)
 
 

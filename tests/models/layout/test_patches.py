@@ -8,7 +8,7 @@ import interp
 import zoo
 from feeding import feeding, watched
 from interp.models.architectures import architectures
-from interp.models.layout.patches import RowsNotApart, _become, _by_tokens, patches_of, take_patches
+from interp.models.layout.patches import RowsNotApart, _by_tokens, _features_of, patches_of, take_patches
 from interp.models.running.steps import Edit, Read, reads_of_vision, take_each, whole
 from interp.models.running.trace import run_forward
 from zoo.table import batch, load
@@ -114,7 +114,7 @@ def test_states_are_what_hooks_on_the_blocks_see(name):
 
 
 @pytest.mark.parametrize("name", [name for name, site in HAD if site == "projector"])
-def test_features_are_the_image_tokens_that_they_become(name):
+def test_features_are_the_image_tokens_that_they_features_of(name):
     """In their order, whatever the tower's own is."""
     vlm, rows = load(name), batch(name)
     patches = patches_of(vlm, rows, "projector")
@@ -191,9 +191,9 @@ def test_no_row_ends_inside_a_sequence():
 def test_equal_features_become_tokens_in_their_order():
     blue, red, cut_off = torch.eye(3)
     features, row = torch.stack([blue, blue, cut_off, red]), torch.zeros(4, dtype=torch.long)
-    assert _become(features, row, 2 * torch.stack([blue, blue, red]), row[:3]).tolist() == [0, 1, 3]
-    assert _become(features, row, torch.stack([blue, blue, blue]), row[:3]) is None
-    assert _become(features, row, torch.stack([blue + red]), row[:1]) is None
+    assert _features_of(features, row, 2 * torch.stack([blue, blue, red]), row[:3]).tolist() == [0, 1, 3]
+    assert _features_of(features, row, torch.stack([blue, blue, blue]), row[:3]) is None
+    assert _features_of(features, row, torch.stack([blue + red]), row[:1]) is None
 
 
 # The toy -----------------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_the_toy_has_36_patches_a_picture(toy, few, mixed):
 def test_batches_of_one_kind_are_looked_at_once(toy, few, monkeypatch):
     first, second = (toy.prepare(texts=[text], images=[few[0].image]) for text in ("<image> a", "a a a <image> a"))
     found = patches_of(toy, first, "projector")
-    monkeypatch.setattr("interp.models.layout.patches._look", None)
+    monkeypatch.setattr("interp.models.layout.patches._find", None)
     again = patches_of(toy, second, "projector")
     assert torch.equal(again.index, found.index)
     assert torch.equal(again.columns, found.columns + 3)  # the columns are those of this batch

@@ -10,7 +10,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 import interp
 import zoo
 from interp.interventions import Reweight
-from interp.models.layout.tower_weights import prove_weighings
+from interp.models.layout.tower_weights import prove_tower_weights
 from interp.models.running.attention import tower_attention
 from interp.models.running.steps import Read, whole
 from interp.models.running.structure import TowerWeights
@@ -79,7 +79,7 @@ def replaced(attention, change):
 )
 def test_weights_that_did_not_make_what_the_heads_give(changed):
     vlm, rows = fresh("llava", lambda blocks: replaced(blocks[1].self_attn, lambda _, out: (out[0], changed(out[1]))))
-    first, second = prove_weighings(vlm, rows)
+    first, second = prove_tower_weights(vlm, rows)
     assert isinstance(first, TowerWeights)
     assert second.startswith("the weights ")
 
@@ -96,7 +96,7 @@ def test_keys_that_are_hidden_without_a_word(monkeypatch):
         return softmax(scores, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "softmax", blind)
-    assert all("not shares of one among the keys" in each for each in prove_weighings(vlm, rows))
+    assert all("not shares of one among the keys" in each for each in prove_tower_weights(vlm, rows))
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
@@ -110,9 +110,9 @@ def test_what_stands_between_values_and_heads_is_seen(name):
         getattr(attention, last).register_forward_pre_hook(lambda _, args: (2 * args[0],))
 
     vlm, rows = fresh(name, double)
-    first, second = prove_weighings(vlm, rows)
+    first, second = prove_tower_weights(vlm, rows)
     assert isinstance(first, TowerWeights)
-    assert "do not make what its heads give" in second
+    assert "do not make its heads' outputs" in second
 
 
 def test_values_that_are_alike_prove_nothing():
@@ -120,8 +120,8 @@ def test_values_that_are_alike_prove_nothing():
         blocks[0].self_attn.v_proj.weight.data.zero_()
 
     vlm, rows = fresh("llava", alike)
-    first, second = prove_weighings(vlm, rows)
-    assert first == "the weights that it gives do not make what its heads give"
+    first, second = prove_tower_weights(vlm, rows)
+    assert first == "the weights that its attention returns do not make its heads' outputs"
     assert isinstance(second, TowerWeights)
 
 
@@ -129,13 +129,13 @@ def test_bounds_that_are_not_those_that_ran(monkeypatch):
     """Chunks that are cut elsewhere than the attention is told."""
     vlm, rows = fresh("qwen2_vl")
     monkeypatch.setattr("interp.models.running.places.BOUNDS", "max_seqlen")
-    assert not any(isinstance(each, TowerWeights) for each in prove_weighings(vlm, rows))
+    assert not any(isinstance(each, TowerWeights) for each in prove_tower_weights(vlm, rows))
 
 
 def test_angles_that_are_none(monkeypatch):
     vlm, rows = fresh("qwen2_vl")
     monkeypatch.setattr("interp.models.running.places.ANGLES", "cu_seqlens")
-    for each in prove_weighings(vlm, rows):
+    for each in prove_tower_weights(vlm, rows):
         assert not isinstance(each, TowerWeights)
         assert "\n" not in each
 
@@ -144,7 +144,7 @@ def test_angles_that_are_none(monkeypatch):
 def test_in_low_precision(name):
     vlm, rows = fresh(name)
     vlm.model.to(torch.bfloat16)
-    assert all(isinstance(each, TowerWeights) for each in prove_weighings(vlm, rows))
+    assert all(isinstance(each, TowerWeights) for each in prove_tower_weights(vlm, rows))
 
 
 def test_one_picture_is_tried_twice(monkeypatch):
@@ -154,7 +154,7 @@ def test_one_picture_is_tried_twice(monkeypatch):
     monkeypatch.setattr(
         "interp.models.running.slots.tower_mask", lambda hidden, *_: torch.ones(1, 1, len(hidden), len(hidden)) > 0
     )
-    assert not any(isinstance(each, TowerWeights) for each in prove_weighings(vlm, alone))
+    assert not any(isinstance(each, TowerWeights) for each in prove_tower_weights(vlm, alone))
 
 
 def test_loading_measures_none(toy):

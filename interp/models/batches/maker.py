@@ -1,0 +1,258 @@
+"""Making a batch: texts and images become one encoding of n rows, with the positions computed from it.
+
+In texts ``<image>`` stands for an image on every model and becomes the model's own placeholder. Padding is on the
+left, so that the last position of every row is its last real token. Every mistake of a caller that can be seen without
+running the model is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from interp.errors import InputError, shown
+from interp.models.batches.batch import Batch
+from interp.models.batches.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
+from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
+from interp.models.batches.images import images_in, open_image
+from interp.models.batches.positions import find_positions
+from interp.models.batches.prompts import PLACEHOLDER, Images, TokenizerInput, as_chat, encode, offsets_of
+from interp.models.batches.spans import Wording, find_spans
+
+_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+# A number of image tokens for each image of each row, None for a row where they are not known.
+Counts = Sequence[Sequence[int] | None]
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model takes as inputs, as far as making a batch depends on it.
+
+    `image_token_id` is the id of its image token. A model without one has `find_images`, which returns the image positions
+    of an encoding, Bool `[batch, seq]`. `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor
+    that has none. `token_types` are the inputs that tell the model's forward pass where images are.
+    """
+
+    image_token_id: int | None = None
+    vocab_size: int | None = None
+    find_images: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
+    patch_size: int | None = None
+    token_types: Sequence[str] = ()
+
+
+class BatchMaker:
+    """Makes batches for one model, with its processor and its tokenizer."""
+
+    def __init__(self, processor: Any, tokenizer: Any, model_inputs: ModelInputs):
+        self.processor, self.tokenizer, self.model_inputs = processor, tokenizer, model_inputs
+        sizes = (getattr(part, "patch_size", None) for part in (processor, getattr(processor, "image_processor", None)))
+        self._patch_size = next((size for size in sizes if isinstance(size, int)), model_inputs.patch_size)
+        # The text of one image token.
+        token = model_inputs.image_token_id
+        self._image_word = None if tokenizer is None or token is None else tokenizer.convert_ids_to_tokens(token)
+        # What the processor does to pictures of one size: the part of them it shows, and the tokens of one among several.
+        self._windows: dict[tuple[int, int], Window | None] = {}
+        self._token_counts: dict[tuple[tuple[int, int], int], int] = {}
+
+    def prepare(self, texts: Any, images: Any, chat: bool, spans: Any = None) -> Batch:
+        """A batch from texts and images. Raises `InputError` for texts, images and placeholders that do not fit."""
+        texts = [] if texts is None else _as_rows("texts", texts, "strings")
+        if not texts:
+            raise InputError("the batch is empty: expected at least one text")
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise InputError(f"{shown(wrong[0])} among the texts is a {type(wrong[0]).__name__}: expected strings")
+        entries = [None] * len(texts) if images is None else _as_rows("images", images, "pictures")
+        if len(entries) != len(texts):
+            raise InputError(
+                f"{len(texts)} texts and {len(entries)} images: expected one entry of images a text, None for none"
+            )
+        unopened = [images_in(entry) for entry in entries]
+        for row, (text, row_images) in enumerate(zip(texts, unopened, strict=True)):
+            _match_placeholders(row, text, len(row_images))
+        pictures = [tuple(map(open_image, row_images)) for row_images in unopened]
+        prompts = [as_chat(self.processor, text) for text in texts] if chat else texts
+        return self.from_texts(prompts, pictures, spans, users_texts=texts)
+
+    def from_texts(
+        self, texts: Sequence[str], images: Images, spans: Any = None, users_texts: Sequence[str] | None = None
+    ) -> Batch:
+        """Rows of prompts as they are. `spans` refer to the `users_texts`, where a chat template was put around them."""
+        inputs, prompts = encode(self.processor, texts, images)
+        batch = self._without_spans(inputs, images, tuple(texts))
+        for row, pictures in enumerate(images):
+            if prompts and not pictures and texts[row].strip() not in prompts[row].text:
+                raise InputError(
+                    f"row {row} has no image, and the processor breaks its text into {prompts[row].text!r}: "
+                    "put it into a batch without images"
+                )
+        return _with_spans(batch, spans, lambda row: self._wording(row, (users_texts or texts)[row], prompts, batch))
+
+    def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
+        """A batch from a processor's output. Its rows may be padded on either side; its spans are masks or ints."""
+        if not isinstance(encoding, Mapping):
+            raise InputError(f"encoding={shown(encoding)}: expected a dict of tensors, as a processor gives it")
+        inputs = {name: _as_tensor(name, value) for name, value in encoding.items() if value is not None}
+
+        def no_wording(row: int) -> Wording:
+            raise InputError(f"the text of row {row} of an encoding is not known: give its spans as masks or ints")
+
+        return _with_spans(self._without_spans(inputs), spans, no_wording)
+
+    def length_of(self, text: str, images: Sequence[Image.Image]) -> int:
+        """About how many tokens a row of these has: those of its words, and those of pictures of these sizes alone."""
+        words = len(self.tokenizer(text)["input_ids"]) if self.tokenizer is not None else len(text)
+        return words + sum(sum(self._counts_by_size([image]) or [0]) for image in images)
+
+    def _without_spans(
+        self, inputs: dict[str, Tensor], images: Images | None = None, texts: tuple[str, ...] = ()
+    ) -> Batch:
+        """The batch of an encoding, checked; `images` where they are known."""
+        model = self.model_inputs
+        check_ids(inputs, model.vocab_size, model.image_token_id)
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", torch.ones_like(ids))
+        image_tokens = self._image_tokens(inputs) & mask.bool()
+        if images is not None:
+            self._match_images(image_tokens, images)
+        check_pixels(inputs, image_tokens, model.image_token_id, model.token_types)
+        counts = self._counts(inputs, image_tokens, images)
+        sheets = self._sheets(inputs, counts, images)
+        special = getattr(self.tokenizer, "all_special_ids", [])
+        positions = find_positions(ids, mask, image_tokens, special, sheets, counts)
+        if images is not None:
+            grids = positions.grids
+            positions = replace(positions, find_boxes=lambda row: self._boxes(images[row], grids[row], sheets[row]))
+        if set(inputs) <= _TEXT_INPUTS and not mask.bool().all():
+            inputs = {**inputs, "position_ids": _own_positions(mask)}
+        names = (lambda row: list(map(str, row))) if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens
+        tokens = [list(names(row.tolist())) for row in ids]
+        return Batch(inputs, tokens, positions, texts, tuple(map(tuple, images or ())), self)
+
+    def _wording(self, row: int, text: str, prompts: Sequence[TokenizerInput], batch: Batch) -> Wording:
+        """How the user's text of this row became its tokens."""
+        ids = batch.inputs["input_ids"][row][batch.positions["all"][row]].tolist()
+        offsets = offsets_of(self.processor.tokenizer, prompts[row], ids) if prompts else None
+        if offsets is None:
+            raise InputError(
+                f"the text of row {row} cannot be followed to its tokens: give its spans as masks or lists of ints"
+            )
+        return Wording(text, prompts[row].text, offsets, self._image_word)
+
+    # Images
+
+    def _image_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Where the image tokens are, Bool `[batch, seq]`."""
+        ids, model = inputs["input_ids"], self.model_inputs
+        if model.image_token_id is not None:
+            return ids == model.image_token_id
+        mask = model.find_images(inputs) if model.find_images is not None and pixels_of(inputs) else None
+        return torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask
+
+    def _match_images(self, image_tokens: Tensor, images: Images) -> None:
+        """Refuse a processor that writes no image token of this model for an image."""
+        token = self.model_inputs.image_token_id
+        for mask, pictures in zip(image_tokens, images, strict=True):
+            if pictures and token is not None and not mask.any():
+                raise InputError(
+                    f"the processor writes {getattr(self.processor, 'image_token', None)!r} for an image, which makes no "
+                    f"image token of this model (id {token}): load the model with the processor that belongs to it"
+                )
+
+    def _counts(self, inputs: Mapping[str, Tensor], image_tokens: Tensor, images: Images | None) -> Counts:
+        """The number of tokens of each image of each row."""
+        totals = image_tokens.sum(dim=1).tolist()
+        if images is not None and all(len(pictures) < 2 for pictures in images):
+            return [[total] * len(pictures) for total, pictures in zip(totals, images, strict=True)]
+        own = own_counts(self.processor, inputs, self._image_word)
+        if images is None:
+            return images_of(inputs, image_tokens, own)
+        by_rule = iter(own if own is not None and len(own) == sum(map(len, images)) else ())
+        counts: list[list[int] | None] = []
+        for total, pictures in zip(totals, images, strict=True):
+            of_row = [next(by_rule, 0) for _ in pictures]
+            counts.append(of_row if sum(of_row) == total else self._counts_by_size(pictures))
+        return counts
+
+    def _counts_by_size(self, images: Sequence[Image.Image]) -> list[int] | None:
+        """The tokens of each image of a row, counted in a row that repeats this image as often."""
+        token, number = self.model_inputs.image_token_id, len(images)
+        if token is None:
+            return None
+        for image in images:
+            if (image.size, number) not in self._token_counts:
+                inputs, _ = encode(self.processor, [" ".join([PLACEHOLDER] * number)], [[image] * number])
+                self._token_counts[image.size, number] = int((inputs["input_ids"] == token).sum()) // number
+        return [self._token_counts[image.size, number] for image in images]
+
+    def _sheets(self, inputs: Mapping[str, Tensor], counts: Counts, images: Images | None) -> list[list[Sheet | None]]:
+        """How the tower sees each image of each row; one unknown sheet for a row whose number of images is not known."""
+        numbers = [1 if row is None else len(row) for row in (counts if images is None else images)]
+        known = images is not None or None not in counts
+        sheets = iter(find_sheets(inputs, sum(numbers), self._patch_size) if known else [None] * sum(numbers))
+        return [[next(sheets) for _ in range(number)] for number in numbers]
+
+    def _boxes(self, images: Sequence[Image.Image], grids: Sequence[Any], sheets: Sequence[Any]) -> list[Tensor | None]:
+        """The boxes of the tokens of each image of a row, from what the processor does to a picture of its size."""
+        boxes: list[Tensor | None] = []
+        for image, grid, sheet in zip(images, grids, sheets, strict=True):
+            window = self._window(image.size) if grid is not None else None
+            boxes.append(None if window is None else boxes_of(grid, sheet, window))
+        return boxes
+
+    def _window(self, size: tuple[int, int]) -> Window | None:
+        """The part of a picture of this size that the processor shows, measured once for each size."""
+        if size not in self._windows:
+            self._windows[size] = measure_window(
+                lambda image: encode(self.processor, [PLACEHOLDER], [[image]])[0], size
+            )
+        return self._windows[size]
+
+
+def _with_spans(batch: Batch, spans: Any, wording: Callable[[int], Wording]) -> Batch:
+    return replace(batch, positions=batch.positions.named(find_spans(spans or {}, batch.positions, wording)))
+
+
+def _own_positions(mask: Tensor) -> Tensor:
+    """Each row's tokens counted from its first real one: Int `[batch, seq]`, for rows padded on the left.
+
+    nnsight would add these to a padded batch of text. With them in the batch, the model gets the batch's inputs and no more.
+    """
+    counts = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    on_the_left = (mask.long().diff(dim=1) >= 0).all(dim=1, keepdim=True)
+    return torch.where(on_the_left, counts, torch.arange(mask.shape[1]).expand_as(counts))
+
+
+def _as_rows(name: str, entries: Any, expected: str) -> list[Any]:
+    """Entries, one a row, as a list; one string or one picture is no list."""
+    if isinstance(entries, str) or not isinstance(entries, Iterable):
+        kind = type(entries).__name__
+        raise InputError(f"{name}={shown(entries)} is one {kind}: expected a list of {expected}, one entry a row")
+    return list(entries)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """One input of an encoding, on the CPU, where batches are put together."""
+    try:
+        return value.cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError):  # rows of different length, or no numbers
+        raise InputError(
+            f"encoding[{name!r}] is a {type(value).__name__} that makes no tensor: expected what a processor gives with "
+            "return_tensors='pt', or leave it out"
+        ) from None
+
+
+def _match_placeholders(row: int, text: str, images: int) -> None:
+    """Refuse a text whose placeholders are not as many as its images."""
+    placeholders = text.count(PLACEHOLDER)
+    if placeholders != images:
+        raise InputError(
+            f"text {text!r} of row {row} has {placeholders} {PLACEHOLDER}, but the row has {images} images: put one "
+            f"{PLACEHOLDER} in the text for each image"
+        )
