@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, InterpError
-from interp.interventions.selection import chosen_heads, chosen_layers
+from interp.interventions.selection import select_heads, select_layers
 from interp.models import VLM, Batch
 from interp.models.running.places import HEADED, STATES, proved
 from interp.models.vlm import Intervention
@@ -87,7 +87,7 @@ def grid_of(
     for batch in (clean, corrupted):
         vlm.edits_of(batch, interventions)
         _check_alone(vlm, batch, interventions)
-    chosen = chosen_layers(vlm, layers)
+    chosen = select_layers(vlm, layers)
     grid = Grid(pairs, site, chosen, _heads_of(vlm, site, chosen, heads), direction, metric, interventions)
     grid.measures(vlm)
     return grid
@@ -122,7 +122,7 @@ def _heads_of(vlm: VLM, site: str, layers: list[int], heads: Any) -> list[int] |
             )
         return list(range(counts[0]))
     fewest = min(range(len(layers)), key=lambda index: counts[index])
-    return chosen_heads(vlm, heads, counts[fewest], layers[fewest])
+    return select_heads(vlm, heads, counts[fewest], layers[fewest])
 
 
 def result_of(

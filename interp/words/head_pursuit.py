@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.activations import Activations
 from interp.arguments import as_int, as_ints, checked_flag, checked_number, checked_seed
 from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Scale
-from interp.interventions.writes import is_activations
 from interp.models.batches.targets import target_id, word_of
 from interp.models.running.places import proved
 from interp.models.running.structure import Heads, resolve
@@ -179,7 +179,7 @@ def head_pursuit(
     >>> head_pursuit(vlm, acts, colours, k=3, lists=5).scores.shape
     torch.Size([8, 4])
     """
-    if not is_activations(acts):
+    if not isinstance(acts, Activations):
         raise InputTypeError(f"acts is a {type(acts).__name__}: expected what interp.capture(sites=('z',)) gives")
     if "z" not in acts:
         raise InputError(f"site 'z' was not captured: these were, {', '.join(acts)}, capture with sites=('z',)")

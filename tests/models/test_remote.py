@@ -35,8 +35,8 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         reads.append(trace.Read("patches", "vision_post", 1, patches.take_patches, (torch.tensor([0, 4]), None)))
         reads.append(trace.Read("z", "z", 3, trace.whole))
         steps = trace.schedule(vlm, 1, edits, reads)
-        from interp.interventions import knockout, reweight, skip, writes
-        edits = [knockout.cut, knockout.drop, skip.go_around, writes.put_states, writes.add_states, reweight.reweigh]
+        from interp.interventions import knockout, replacement, reweight, writes
+        edits = [knockout.cut, knockout.drop, replacement.go_around, writes.put_states, writes.add_states, reweight.reweigh]
         from interp.models.running import gradients, readout, replay, resume
         from interp.patching import attribution_patching
         backward = [gradients.with_zero, gradients.go_back, attribution_patching.toward, attribution_patching.measured_each]
