@@ -39,13 +39,14 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         edits = [knockout.cut, knockout.drop, replacement.go_around, writes.put_states, writes.add_states, reweight.reweigh]
         from interp.models.running import gradients, readout, replay, resume
         from interp.patching import attribution_patching
-        backward = [gradients.with_zero, gradients.go_back, attribution_patching.toward, attribution_patching.measured_each]
+        backward = [gradients.with_zero, gradients.go_back, attribution_patching.first_order_change]
+        backward += [attribution_patching.apply_rules, attribution_patching.PositionsOfCells]
         from nnsight.intervention.serialization import dumps
         functions = [(trace.follow, [step[1:] for step in steps], trace.shapes_of, edits, reweight.KINDS, backward)]
         from functools import partial
         from interp.patching import metrics
         about = replay.About(("hidden_states", "attention_mask", "past_key_values"), "past_key_values", "attention_mask", True)
-        prefers = partial(metrics.measured, rule=metrics.difference_of, against=(torch.tensor(1), torch.tensor(0)))
+        prefers = partial(metrics.apply_rule, rule=metrics.difference_of, references=(torch.tensor(1), torch.tensor(0)))
         reading = readout.Readout, readout.LogitScaling(2.0, 30.0, (1,))
         functions.append((replay.Keys(), replay.Run, about, resume.measure_versions, prefers, *reading))
         open(sys.argv[1], "wb").write(dumps(functions))
@@ -99,12 +100,13 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         assert values == prefers(states[:, -1] + states.sum(dim=1)), values
         capped = Readout(identity, identity, 2, scaling).without_norm().logits(torch.tensor([[3.0, 4.0]]))
         assert capped[0, 0] == 30 * torch.tanh(torch.tensor(6.0 / 30)) and capped[0, 1] < -1e38
-        with_zero, go_back, toward, measured_each = backward
+        with_zero, go_back, first_order_change, apply_rules, PositionsOfCells = backward
         held, saved, one, second = {}, {}, torch.tensor([0]), torch.tensor([1])
         value = with_zero(torch.ones(1, 2, 3), held, 0)
         logits = (value * torch.tensor([1.0, 2.0, 3.0])).sum(dim=(1, 2))[:, None]
-        measured = measured_each(logits, [(lambda logits: logits[:, 0], ())])
-        go_back(measured, held, [("moved", toward, (torch.full((1, 3), 2.0), one, second, one, 1, None))], saved)
+        measured = apply_rules(logits, [(lambda logits: logits[:, 0], ())])
+        positions = PositionsOfCells(one, second, one, 1, None)
+        go_back(measured, held, [("moved", first_order_change, (torch.full((1, 3), 2.0), positions))], saved)
         assert saved["moved"].tolist() == [6.0], saved
         assert "interp" not in sys.modules
     """
