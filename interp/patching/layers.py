@@ -159,7 +159,7 @@ def layer_contribution(
     control: bool = True,
     seed: int = 0,
 ) -> SweepResult:
-    """ShortV's layer contribution: ``KL(frozen || untouched)`` at the last token, in nats, with ``Skip`` at `positions`.
+    """ShortV's layer contribution: ``KL(frozen || unchanged)`` at the last token, in nats, with ``Skip`` at `positions`.
 
     `ranking()` of the result gives the layers of least contribution first. `positions` are frozen in each window of
     `window` layers; a mask fits one batch, so use names and spans in a data set. A row in which they select nothing has a
