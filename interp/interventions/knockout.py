@@ -156,7 +156,9 @@ def edges_between(scores, past, source, target, heads, self_edges):
     queries, keys = scores.shape[-2:]
     length = past + queries
     if keys < length and not past:
-        raise ValueError(f"the mask has {keys} keys for a prompt of {length} positions: its edges cannot be told")
+        raise ValueError(
+            f"the mask has {keys} keys for a prompt of {length} positions: expected a key for each position"
+        )
     source, target = source[:, :length].to(scores.device), target[:, past:length].to(scores.device)
     edges = target[:, :, None] & source[:, None, :]
     if not self_edges:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from interp.activations import Activations
@@ -100,8 +101,10 @@ class Patch(AtSite):
                     f"positions={shown(self.positions)} selects {count} positions in row {row} and {expected} in the batch "
                     "that is its value: expected as many"
                 )
-        rows = len(selection.mask)
-        return [states.repeat(rows, *[1] * (states.ndim - 1)) for states in unchanged_states(vlm, self.value, source)]
+        return [
+            repeat(states, "position ... -> (row position) ...", row=len(selection.mask))
+            for states in unchanged_states(vlm, self.value, source)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,9 @@ class Ablate(AtSite):
                 "a row can take another's"
             )
         donors = derangement(len(counts), seed)
-        index = torch.arange(sum(counts)).reshape(len(counts), -1)[donors].flatten()
+        index = rearrange(torch.arange(sum(counts)), "(row position) -> row position", row=len(counts))[
+            donors
+        ].flatten()
         return [states[index.to(states.device)] for states in unchanged_states(vlm, batch, prompt)]
 
 

@@ -138,8 +138,8 @@ def examples_by_position(acts: Activations, selection: Selection) -> list[Tensor
         index = torch.zeros(sum(counts), dtype=torch.long)
     else:
         raise InputError(
-            f"value has {captured} examples in its rows and {counts} positions are selected in the batch's: expected as "
-            "many, one a row, or one in all"
+            f"value has {captured} examples in its rows and {counts} positions are selected in those of the batch: "
+            "expected as many, one a row, or one in all"
         )
     return [states[index.to(states.device)] for states in examples]
 

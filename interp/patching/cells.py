@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.models import VLM, Batch
+from interp.models import VLM, Batch, Edit, Intervention, Read
 from interp.models.layout.additions import tolerance
 from interp.models.running.resume import (
     POSITIONS_AT_ONCE,
     ROWS_AT_ONCE,
-    Measure,
     Versions,
     as_tuples,
     at_columns,
@@ -40,8 +39,8 @@ from interp.models.running.resume import (
     run_from_positions,
     write_versions,
 )
-from interp.models.running.trace import Edit, Read, run_forward
-from interp.models.vlm import Intervention
+from interp.models.running.trace import run_forward
+from interp.patching.metrics import MetricFunction
 
 # The ways to resume cells, best first, by the notes that describe them.
 _WAYS = {
@@ -56,30 +55,30 @@ _RULED_OUT = 6e4
 
 
 def run_cells(
-    vlm: VLM, row: Batch, versions: Versions, measure: Measure, interventions: Sequence[Intervention], seed: int
+    vlm: VLM, row: Batch, versions: Versions, metric: MetricFunction, interventions: Sequence[Intervention], seed: int
 ) -> tuple[Tensor, Tensor, str]:
-    """The measure of a row's own run `[1]` and of every cell `[cell]`, and a note on how the cells were computed."""
+    """The metric of a row's own run `[1]` and of every cell `[cell]`, and a note on how the cells were computed."""
     if interventions:
-        return *run_whole(vlm, row, versions, measure, interventions), f"{_WHOLE}: interventions hold in them"
+        return *run_whole(vlm, row, versions, metric, interventions), f"{_WHOLE}: interventions hold in them"
     way, note = choose_way(vlm, row, versions, seed)
     if way in _WAYS:
         try:
-            return *_WAYS[way](vlm, row, versions, measure), note
+            return *_WAYS[way](vlm, row, versions, metric), note
         except Exception as error:  # in a layer that none of the compared cells went through
             _raise_if_out_of_memory(error)
             note = f"{_WHOLE}: {_reason(error)}"
-    return *run_whole(vlm, row, versions, measure), note
+    return *run_whole(vlm, row, versions, metric), note
 
 
 def run_whole(
-    vlm: VLM, row: Batch, versions: Versions, measure: Measure, interventions: Sequence[Intervention] = ()
+    vlm: VLM, row: Batch, versions: Versions, metric: MetricFunction, interventions: Sequence[Intervention] = ()
 ) -> tuple[Tensor, Tensor]:
-    """The measure of a row's own run and of every cell, each a row of a whole forward pass.
+    """The metric of a row's own run and of every cell, each a row of a whole forward pass.
 
     A cell whose states are those of the row's own run needs no pass.
     """
     different, outputs = _different(vlm, row, versions, interventions)
-    base = measure(outputs["logits"]).cpu()
+    base = metric(outputs["logits"]).cpu()
     values = base.expand(len(versions.cells), *base.shape[1:]).clone()
     together = len(different) > 1 and _can_repeat(vlm, row, outputs["logits"], interventions)
     at_once = max(1, min(ROWS_AT_ONCE, POSITIONS_AT_ONCE // len(row.tokens[0]))) if together else 1
@@ -89,7 +88,7 @@ def run_whole(
         edits = vlm.edits_of(several, interventions) + _edits(
             replace(versions, cells=[versions.cells[n] for n in some])
         )
-        values[some] = measure(run_forward(vlm, several, edits)["logits"]).to(values)
+        values[some] = metric(run_forward(vlm, several, edits)["logits"]).to(values)
     return base, values
 
 

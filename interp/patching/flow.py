@@ -7,7 +7,7 @@ question, from the question to the last token. `flow` cuts the edge in one windo
     value[edge, window] = mean over rows of  100 * (p_cut - p_unchanged) / p_unchanged
 
 A value of 0 says that source and target need not exchange anything in these layers; a value of -100 says that nothing is left
-of the answer. The curve over windows shows where in the model the transfer takes place. This is the measure of Geva et
+of the answer. The curve over windows shows where in the model the transfer takes place. This is the metric of Geva et
 al. 2023 ("Dissecting Recall of Factual Associations in Auto-Regressive Language Models"), applied to images by Zhang et al.
 2024 ("Cross-modal Information Flow in Multimodal Large Language Models", arXiv 2411.18620).
 
@@ -116,7 +116,7 @@ def flow(
     `window` layers around it, fewer at the ends of the model. `mode` is that of `Knockout`. `interventions` hold in all runs,
     also in those of the baseline.
 
-    The first target of `metric` is the right answer, and ``probability(answers)`` is the measure of the sources: a row counts
+    The first target of `metric` is the right answer, and ``probability(answers)`` is the metric of the sources: a row counts
     if the unchanged model finds this token the most likely. With a metric without targets, such as a function of your own,
     all rows count. The change is the mean of each row's own ratio, as in the sources, so rows weigh the same; a baseline of 0
     is refused, and `FlowResult.pooled` is the ratio of the means. If a metric can be negative, its change is relative to its

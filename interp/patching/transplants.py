@@ -113,7 +113,5 @@ def _build_model(model: Any, weights: dict[str, Tensor]) -> nn.Module:
                 own.register_buffer(name, buffer, persistent=False)
     missing = [name for name, tensor in (*hybrid.named_parameters(), *hybrid.named_buffers()) if tensor.is_meta]
     if missing:
-        raise InputError(
-            f"{missing[0]} of {type(model).__name__} is in no checkpoint: this model cannot be taken apart"
-        )
+        raise InputError(f"{missing[0]} of {type(model).__name__} is in no checkpoint: this model cannot be rebuilt")
     return hybrid.eval()
