@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from interp.lens import reading
+from interp.models.running.readout import Readout
 
 WIDTH, WORDS, POSITIONS, STATES = 4096, 128_000, 600, 3
 
@@ -39,15 +40,14 @@ def measure(states: int, at_once: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     norm, head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, WORDS, bias=False)
-    readout = (norm, head, WORDS, 1.0, None, ())
-    held = {number: torch.randn(POSITIONS, WIDTH) for number in range(states - 1)}
+    readout = Readout(norm, head, WORDS)
+    collected = {number: torch.randn(POSITIONS, WIDTH) for number in range(states - 1)}
     last = torch.randn(1, POSITIONS, WIDTH)
     rows, columns = torch.zeros(POSITIONS, dtype=torch.long), torch.arange(POSITIONS)
     before, started = current(), time.perf_counter()
     with torch.no_grad():
-        reading.read_vocabulary(
-            last, rows, columns, held, states - 1, torch.zeros_like(rows), readout, readout, 5, at_once
-        )
+        chunking = reading.Chunking(torch.zeros_like(rows), readout, readout, 5, at_once)
+        reading.read_vocabulary(last, rows, columns, collected, states - 1, chunking)
     seconds = time.perf_counter() - started
     print(
         f"{states} states, {POSITIONS} positions ({at_once} at once), {WORDS} words, width {WIDTH}, float32, CPU: "

@@ -68,6 +68,14 @@ def checked_number(value: Any, name: str) -> float:
     return number
 
 
+def checked_share(value: Any, name: str, below: float = 1.0) -> float:
+    """A share above 0 and below `below`. Raises `InputError` for anything else."""
+    number = as_number(value)
+    if number is None or not 0 < number < below:
+        raise InputError(f"{name}={shown(value)}: expected a share between 0 and {below:g}")
+    return number
+
+
 def checked_choice(value: Choice, name: str, choices: Collection[Any]) -> Choice:
     """One of the `choices`. Raises `InputError`, with all of them, for anything else."""
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -86,6 +85,24 @@ class Result:
         return kind(**{name: _decode(value, tensors) for name, value in json.loads(header["fields"]).items()})
 
 
+class StoredValue:
+    """The base of what stands in a result and is saved with it, such as a fitted probe: a dataclass, or a class that says
+    itself what its state is.
+
+    A file names the class, without its module. Only a class derived from this one, of a module that has been imported, is
+    made again from a file.
+    """
+
+    def get_state(self) -> dict[str, Any]:
+        """What the value is made of, as arrays and plain values."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The value that `get_state` described."""
+        return cls(**state)
+
+
 def _family(cls: type) -> list[type]:
     """The class and everything that derives from it."""
     family: list[type] = [cls]
@@ -95,20 +112,21 @@ def _family(cls: type) -> list[type]:
     return family
 
 
-def _stateful(name: str) -> Any:
-    """The class "module:name" of this package: a file must not choose what else is imported."""
-    module, _, kind = name.partition(":")
-    found = None
-    if module.startswith("interp."):
-        with suppress(ImportError):
-            found = getattr(importlib.import_module(module), kind, None)
-    if not callable(getattr(found, "from_state", None)):
-        raise InputError(f"a result file names {name!r}, which is nothing of this package that is kept in results")
-    return found
+def _value_class(name: str) -> type[StoredValue]:
+    """The class of a stored value, by its name alone: a file must not choose what is imported.
+
+    Older files write "module:name". The module may have moved since, so it does not count.
+    """
+    classes = {kind.__name__: kind for kind in _family(StoredValue) if kind is not StoredValue}
+    kind = classes.get(name.rpartition(":")[2])
+    if kind is None:
+        raise InputError(
+            f"a result file names {name!r}: expected a class of values, one of {', '.join(sorted(classes))}"
+        )
+    return kind
 
 
-# Encoding: arrays go into `tensors` under the path of their field, the rest becomes JSON. An object takes part if it
-# has `get_state()`, a dict of what can be encoded, and its class `from_state(dict)`, which makes it again. ------------
+# Encoding: arrays go into `tensors` under the path of their field, the rest becomes JSON ---------------------------------
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
@@ -143,10 +161,9 @@ def _encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
             item.name: _encode(getattr(value, item.name), f"{path}.{item.name}", tensors) for item in fields(value)
         }
         return {"$": "result", "type": type(value).__name__, "of": state}
-    if callable(getattr(value, "get_state", None)) and hasattr(type(value), "from_state"):
-        kind = type(value)
+    if isinstance(value, StoredValue):
         state = {key: _encode(item, f"{path}.{key}", tensors) for key, item in value.get_state().items()}
-        return {"$": "object", "type": f"{kind.__module__}:{kind.__qualname__}", "of": state}
+        return {"$": "object", "type": type(value).__name__, "of": state}
     raise InputError(f"a {type(value).__name__} at {path!r} cannot be kept in a result file")
 
 
@@ -171,7 +188,7 @@ def _decode(value: Any, tensors: dict[str, Any]) -> Any:
     if kind == "provenance":
         return Provenance(**decoded)
     if kind == "object":
-        return _stateful(value["type"]).from_state(decoded)
+        return _value_class(value["type"]).from_state(decoded)
     if kind == "result":
         return {child.__name__: child for child in _family(Result)}[value["type"]](**decoded)
     return decoded

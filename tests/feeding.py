@@ -2,7 +2,7 @@
 
 import torch
 
-from interp.models.running.places import first
+from interp.models.running.slots import first
 
 
 def feeding(vlm, batch, site):

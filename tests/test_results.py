@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import interp
-from interp.arguments import as_int, checked_seed
+from interp.arguments import as_int, checked_seed, checked_share
+from interp.lens import AttributionResult, Component
+from interp.models.layout.checks import Check, CheckReport
 from interp.provenance import Provenance, package_versions
 from interp.results import Result
 
@@ -78,8 +82,6 @@ def test_what_is_no_result(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(interp.InputError, match="is no safetensors file"):
         Anything.load(tmp_path / "text")
-    from safetensors.torch import save_file
-
     save_file({"x": torch.ones(1)}, tmp_path / "plain")
     with pytest.raises(interp.InputError, match="holds no result of this package"):
         Anything.load(tmp_path / "plain")
@@ -110,8 +112,53 @@ def test_no_float_and_no_bool_is_an_int():
     assert [as_int(value) for value in (3.0, True, np.True_, torch.tensor(True), "3", None)] == [None] * 6
 
 
+def test_a_share_is_between_its_bounds():
+    assert [checked_share(value, "size") for value in (0.3, np.float32(0.5), torch.tensor(0.25))] == [0.3, 0.5, 0.25]
+    for wrong in (0, 1, 1.0, -0.1, True, "0.3", None, float("nan")):
+        with pytest.raises(interp.InputError, match=r"^size=[^\n]*: expected a share between 0 and 1$"):
+            checked_share(wrong, "size")
+    with pytest.raises(interp.InputError, match=r"^size=0.6: expected a share between 0 and 0.6$"):
+        checked_share(0.6, "size", below=0.6)
+
+
 def test_every_error_is_an_interp_error():
     assert issubclass(interp.InputError, interp.InterpError)
     assert issubclass(interp.InputError, ValueError)
     assert issubclass(interp.InputTypeError, TypeError)
     assert issubclass(interp.LayoutError, interp.InterpError)
+
+
+def as_written_before(path, new, old):
+    """The file of a result with the name of a stored value's class as older versions wrote it, with a module."""
+    with safe_open(str(path), framework="pt") as stored:
+        header, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    fields = header["fields"].replace(f'"type": "{new}"', f'"type": "{old}"')
+    assert fields != header["fields"]
+    save_file(tensors or {"none": torch.zeros(1)}, path, metadata={**header, "fields": fields})
+
+
+def test_values_are_read_whatever_module_their_class_was_in(tmp_path):
+    parts = (Component("embed"), Component("attn_out", 3, 1, "image"))
+    one = torch.zeros(1, 2)
+    result = AttributionResult(one[0], one[0], one[0], one[0], one, torch.zeros(1), parts, ["red"])
+    report = CheckReport((Check("readout", "passed", 1e-6, "1e-4", "adds up"),))
+    for value, name, module in (
+        (result, "Component", "interp.lens.attribution"),
+        (report, "Check", "interp.models.checks"),
+    ):
+        path = value.save(tmp_path / name)
+        assert module not in path.read_bytes().decode("latin-1")
+        again = type(value).load(path)
+        as_written_before(path, name, f"{module}:{name}")
+        for each in (again, type(value).load(path)):
+            assert getattr(each, "parts", None) == getattr(value, "parts", None)
+            assert getattr(each, "checks", None) == getattr(value, "checks", None)
+
+
+def test_a_file_names_stored_values_alone(tmp_path):
+    path = CheckReport((Check("readout", "passed", 1e-6, "1e-4", "adds up"),)).save(tmp_path / "report")
+    for name in ("subprocess:Popen", "interp.errors:shown", "Result", "interp.results:StoredValue", "nothing"):
+        as_written_before(path, "Check", name)
+        with pytest.raises(interp.InputError, match=f"names '{name}': expected a class of values"):
+            CheckReport.load(path)
+        as_written_before(path, name, "Check")

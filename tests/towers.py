@@ -19,7 +19,7 @@ import interp
 import zoo
 from interp.models.architectures import architectures
 from interp.models.running.attention import eager_tower, tower_attention
-from interp.models.running.structure import Weighing, resolve
+from interp.models.running.structure import TowerWeights, resolve
 
 SUPPORTED = [row.name for row in architectures() if row.verdict == "supported"]
 NO_BLOCKS = ("chameleon", "emu3", "fuyu", "gemma4_unified")
@@ -59,7 +59,7 @@ def fresh(name: str, change: Callable[[Any], None] | None = None) -> tuple[inter
 
 def weighing_blocks(vlm: interp.VLM) -> list[int]:
     """The blocks of which it is known how they weigh."""
-    return [block for block, found in enumerate(vlm.trait("vision_weighed")) if isinstance(found, Weighing)]
+    return [block for block, found in enumerate(vlm.trait("vision_weighed")) if isinstance(found, TowerWeights)]
 
 
 @contextlib.contextmanager

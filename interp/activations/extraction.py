@@ -23,7 +23,8 @@ from interp.errors import InputError, shown
 from interp.models import VLM, Batch, Intervention
 from interp.models.layout.patches import patches_of, take_patches
 from interp.models.running.places import HEADED, STATES
-from interp.models.running.trace import Read, reads_of_states, reads_of_vision, run_forward, take_each, take_mean
+from interp.models.running.steps import Read, reads_of_states, reads_of_vision, take_each, take_mean
+from interp.models.running.trace import run_forward
 
 REDUCTIONS = ("mean", "last", "none", "sample")
 TOKENS = "tokens"

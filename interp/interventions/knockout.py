@@ -32,7 +32,7 @@ from interp.errors import InputError, shown
 from interp.interventions.selection import Reusable, extend_mask, select_heads, select_layers, select_positions
 from interp.models import VLM, Batch, Edit
 from interp.models.running.masks import PATTERNED
-from interp.models.running.visibility import visible
+from interp.models.running.trace import visible
 
 MODES = ("pre_softmax", "post_softmax")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.arguments import as_ints, checked_choice
 from interp.errors import InputError, shown
 from interp.models import VLM, Batch, Edit
-from interp.models.running.places import HEADED, STATES, proved
+from interp.models.running.places import HEADED, STATES, proved_place
 
 # The names that select every new token of a generation.
 _NAMES_OF_NEW_TOKENS = ("text", "last", "all", "after_image")
@@ -147,7 +147,7 @@ class AtSite(Reusable):
         layers = select_layers(vlm, self.layers)
         if site in STATES:
             return Selection(site, layers, mask, [None] * len(layers), [(vlm.structure.d_model,)] * len(layers))
-        kinds = [proved(vlm, layer, site) for layer in layers]
+        kinds = [proved_place(vlm, layer, site) for layer in layers]
         heads = [select_heads(vlm, self.heads, kind.number, layer) for kind, layer in zip(kinds, layers, strict=True)]
         shapes = [(len(few) if few else kind.number, kind.d_head) for kind, few in zip(kinds, heads, strict=True)]
         return Selection(site, layers, mask, heads, shapes)

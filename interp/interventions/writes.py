@@ -17,7 +17,8 @@ from interp.errors import InputError, InputTypeError
 from interp.interventions.selection import Selection
 from interp.models import VLM, Batch, Read
 from interp.models.running.places import STATES
-from interp.models.running.trace import run_forward, whole
+from interp.models.running.steps import whole
+from interp.models.running.trace import run_forward
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
-"""Fitting translators: for each state the affine map behind which the model's own readout says most of what it will say.
+"""Fitting translators: for each state the affine map after which the model's own readout comes closest to its prediction.
 
-A translator is ``h + A h + b`` with A and b zero at the start, where it changes nothing. It is trained by Adam to make
+A translator is ``h + A h + b``. A and b start at zero, where it changes nothing. Adam trains it to make
 KL(final || reading) small over positions of the user's data, each state on its own, through the model's norm and head,
-of which nothing is changed. Rows are split three ways, whole: the translator is trained on most of them, stopped where it
-is best on a few others, and measured on the rest, which no choice has seen. The identity is the first candidate, so a
-translator that learns nothing is none.
+which do not change. Whole rows are split three ways: the translator is trained on most of them, stopped where it is best on
+a few others, and measured on the rest, which play no part in either. The identity is the first candidate, so a translator
+that does not help stays the identity.
 
-The size of a step does not depend on the model: A moves by ``learning_rate / width`` and b by ``learning_rate`` times the root
-mean square of the state's features, so one step changes a feature by at most twice ``learning_rate`` times that.
+The size of a step does not depend on the model: A moves by ``learning_rate / width``, and b by ``learning_rate`` times the
+root mean square of the state's features. So one step changes a feature by at most twice ``learning_rate`` times that.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.arguments import as_int, checked_seed
+from interp.arguments import as_number, checked_int, checked_seed, checked_share
 from interp.errors import InputError, shown
 from interp.lens.reading import Translator, divergence, log_probs, positions_at_once, translate
 from interp.models import VLM, Batch
 from interp.models.running.readout import Readout
-from interp.models.running.trace import reads_of_states, run_forward, take_each
+from interp.models.running.steps import reads_of_states, take_each
+from interp.models.running.trace import run_forward
 from interp.statistics.bootstrap import bootstrap_ratio
 
 
@@ -37,15 +38,15 @@ class Examples:
     states: Float[Tensor, "state example width"]
     rows: Int[Tensor, " example"]
 
-    def of(self, chosen: Bool[Tensor, " row"]) -> Bool[Tensor, " example"]:
-        """Which examples belong to the chosen rows."""
-        return chosen[self.rows]
+    def of(self, side: Bool[Tensor, " row"]) -> Bool[Tensor, " example"]:
+        """Which examples belong to the rows of a side of the split."""
+        return side[self.rows]
 
 
 @dataclass(frozen=True)
 class Training:
     """How translators are trained: at most `epochs` times over the data, `at_once` positions a step, until `patience`
-    epochs in a row bring nothing."""
+    epochs in a row bring no gain."""
 
     epochs: int
     learning_rate: float
@@ -55,18 +56,16 @@ class Training:
 
     def __post_init__(self) -> None:
         counts = {"epochs": self.epochs, "positions_at_once": self.at_once, "patience": self.patience}
-        for name, given in counts.items():
-            if (as_int(given) or 0) < 1:
-                raise InputError(f"{name}={shown(given)}: expected a whole number, 1 or more")
+        for name, count in counts.items():
+            checked_int(count, name, least=1)
         checked_seed(self.seed)
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < inf:
-            raise InputError(f"learning_rate={shown(rate)}: expected a number above 0")
+        if not 0 < (as_number(self.learning_rate) or 0) < inf:
+            raise InputError(f"learning_rate={shown(self.learning_rate)}: expected a number above 0")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """States `[example, width]` to log-probabilities, by the model's modules where they are."""
+    """States `[example, width]` to log-probabilities, by the model's own modules on their device."""
 
     readout: Readout
     device: torch.device
@@ -76,39 +75,38 @@ class Reader:
 
 
 def reader_of(vlm: VLM) -> Reader:
-    """The model's own readout, to be used outside a trace."""
+    """The model's own readout, for use outside a trace."""
     norm, head = (vlm.model.get_submodule(path) for path in (vlm.structure.norm, vlm.structure.head))
     return Reader(replace(vlm.readout, norm=norm, head=head), vlm.device)
 
 
 def collect(vlm: VLM, batches: Sequence[Batch], positions: Any) -> Examples:
-    """Every state at these positions, one forward pass a batch; rows are counted through all batches.
+    """Every state at these positions, one forward pass a batch; rows are numbered through all batches.
 
     Raises `InputError` where no position is selected.
     """
-    states, places, before = [], [], 0
+    states, numbers, before = [], [], 0
     for batch in batches:
         rows, columns = batch.positions.select(positions).nonzero(as_tuple=True)
         if len(rows):
             reads = reads_of_states(vlm, take_each, (rows, columns, None))
-            seen = run_forward(vlm, batch, (), reads, logits=None)
-            states.append(torch.stack([seen[read.key].cpu() for read in reads]))
-            places.append(rows + before)
+            outputs = run_forward(vlm, batch, (), reads, logits=None)
+            states.append(torch.stack([outputs[read.key].cpu() for read in reads]))
+            numbers.append(rows + before)
         before += len(batch)
     if not states:
         raise InputError(f"positions={shown(positions)} selects no position of this data: expected at least one")
-    rows = torch.cat(places).unique(return_inverse=True)[1]  # rows without a position do not count
+    rows = torch.cat(numbers).unique(return_inverse=True)[1]  # rows without a position do not count
     return Examples(torch.cat(states, dim=1), rows)
 
 
-def split_rows(count: int, held_out: float, seed: int) -> tuple[Bool[Tensor, " row"], ...]:
-    """Which of `count` rows translators are trained on, stopped by, and measured on: the share `held_out` of them is for
+def split_three_ways(count: int, held_out: float, seed: int) -> tuple[Bool[Tensor, " row"], ...]:
+    """Which of `count` rows translators are trained on, stopped by, and measured on: a share `held_out` of them for
     measuring, half as many for stopping.
 
     Raises `InputError` where a side would be empty.
     """
-    if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 0.6:
-        raise InputError(f"held_out={shown(held_out)}: expected a share between 0 and 0.6")
+    held_out = checked_share(held_out, "held_out", below=0.6)
     measured, stopping = max(1, round(held_out * count)), max(1, round(held_out * count / 2))
     if measured + stopping >= count:
         raise InputError(
@@ -128,44 +126,44 @@ def fit_translator(
     train: Bool[Tensor, " example"],
     stop: Bool[Tensor, " example"],
     read: Callable[[Tensor], Tensor],
-    how: Training,
+    training: Training,
 ) -> tuple[Translator, int]:
-    """The translator of one state, and after how many epochs it was best (0: it is the identity)."""
+    """The translator of one state, and the epoch after which it was best (0: it is the identity)."""
     width, device = states.shape[-1], getattr(read, "device", states.device)
     scale = states[train].float().square().mean().sqrt().item()
     matrix = torch.zeros(width, width, device=device, requires_grad=True)
     bias = torch.zeros(width, device=device, requires_grad=True)
-    rates = [how.learning_rate / width, how.learning_rate * scale]
+    rates = [training.learning_rate / width, training.learning_rate * scale]
     adam = torch.optim.Adam([{"params": [matrix], "lr": rates[0]}, {"params": [bias], "lr": rates[1]}])
-    chosen = train.nonzero()[:, 0]
-    steps = how.epochs * ceil(len(chosen) / how.at_once)
-    falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, steps)
-    generator = torch.Generator().manual_seed(how.seed)
+    examples = train.nonzero()[:, 0]
+    steps = training.epochs * ceil(len(examples) / training.at_once)
+    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, steps)
+    generator = torch.Generator().manual_seed(training.seed)
 
-    def loss_of(some: Tensor) -> Tensor:
+    def loss_of(part: Tensor) -> Tensor:
         with torch.no_grad():
-            final = read(finals[some])
-        return divergence(final, read(translate(states[some].to(device), matrix, bias))).mean()
+            final = read(finals[part])
+        return divergence(final, read(translate(states[part].to(device), matrix, bias))).mean()
 
-    def best_yet() -> tuple[float, Translator]:
-        kl = kl_to_final(states[stop], finals[stop], read, how.at_once, (matrix, bias)).mean().item()
+    def candidate() -> tuple[float, Translator]:
+        kl = kl_to_final(states[stop], finals[stop], read, training.at_once, (matrix, bias)).mean().item()
         return kl, (matrix.detach().cpu().clone(), bias.detach().cpu().clone())
 
-    (best, kept), at = best_yet(), 0
-    for epoch in range(1, how.epochs + 1):
-        order = chosen[torch.randperm(len(chosen), generator=generator)]
-        for some in order.split(how.at_once):
+    (best_kl, best), best_epoch = candidate(), 0
+    for epoch in range(1, training.epochs + 1):
+        order = examples[torch.randperm(len(examples), generator=generator)]
+        for part in order.split(training.at_once):
             with torch.enable_grad():
-                slopes = torch.autograd.grad(loss_of(some), (matrix, bias))
+                slopes = torch.autograd.grad(loss_of(part), (matrix, bias))
             matrix.grad, bias.grad = slopes
             adam.step()
-            falling.step()
-        now, found = best_yet()
-        if now < best:
-            best, kept, at = now, found, epoch
-        if epoch - at >= how.patience:
+            schedule.step()
+        kl, translator = candidate()
+        if kl < best_kl:
+            best_kl, best, best_epoch = kl, translator, epoch
+        if epoch - best_epoch >= training.patience:
             break
-    return kept, at
+    return best, best_epoch
 
 
 def kl_to_final(
@@ -175,20 +173,20 @@ def kl_to_final(
     at_once: int,
     translator: Translator | None = None,
 ) -> Float[Tensor, " example"]:
-    """KL(final || reading) of each example, a few at a time; of the plain lens without a translator."""
-    found = []
+    """KL(final || reading) of each example, `at_once` at a time; without a translator, that of the plain lens."""
+    parts = []
     with torch.no_grad():
         for some, last in zip(states.split(at_once), finals.split(at_once), strict=True):
             final = read(last)
             some = some.to(final.device)
-            found.append(divergence(final, read(some if translator is None else translate(some, *translator))).cpu())
-    return torch.cat(found)
+            parts.append(divergence(final, read(some if translator is None else translate(some, *translator))).cpu())
+    return torch.cat(parts)
 
 
 def mean_over_rows(
     values: Float[Tensor, "state example"], rows: Int[Tensor, " example"], seed: int
 ) -> tuple[Float[Tensor, " state"], Float[Tensor, " state"], Float[Tensor, " state"]]:
-    """The mean over examples, and the 95 % bounds of it by drawing the rows anew, whole; NaN for a single row."""
+    """The mean over examples, and its 95 % bounds by a bootstrap over whole rows; NaN for a single row."""
     numbers, inverse = rows.unique(return_inverse=True)
     sums = torch.zeros(len(values), len(numbers), dtype=torch.float64).index_add_(1, inverse, values.double())
     sizes = torch.bincount(inverse).double()
@@ -197,5 +195,5 @@ def mean_over_rows(
 
 
 def default_at_once(vocab_size: int) -> int:
-    """Positions a step: 256, fewer where the vocabulary is so large that these would not fit."""
+    """Positions a step: 256, or fewer where the vocabulary is so large that 256 would not fit."""
     return min(256, positions_at_once(vocab_size))

@@ -1,16 +1,16 @@
-"""The logit lens: what a state would be read as, if the model stopped there.
+"""The logit lens: what would a state be read as, if the model stopped there?
 
-Each state of the residual stream is taken through the model's own final norm and unembedding,
-``softmax(head(norm(h_l)))``, with whatever the model does to its logits after that. State 0 enters layer 0, state l
-leaves layer l-1; none of them is final-normed before, so the last state gives the model's own prediction. On image
-positions this is the patch lens of Neo et al. 2024 (arXiv 2410.07149).
+Each state of the residual stream goes through the model's own final norm and unembedding,
+``softmax(head(norm(h_l)))``, and through whatever the model does to its logits afterwards. State 0 enters layer 0, state l
+leaves layer l-1; no state is normed before, so the last one gives the model's own prediction. On image positions this is
+the patch lens of Neo et al. 2024 (arXiv 2410.07149).
 
-Some studies leave the norm out, ``softmax(head(h_l))``: `unnormed_lens`. What the norm's weights and its scale do is not
-in that reading, so its last state is not the model's prediction, and its probabilities are flatter or sharper by as much
-as the state is shorter or longer than a normed one.
+Some studies leave the norm out, ``softmax(head(h_l))``: `unnormed_lens`. That reading lacks the norm's weights and its
+scale. So its last state is not the model's prediction, and its probabilities are flatter or sharper, as the state is
+shorter or longer than a normed one.
 
-How far a reading is from what the model says in the end is KL(final || reading), in this direction as in the literature of
-the tuned lens: 0 where the model has made up its mind.
+KL(final || reading) says how far a reading is from the model's prediction, in the direction of the tuned lens papers. It is
+0 where the prediction is already made.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from interp.lens.reading import provenance_of, read_states
-from interp.lens.result import LensResult
+from interp.lens.reading import Lens, LensResult, Request, read_states
 from interp.models import VLM, Batch, Intervention
 
 
@@ -32,22 +31,22 @@ def logit_lens(
     interventions: Sequence[Intervention] = (),
 ) -> LensResult:
     """Read every state at the selected positions: ``softmax(head(norm(h_l)))`` with the model's own norm and head, and
-    what the model does to its logits behind them (a softcap, a scale).
-
-    `targets` is one token id or word for all rows or one a row; its probability and rank are reported beside the top
-    `top_k`.
-
-    Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
-    one token.
+    what the model does to its logits after them (a softcap, a scale).
 
     >>> import interp
     >>> vlm = interp.load("toy")
     >>> batch = vlm.prepare(texts=["a red 3 at top . what colour is the 3 ?"])
     >>> interp.lens.logit_lens(vlm, batch, positions="last", targets="red").words(-1, 0)[0]
     'red'
+
+    `targets` is one token id or word for all rows, or one a row. The result has its probability and rank, beside the top
+    `top_k` words.
+
+    Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
+    one token.
     """
-    made = provenance_of(vlm, batch, interventions)
-    return read_states(vlm, batch, positions, top_k, targets, interventions, vlm.readout, (), made, name="logit lens")
+    request = Request(positions, top_k, targets, interventions)
+    return read_states(vlm, batch, Lens("logit lens", vlm.readout), request)
 
 
 def unnormed_lens(
@@ -60,11 +59,17 @@ def unnormed_lens(
 ) -> LensResult:
     """The logit lens without the final norm: ``softmax(head(h_l))``, as Wu et al. 2024 (arXiv 2411.04986) read states.
 
-    All else is as in `logit_lens`. `kl` is to the model's own prediction, which has the norm: it is not 0 at the last
-    state.
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> batch = vlm.prepare(texts=["a red 3 at top . what colour is the 3 ?"])
+    >>> interp.lens.unnormed_lens(vlm, batch, positions="last").name
+    'logit lens without the norm'
+
+    All else is as in `logit_lens`. `kl` compares with the model's own prediction, which has the norm, so it is not 0 at the
+    last state.
     """
-    made = provenance_of(vlm, batch, interventions, ("read without the final norm",))
-    readout = vlm.readout.without_norm()
+    request = Request(positions, top_k, targets, interventions)
+    notes = ("read without the final norm",)
     return read_states(
-        vlm, batch, positions, top_k, targets, interventions, readout, (), made, name="logit lens without the norm"
+        vlm, batch, Lens("logit lens without the norm", vlm.readout.without_norm(), notes=notes), request
     )

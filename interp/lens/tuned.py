@@ -1,13 +1,13 @@
-"""The tuned lens: the logit lens behind a learnt change of basis.
+"""The tuned lens: the logit lens after a learnt change of basis.
 
-States drift through the layers: what a direction means early is not quite what it means to the final norm and head, so the
-logit lens can call a state unreadable that is only written differently. The tuned lens (Belrose et al. 2023, arXiv
-2303.08112) puts an affine translator in front of the readout, ``softmax(head(norm(h_l + A_l h_l + b_l)))``, fitted for each
-state to the model's final prediction on data of yours. The last state needs none.
+States drift through the layers: a direction in an early state does not mean quite what it means to the final norm and head.
+So the logit lens may fail to read a state that is merely written in another basis. The tuned lens (Belrose et al. 2023,
+arXiv 2303.08112) puts an affine translator before the readout, ``softmax(head(norm(h_l + A_l h_l + b_l)))``. It is fitted
+for each state to the model's final prediction on your data. The last state needs none.
 
-It is fitted to predict what the model will say, so it may name what is not in the state but goes with it in the data: a
-translator that had no state at all would still learn the words' frequencies, in b. Read its gain over the logit lens on
-rows it has not seen (`kl_tuned` beside `kl_plain`), and test what it names against shuffled pictures.
+A translator is trained to predict what the model will say. So it may name what the state does not hold, if it goes with
+the state in the data: a translator blind to the state would still learn the words' frequencies, in b. Read its gain over
+the logit lens on held-out rows (`kl_tuned` and `kl_plain`), and test what it names against shuffled pictures.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from interp.lens.fitting import (
     kl_to_final,
     mean_over_rows,
     reader_of,
-    split_rows,
+    split_three_ways,
 )
-from interp.lens.reading import provenance_of, read_states
-from interp.lens.result import LensResult
+from interp.lens.reading import Lens, LensResult, Request, read_states
 from interp.models import VLM, Batch, Intervention
-from interp.provenance import Provenance, fingerprint
+from interp.provenance import provenance_of_run
 from interp.results import Result
 
 
 @dataclass(frozen=True, eq=False)
 class TunedLens(Result):
-    """The translators of a model's states, ``h + A h + b``, and how well they do on rows that were held out.
+    """The translators of a model's states, ``h + A h + b``, and how well they do on held-out rows.
 
     `matrices` (A) and `biases` (b) are those of all states but the last. `kl_plain` and `kl_tuned` are KL(final || reading)
     in nats of each state without and with its translator, means over the positions of `n_held_out` rows, with 95 % bounds
-    by drawing the rows anew; the last state has 0 in both. `epochs` says after how many each translator was best (0: it is
-    the identity). `readout_hash` is that of the norm and head it belongs to, None where they were not in memory.
+    from a bootstrap over rows; the last state has 0 in both. `epochs` is the number after which each translator was best
+    (0: it is the identity). `readout_hash` is a hash of the norm and head that it was fitted with, None where they were not
+    in memory.
     """
 
     matrices: Float[Tensor, "layer width width"]
@@ -72,7 +72,7 @@ class TunedLens(Result):
             )
 
     @classmethod
-    @torch.inference_mode(False)  # a caller may be in it, and nothing that is made there can take part in a gradient
+    @torch.inference_mode(False)  # the caller may be in it, and its tensors could not take part in a gradient
     def fit(
         cls,
         vlm: VLM,
@@ -88,38 +88,46 @@ class TunedLens(Result):
     ) -> TunedLens:
         """Fit a translator to each state but the last, to make KL(final || reading) small at `positions` of `data`.
 
-        `data` is any data: batches, a list of `(image, text)`, scenes, a data set or a folder, of which all but batches is
-        prepared `batch_size` rows at a time; images and texts may be mixed where the model takes that in one batch. States
-        are collected in one forward pass a batch and kept on the CPU in the model's precision: ``(n_layers + 1) x positions
-        x width`` numbers. `positions_at_once` (256, fewer with a very large vocabulary) is what one step is made of. A share
-        `held_out` of the rows is measured alone, half as many say when to stop; see `interp.lens.fitting`. Two
-        rows with one picture may fall on both sides, and then the held-out numbers flatter.
+        >>> import interp
+        >>> vlm = interp.load("toy")
+        >>> lens = TunedLens.fit(vlm, interp.toy.scenes(6, seed=0), positions="last", epochs=1)
+        >>> tuple(lens.matrices.shape), lens.n_train
+        ((8, 128, 128), 4)
+
+        `data` is any data: batches, a list of `(image, text)`, scenes, a data set or a folder. All but batches is
+        prepared `batch_size` rows at a time, and images and texts may be mixed where the model takes that in one batch.
+        States are collected in one forward pass a batch and kept on the CPU in the model's precision: ``(n_layers + 1) x
+        positions x width`` numbers. One step of the training is made of `positions_at_once` positions (256, or fewer with
+        a very large vocabulary). A share `held_out` of the rows is for measuring alone, half as many say when to stop; see
+        `interp.lens.fitting`. Two rows with one picture may fall on both sides, and then the held-out numbers flatter.
 
         Raises what `interp.data.batches.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
-        select nothing, a setting of the training that is out of range, and a model whose weights are not here.
+        select nothing, a setting of the training that is out of range, and a model without weights on this machine.
         """
         at_once = default_at_once(vlm.structure.vocab_size) if positions_at_once is None else positions_at_once
-        how = Training(epochs, learning_rate, at_once, patience, seed)
+        training = Training(epochs, learning_rate, at_once, patience, seed)
         if vlm.device.type == "meta":
-            raise InputError(f"{vlm.name!r} has no weights here: expected a model in memory, fit it where it is loaded")
+            raise InputError(
+                f"{vlm.name!r} has no weights here: expected a model in memory, fit the lens where it is loaded"
+            )
         batches = batches_of(vlm, data, batch_size)
         examples = collect(vlm, batches, positions)
-        train, stop, test = (examples.of(side) for side in split_rows(int(examples.rows.max()) + 1, held_out, seed))
+        sides = split_three_ways(int(examples.rows.max()) + 1, held_out, seed)
+        train, stop, test = (examples.of(side) for side in sides)
         read, finals = reader_of(vlm), examples.states[-1]
-        fitted = [fit_translator(states, finals, train, stop, read, how) for states in examples.states[:-1]]
-        translators = [translator for translator, _ in fitted]
-        kls = [
-            torch.stack(
-                [
-                    kl_to_final(states[test], finals[test], read, how.at_once, translator)
-                    for states, translator in zip(examples.states, each, strict=True)
-                ]
-            )
-            for each in ([None] * len(examples.states), [*translators, None])
-        ]
-        (plain, plain_low, plain_high), (tuned, tuned_low, tuned_high) = (
-            mean_over_rows(kl, examples.rows[test], seed) for kl in kls
-        )
+        fits = [fit_translator(states, finals, train, stop, read, training) for states in examples.states[:-1]]
+        translators, epoch_of = zip(*fits, strict=True)
+
+        def measured(each: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+            """The mean KL of each state after its translator, on held-out rows, with its bounds."""
+            kls = [
+                kl_to_final(states[test], finals[test], read, training.at_once, translator)
+                for states, translator in zip(examples.states, each, strict=True)
+            ]
+            return mean_over_rows(torch.stack(kls), examples.rows[test], seed)
+
+        plain, plain_low, plain_high = measured([None] * len(examples.states))
+        tuned, tuned_low, tuned_high = measured([*translators, None])
         return cls(
             matrices=torch.stack([matrix for matrix, _ in translators]),
             biases=torch.stack([bias for _, bias in translators]),
@@ -129,25 +137,23 @@ class TunedLens(Result):
             kl_tuned=tuned,
             kl_tuned_low=tuned_low,
             kl_tuned_high=tuned_high,
-            epochs=torch.tensor([epoch for _, epoch in fitted]),
+            epochs=torch.tensor(epoch_of),
             n_train=len(examples.rows[train].unique()),
             n_held_out=len(examples.rows[test].unique()),
             readout_hash=readout_hash(vlm),
-            provenance=Provenance(
-                model=vlm.name,
-                revision=vlm.revision,
-                data=fingerprint(*batches),
+            provenance=provenance_of_run(
+                vlm,
+                batches,
                 seed=seed,
-                notes=(f"positions={shown(positions)}, {len(examples.rows)} of them", repr(how)),
+                notes=(f"positions={shown(positions)}, {len(examples.rows)} of them", repr(training)),
             ),
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a state: both divergences with their bounds, and the epoch its translator is of (0 for the last)."""
+        """One row a state: both divergences with their bounds, and the epoch of its translator (0 for the last)."""
         names = ("kl_plain", "kl_plain_low", "kl_plain_high", "kl_tuned", "kl_tuned_low", "kl_tuned_high")
-        frame = pd.DataFrame({name: getattr(self, name).numpy() for name in names})
-        frame.insert(0, "state", range(len(frame)))
-        return frame.assign(epoch=[*self.epochs.tolist(), 0])
+        columns = {name: getattr(self, name).numpy() for name in names}
+        return pd.DataFrame({"state": range(len(self.kl_plain)), **columns, "epoch": [*self.epochs.tolist(), 0]})
 
 
 def tuned_lens(
@@ -159,24 +165,30 @@ def tuned_lens(
     targets: Any = None,
     interventions: Sequence[Intervention] = (),
 ) -> LensResult:
-    """Read every state at the selected positions behind its translator; all else is as in `logit_lens`.
+    """Read every state at the selected positions after its translator; all else is as in `logit_lens`.
 
-    Raises `InputError` for a lens that was fitted on another norm and head, and where `logit_lens` does.
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> lens = TunedLens.fit(vlm, interp.toy.scenes(6, seed=0), positions="last", epochs=1)
+    >>> batch = vlm.prepare(texts=["a red 3 at top . what colour is the 3 ?"])
+    >>> tuned_lens(vlm, batch, lens, positions="last").words(-1, 0)[0]
+    'red'
+
+    Raises `InputError` for a lens that was fitted with another norm and head, and where `logit_lens` does.
     """
     if not isinstance(lens, TunedLens):
         raise InputTypeError(
-            f"lens={shown(lens)} is a {type(lens).__name__}: expected what TunedLens.fit or .load gives"
+            f"lens={shown(lens)} is a {type(lens).__name__}: expected a TunedLens, from TunedLens.fit or .load"
         )
     check_belongs(vlm, lens)
-    made = provenance_of(vlm, batch, interventions, (f"tuned lens fitted on data {lens.provenance.data}",))
     translators = list(zip(lens.matrices, lens.biases, strict=True))
-    return read_states(
-        vlm, batch, positions, top_k, targets, interventions, vlm.readout, translators, made, name="tuned lens"
-    )
+    notes = (f"tuned lens fitted on data {lens.provenance.data}",)
+    request = Request(positions, top_k, targets, interventions)
+    return read_states(vlm, batch, Lens("tuned lens", vlm.readout, translators, notes), request)
 
 
 def check_belongs(vlm: VLM, lens: TunedLens) -> None:
-    """Refuse a lens of another model: by the hash of norm and head, by name and revision where weights are not here."""
+    """Refuse a lens of another model: by the hash of norm and head, or, without weights, by name and revision."""
     layers, width = lens.biases.shape
     if (layers, width) != (vlm.structure.n_layers, vlm.structure.d_model):
         raise InputError(
@@ -189,12 +201,12 @@ def check_belongs(vlm: VLM, lens: TunedLens) -> None:
     if here != there:
         raise InputError(
             f"this lens was fitted on {lens.provenance.model!r} with norm and head {there!r}, those of {vlm.name!r} "
-            f"are {here!r}: expected the same, fit one with TunedLens.fit"
+            f"are {here!r}: expected the same, fit a lens with TunedLens.fit"
         )
 
 
 def readout_hash(vlm: VLM) -> str | None:
-    """A hash of everything that the final norm and the head hold; None where some of it is not in memory."""
+    """A hash of all that the final norm and the head hold; None where some of it is not in memory."""
     digest = hashlib.sha256()
     for path in (vlm.structure.norm, vlm.structure.head):
         for name, tensor in vlm.model.get_submodule(path).state_dict().items():

@@ -5,8 +5,8 @@ from interp.models.batches.positions import Positions
 from interp.models.layout.checks import Check, CheckReport
 from interp.models.layout.discovery import find_structure
 from interp.models.loading import load
+from interp.models.running.steps import Edit, Read
 from interp.models.running.structure import Structure
-from interp.models.running.trace import Edit, Read
 from interp.models.vlm import VLM, Intervention
 
 __all__ = [

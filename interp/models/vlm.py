@@ -19,9 +19,10 @@ from interp.errors import InputError, InputTypeError, shown
 from interp.models.batches.batch import Batch, BatchMaker
 from interp.models.layout.checks import CheckReport, measure, run_checks
 from interp.models.layout.image_positions import find_images
-from interp.models.running.core import Core
+from interp.models.running.core import Core, Origin
+from interp.models.running.steps import Edit
 from interp.models.running.structure import Structure, resolve
-from interp.models.running.trace import Edit, run_forward, run_generate
+from interp.models.running.trace import run_forward, run_generate
 
 
 @runtime_checkable
@@ -61,7 +62,7 @@ class VLM(Core):
             find_images=partial(find_images, self),
             patch_size=patch_size if isinstance(patch_size, int) else None,
         )
-        super().__init__(wrapped, structure, name, revision, remote, maker, measure)
+        super().__init__(wrapped, structure, Origin(name, revision, remote), maker, measure)
         maker.token_types = [name for name in self.arguments if name.endswith("token_type_ids")]
         # What sweeps have tried on this model, and found; see `interp.patching.cells`.
         self.tried: dict[tuple[Any, ...], Any] = {}

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from interp.errors import InputError, LayoutError
 from interp.models import VLM, Batch, Intervention, Read
-from interp.models.running.gradients import Slope, run_gradients
-from interp.models.running.trace import run_forward, take_each
+from interp.models.running.gradients import GradientRead, run_gradients
+from interp.models.running.steps import take_each
+from interp.models.running.trace import run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
 from interp.patching.result import PatchResult
@@ -128,10 +129,12 @@ def _attribution(grid: SweepGrid, rows: Sequence[int]) -> tuple[Tensor, Tensor, 
     counts = [len(group) for of_row in groups for group in of_row]
     cells = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     positions = PositionsOfCells(*_rows_and_columns(target, groups), cells, len(counts), grid.heads)
-    slopes = [Slope(layer, grid.site, layer, first_order_change, (outputs[layer], positions)) for layer in grid.layers]
+    slopes = [
+        GradientRead(layer, grid.site, layer, first_order_change, (outputs[layer], positions)) for layer in grid.layers
+    ]
     in_trace = partial(apply_rules, rules=[(each.rule, each.references) for each in metrics])
     gradients = _gradients(grid, target, in_trace, slopes)
-    of_target = gradients["measured"].cpu()
+    of_target = gradients["measure"].cpu()
     change = torch.stack([gradients[layer].cpu() for layer in grid.layers])
     change = rearrange(change, "layer (row position) ... -> row layer position ...", row=len(rows)).to(of_target)
     return of_source.cpu(), of_target, change + of_target.reshape(-1, *[1] * (change.ndim - 1))
@@ -147,7 +150,7 @@ def _rows_and_columns(batch: Batch, groups: Sequence[Sequence[Tensor]]) -> tuple
     return torch.cat(rows), torch.cat(columns)
 
 
-def _gradients(grid: SweepGrid, batch: Batch, metric: Any, slopes: Sequence[Slope]) -> dict[Any, Tensor]:
+def _gradients(grid: SweepGrid, batch: Batch, metric: Any, slopes: Sequence[GradientRead]) -> dict[Any, Tensor]:
     """The slopes of the target run. An operation without a gradient becomes an error of one line."""
     vlm = grid.vlm
     try:

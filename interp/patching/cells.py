@@ -31,7 +31,6 @@ from interp.models.running.resume import (
     POSITIONS_AT_ONCE,
     ROWS_AT_ONCE,
     Versions,
-    as_tuples,
     at_columns,
     changes_of,
     differing,
@@ -94,11 +93,10 @@ def run_whole(
 
 def _edits(versions: Versions) -> list[Edit]:
     """The edits that make each row of a batch one of these cells."""
-    cells = as_tuples(versions.cells)
     edits = []
-    for layer in sorted({layer for layer, _, _ in cells}):
-        rows = [row for row, cell in enumerate(cells) if cell[0] == layer]
-        change = changes_of([cells[row] for row in rows], rows, 0, versions.groups, versions.columns, versions.given)
+    for layer in sorted({cell.layer for cell in versions.cells}):
+        rows = [row for row, cell in enumerate(versions.cells) if cell.layer == layer]
+        change = changes_of(replace(versions, cells=[versions.cells[row] for row in rows]), rows, 0)
         edits.append(Edit(versions.site, layer, partial(write_versions, **change)))
     return edits
 
@@ -107,9 +105,9 @@ def _different(
     vlm: VLM, row: Batch, versions: Versions, interventions: Sequence[Intervention] = ()
 ) -> tuple[list[int], dict[Any, Tensor]]:
     """The numbers of the cells that are not the row's own run, and that run's logits."""
-    reads = [Read(("own", layer), versions.site, layer, at_columns, (versions.columns,)) for layer in versions.given]
+    reads = [Read(("own", layer), versions.site, layer, at_columns, (versions.columns,)) for layer in versions.states]
     outputs = run_forward(vlm, row, vlm.edits_of(row, interventions), reads)
-    return differing(as_tuples(versions.cells), versions.groups, versions.columns, versions.given, outputs), outputs
+    return differing(versions, outputs), outputs
 
 
 def _can_repeat(vlm: VLM, row: Batch, logits: Tensor, interventions: Sequence[Intervention]) -> bool:
@@ -155,7 +153,7 @@ def choose_way(vlm: VLM, row: Batch, versions: Versions, seed: int) -> tuple[str
 def _reach(row: Batch, versions: Versions) -> tuple[int, bool]:
     """What these versions run again: the lowest layer, and whether they run the last position alone."""
     first = min(int(versions.groups[group].min()) for group in {cell.group for cell in versions.cells})
-    return min(versions.given), first == len(row.tokens[0]) - 1
+    return min(versions.states), first == len(row.tokens[0]) - 1
 
 
 def _draw_cells(vlm: VLM, row: Batch, versions: Versions, seed: int) -> Versions:

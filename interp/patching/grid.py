@@ -17,7 +17,7 @@ from interp.arguments import checked_choice, checked_seed
 from interp.errors import InputError, InterpError
 from interp.interventions.selection import check_heads_exist, select_heads, select_layers
 from interp.models import VLM, Batch, Intervention
-from interp.models.running.places import HEADED, STATES, proved
+from interp.models.running.places import HEADED, STATES, proved_place
 from interp.patching.metrics import Metric, MetricFunction, RowMetric, bind_to_rows, name_of
 from interp.patching.pairs import PairedBatches, pair_batches, picture_of
 from interp.patching.result import PatchResult, relative_effect
@@ -153,7 +153,7 @@ def _heads_of_all(vlm: VLM, site: str, layers: list[int], heads: Any) -> list[in
     check_heads_exist(site, heads)
     if site in ("resid_pre", "resid_post"):
         return None
-    kinds = [proved(vlm, layer, site) for layer in layers]
+    kinds = [proved_place(vlm, layer, site) for layer in layers]
     if heads is None:
         return None
     counts = [kind.number for kind in kinds]

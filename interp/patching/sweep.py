@@ -21,7 +21,8 @@ from torch import Tensor
 
 from interp.models import VLM, Batch, Intervention, Read
 from interp.models.running.resume import Cell, Versions
-from interp.models.running.trace import run_forward, take_each
+from interp.models.running.steps import take_each
+from interp.models.running.trace import run_forward
 from interp.patching.cells import run_cells
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule

@@ -1,23 +1,69 @@
-"""Answers right by kind of question: a point with its interval for each model, one panel for each modality.
+"""Accuracies, drawn: of probes over depth, and of answers by kind of question. Each is drawn with its chance level.
 
-The grey mark under each kind is what its most common answer alone would get; a point is worth something above it.
+*Probes*: the accuracy with its interval, the same probe on shuffled labels (dashed), and chance (dotted). Only what lies
+above the control counts: a linear map can memorise its training examples, but that does not carry over to others, and the
+control shows how much remains by luck. A ring marks a state at which more than one of twenty permutations of the test labels
+agree with the probe as well. Where examples have types, a line of dashes and dots is the accuracy on labels drawn for each
+type, and selectivity is the distance to it.
+
+*Answers*: a point with its interval for each model, one panel for each modality. The grey mark under each kind is the
+accuracy of its most common answer alone; only a point above it shows something.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from interp.plots.series import Series, series_figure
 from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, label, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.probes import ProbeResult
+
+_LEVEL = 0.05
+
+
+def probe_figure(
+    results: ProbeResult | Mapping[str, ProbeResult], title: str = "Linear probes", height: int = 400
+) -> go.Figure:
+    """The accuracy of one probe over depth, or of several, with their names, in one figure."""
+    probes = dict(results) if isinstance(results, Mapping) else {"accuracy": results}
+    series: dict[str, Series] = {}
+    levels: dict[str, list[str]] = {}  # results with the same chance level share a line
+    for index, (name, result) in enumerate(probes.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        series[name] = Series(
+            values=result.accuracy,
+            low=result.low,
+            high=result.high,
+            control=result.control,
+            places=[f"state {state}{_details(result, state)}" for state in range(len(result.accuracy))],
+            colour=colour,
+            hollow=None if result.p is None else [float(p) > _LEVEL for p in result.p],
+        )
+        if result.control_task is not None:
+            series[f"{name}, control task"] = Series(values=result.control_task, colour=colour, dash="dashdot")
+        levels.setdefault(f"{result.chance:.6g}", []).append(name)
+    shared = len(levels) == 1
+    chance = {"chance" if shared else f"chance ({', '.join(names)})": float(level) for level, names in levels.items()}
+    return series_figure(series, title, "accuracy on held-out groups", chance=chance, y_range=(0, 1.03), height=height)
+
+
+def _details(result: ProbeResult, state: int) -> str:
+    """The p and the selectivity of a state, for hovering, where there are any."""
+    columns = {"p": result.p, "selectivity": result.selectivity}
+    details = [f"{name} {float(column[state]):.2g}" for name, column in columns.items() if column is not None]
+    return f" ({', '.join(details)})" if details else ""
+
 
 def accuracy_figure(frame: pd.DataFrame, title: str = "Questions answered rightly", height: int = 400) -> go.Figure:
-    """A frame of `interp.toy.evaluate`, or several of them on top of each other, by kind, modality and model."""
+    """A frame of `interp.toy.evaluate`, or several of them concatenated, by kind, modality and model."""
     modalities, models = list(dict.fromkeys(frame["modality"])), list(dict.fromkeys(frame["model"]))
     figure = make_subplots(
         rows=1,

@@ -1,9 +1,9 @@
-"""The logit lens, drawn: over depth as lines, and on the picture as the words its patches read as.
+"""The logit lens, drawn: as lines over depth, and on the picture as the words of its patches.
 
-`lens_on_image` lays the patch grid over the picture and writes into each patch the word that the final norm and the
-unembedding read off its state, the more opaque the more probable; a slider goes through the layers, hovering shows the
-words that came next. A menu of words frames the patches that say one of them among their top words, at every layer, so that
-one sees where and how deep a word is read. The menu works in the figure itself, with no Python behind it.
+`lens_on_image` lays the patch grid over the picture and writes into each patch the word that the lens reads there, the
+more opaque the more probable. A slider goes through the states, and hovering shows the next words. A menu of words
+frames the patches that have one of them among their top words, at every state, so one sees where and how deep a word is
+read. The menu works in the figure itself, without Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from interp.arguments import as_int
+from interp.arguments import as_int, checked_int
 from interp.errors import InputError, shown
 from interp.plots.pictures import add_slider, picture_figure
 from interp.plots.series import Series, series_figure
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     from interp.lens import LensResult, TunedLens
 
-# Words in the menu where none are chosen: those that are said most often.
+# How many words the menu has by default: the most frequent ones.
 _WORDS = 60
-_FOUND = "#ffd166"
+_FRAME = "#ffd166"
 _VEIL = [(0.0, "rgba(15,23,32,0.45)"), (1.0, "rgba(0,90,140,0.85)")]
 
 
 def tuned_lens_figure(lens: TunedLens, title: str | None = None, height: int = 380) -> go.Figure:
-    """How far each state's reading is from the model's own prediction on rows that were held out, with the state's translator
-    and, as its control, without."""
+    """KL of each state's reading to the model's own prediction on held-out rows, with the state's translator and, as its
+    control, without."""
     lines = {
         "tuned": Series(lens.kl_tuned, lens.kl_tuned_low, lens.kl_tuned_high),
         "plain": Series(lens.kl_plain, lens.kl_plain_low, lens.kl_plain_high, dash="dash"),
@@ -44,10 +44,10 @@ def tuned_lens_figure(lens: TunedLens, title: str | None = None, height: int = 3
 
 
 def lens_figure(result: LensResult, title: str | None = None, height: int = 380) -> go.Figure:
-    """The lens over depth: the targets' probability where there were targets, else the entropy in nats.
+    """The lens over depth: the probability of the targets where there are any, else the entropy in nats.
 
-    The line is the mean over positions, the band reaches from the 10th to the 90th percentile of them. The dotted line is
-    the chance level: a uniform reading of the vocabulary.
+    The line is the mean over positions, and the band reaches from their 10th to their 90th percentile. The dotted line is
+    the chance level, that of a uniform reading of the vocabulary.
     """
     grid = result.entropy if result.target_probs is None else result.target_probs
     name = "entropy (nats)" if result.target_probs is None else "probability of the target"
@@ -75,12 +75,11 @@ def lens_on_image(
     """The picture with its patch grid, the top word of each patch of batch row `row`, a slider over states, and a menu of
     words that frames the patches with that word in their top k.
 
-    `words` are those of the menu, spaces around them aside; without it, the 60 that most patches say at any state.
-    `grid` is (rows, columns) of the patches, one of those that `batch.positions.grid(row)` lists; `state` is shown first
-    (default the last).
+    `words` are those of the menu, spaces around them aside; by default the 60 most frequent ones. `grid` is (rows, columns)
+    of the patches, one of those that `batch.positions.grid(row)` lists. The figure opens at `state`, by default the last.
 
-    Raises `InputError` where the grid is no such pair (of an image whose tokens are no rectangle there is none) or does not
-    hold as many patches as the result has positions in this row, and for a word that no patch says.
+    Raises `InputError` where the grid is not such a pair (an image whose tokens are not a rectangle has none) or has another
+    number of patches than the result has positions in this row; and for a word that no patch has.
     """
     sides = [as_int(side) for side in grid] if isinstance(grid, tuple | list) else []
     if len(sides) != 2 or None in sides:
@@ -89,13 +88,11 @@ def lens_on_image(
     of_row = [index for index, at in enumerate(list(result.rows)) if int(at) == row]
     if rows * columns != len(of_row):
         raise InputError(
-            f"a grid of {rows} x {columns} patches for {len(of_row)} positions of row {row}: expected as many, of "
-            "several images read one alone, as with positions='image_0'"
+            f"a grid of {rows} x {columns} patches for {len(of_row)} positions of row {row}: expected as many, read one of "
+            "several images alone, as with positions='image_0'"
         )
     states = result.top_probs.shape[0]
-    first = as_int(states - 1 if state is None else state)
-    if first is None or not 0 <= first < states:
-        raise InputError(f"state={shown(state)}: this result has states 0 to {states - 1}")
+    first = checked_int(states - 1 if state is None else state, "state", 0, states - 1, "a state")
     font = max(7, min(14, round(size / columns / 6.5)))
     longest = max(3, int(size / columns / (0.58 * font)))
     figure = picture_figure(image, columns, rows, -0.5, size)
@@ -105,78 +102,66 @@ def lens_on_image(
     edges = [{"x0": x - 0.5, "x1": x - 0.5, "y0": -0.5, "y1": rows - 0.5} for x in range(1, columns)]
     edges += [{"x0": -0.5, "x1": columns - 0.5, "y0": y - 0.5, "y1": y - 0.5} for y in range(1, rows)]
     figure.update_layout(shapes=[{"type": "line", "line": lines, **edge} for edge in edges])
-    said = _said(result, of_row)
-    wanted = _menu_words(said, words)
-    if wanted:
+    patches = _patches_of_words(result, of_row)
+    menu = _menu_words(patches, words)
+    if menu:
         figure.add_traces([_frames(size / columns) for _ in range(states)])
-        _add_menu(figure, {word: said[word] for word in wanted}, columns, states)
-    begins = title or f"{result.name.capitalize()} on the image patches"
-    titles = [_titled(begins, index, states) for index in range(states)]
+        _add_menu(figure, {word: patches[word] for word in menu}, columns, states)
+    title = title or f"{result.name.capitalize()} on the image patches"
+    sources = ["enters layer 0", *(f"leaves layer {layer}" for layer in range(states - 1))]
+    titles = [f"{title}: state {index} of {states - 1} ({source})" for index, source in enumerate(sources)]
     add_slider(figure, list(map(str, range(states))), titles, first, "state ")
     return figure
 
 
-def _said(result: LensResult, of_row: list[int]) -> dict[str, list[list[int]]]:
-    """For each word that a patch says among its top k: at each state, the numbers of the patches that do."""
+def _patches_of_words(result: LensResult, of_row: list[int]) -> dict[str, list[list[int]]]:
+    """For each word in the top k of a patch: at each state, the numbers of the patches that have it."""
     states = result.top_ids.shape[0]
-    found: dict[str, list[list[int]]] = defaultdict(lambda: [[] for _ in range(states)])
+    patches: dict[str, list[list[int]]] = defaultdict(lambda: [[] for _ in range(states)])
     for state in range(states):
         for patch, index in enumerate(of_row):
             for word in {word.strip() or word for word in result.words(state, index)}:
-                found[word][state].append(patch)
-    return dict(found)
+                patches[word][state].append(patch)
+    return dict(patches)
 
 
-def _menu_words(said: dict[str, list[list[int]]], words: Sequence[str] | None) -> list[str]:
-    """The words of the menu, those that are chosen or the most frequent ones."""
+def _menu_words(patches: dict[str, list[list[int]]], words: Sequence[str] | None) -> list[str]:
+    """The words of the menu: these, or the most frequent ones."""
     if words is None:
-        return sorted(said, key=lambda word: (-sum(map(len, said[word])), word))[:_WORDS]
+        return sorted(patches, key=lambda word: (-sum(map(len, patches[word])), word))[:_WORDS]
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
         raise InputError(f"words={shown(words)}: expected a list of words")
-    chosen = [word.strip() or word for word in words]
-    unsaid = [word for word in chosen if word not in said]
-    if unsaid:
+    menu = [word.strip() or word for word in words]
+    missing = [word for word in menu if word not in patches]
+    if missing:
         raise InputError(
-            f"words={unsaid!r}: no patch of this row has them in its top words, take others or a larger top_k"
+            f"words={missing!r}: no patch of this row has them in its top words, take others or a larger top_k"
         )
-    return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys(menu))
 
 
 def _frames(side: float) -> go.Scatter:
-    """The frames of one state around the patches that say a word; none until one is chosen."""
-    return go.Scatter(
-        x=[],
-        y=[],
-        mode="markers",
-        marker={
-            "symbol": "square-open",
-            "size": max(6.0, 0.8 * side),
-            "color": _FOUND,
-            "line": {"width": 3, "color": _FOUND},
-        },
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    """The frames of one state around the patches of a word; empty until a word is chosen."""
+    line = {"width": 3, "color": _FRAME}
+    marker = {"symbol": "square-open", "size": max(6.0, 0.8 * side), "color": _FRAME, "line": line}
+    return go.Scatter(x=[], y=[], mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
 
 
-def _add_menu(figure: go.Figure, said: dict[str, list[list[int]]], columns: int, states: int) -> None:
-    """A menu that moves the frames, which are the last traces of the figure, to the patches that say the word."""
+def _add_menu(figure: go.Figure, patches: dict[str, list[list[int]]], columns: int, states: int) -> None:
+    """A menu that moves the frames, the last traces of the figure, to the patches of the chosen word."""
     frames = list(range(len(figure.data) - states, len(figure.data)))
 
-    def button(name: str, patches: list[list[int]]) -> dict[str, Any]:
-        places = {"x": [[patch % columns for patch in each] for each in patches]}
-        places |= {"y": [[patch // columns for patch in each] for each in patches]}
+    def button(name: str, numbers: list[list[int]]) -> dict[str, Any]:
+        places = {
+            "x": [[patch % columns for patch in each] for each in numbers],
+            "y": [[patch // columns for patch in each] for each in numbers],
+        }
         return {"label": name, "method": "restyle", "args": [places, frames]}
 
     buttons = [button("find a word", [[]] * states)]
-    buttons += [button(label(word), patches) for word, patches in said.items()]
+    buttons += [button(label(word), of_word) for word, of_word in patches.items()]
     at = {"x": 0, "xanchor": "left", "y": 0, "yanchor": "top", "pad": {"t": 8}, "direction": "up", "showactive": True}
     figure.update_layout(updatemenus=[{**at, "buttons": buttons}])
-
-
-def _titled(title: str, state: int, states: int) -> str:
-    where = "enters layer 0" if state == 0 else f"leaves layer {state - 1}"
-    return f"{title}: state {state} of {states - 1} ({where})"
 
 
 def _words(

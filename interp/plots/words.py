@@ -1,6 +1,6 @@
-"""States in words, drawn: what k words explain, which heads write a concept, what a projector does, how codes are spread.
+"""States in words, drawn: the words of a decomposition, the heads of a concept, a projector, the ranks of visual tokens.
 
-Each figure shows the number beside what it is read against: random dictionaries, random lists of words, a random map,
+Each figure shows its number beside what to compare it with: random dictionaries, random lists of words, a random map,
 uniform codes.
 """
 
@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from interp.errors import InputError
-from interp.plots.theme import CHANCE, COLOURS, EFFECT_SCALE, label, new_figure, numbers
+from interp.arguments import checked_choice
+from interp.plots.readouts import around_zero, head_map
+from interp.plots.theme import CHANCE, COLOURS, label, new_figure, numbers
 
 if TYPE_CHECKING:
-    from interp.lens import DecompositionResult, HeadResult, ProjectorResult, TokenStats
+    from interp.words import DecompositionResult, HeadResult, ProjectorResult, TokenStats
 
 _MOST_WORDS = 24
 
 
 def decomposition_figure(result: DecompositionResult, title: str | None = None, height: int = 380) -> go.Figure:
-    """The words that were taken most, by the number of vectors that took them; the title says what they explain, beside
-    random dictionaries where any were drawn. Tokens that read alike, as one with a space before it does, are one word."""
-    vectors = range(len(result.ids))
-    taken = Counter(word for vector in vectors for word in dict.fromkeys(result.words(vector))).most_common(_MOST_WORDS)
-    drawn = "" if math.isnan(result.chance) else f", random dictionaries {result.chance:.1%}"
-    titled = title or f"Words taken: {float(result.explained.nanmean()):.1%} explained{drawn}"
+    """The most frequent words, by the number of vectors that have them. The title says what they explain, and what random
+    dictionaries explain where any were drawn. Tokens with the same text, up to a space before it, are one word."""
+    words = (dict.fromkeys(result.words(vector)) for vector in range(len(result.ids)))
+    counts = Counter(chain.from_iterable(words)).most_common(_MOST_WORDS)
+    random = "" if math.isnan(result.chance) else f", random dictionaries {result.chance:.1%}"
+    titled = title or f"Words taken: {float(result.explained.nanmean()):.1%} explained{random}"
     figure = new_figure(titled, "word", "vectors", height)
     figure.add_bar(
-        x=[label(word) for word, _ in taken],
-        y=[count for _, count in taken],
+        x=[label(word) for word, _ in counts],
+        y=[count for _, count in counts],
         marker={"color": COLOURS[0]},
         hovertemplate="%{x}: %{y} vectors<extra></extra>",
     )
@@ -39,35 +41,25 @@ def decomposition_figure(result: DecompositionResult, title: str | None = None, 
 
 
 def pursuit_figure(result: HeadResult, title: str | None = None, height: int = 380) -> go.Figure:
-    """Layers by heads, in the colour of what the concept's words explain beyond random ones; hovering shows score, null,
-    p and words."""
-    margins = numbers(result.margin)
-    largest = max((abs(value) for row in margins for value in row if value is not None), default=0) or 1
-    hover = [
-        [
-            f"score {float(result.scores[at, head]):.3f}, random words {float(result.null[at, head]):.3f}, "
-            f"p {float(result.p[at, head]):.3f}<br>{label(' '.join(words), 60)}"
-            for head, words in enumerate(result.words[at])
-        ]
-        + [""] * (result.scores.shape[1] - len(result.words[at]))
-        for at in range(len(result.layers))
-    ]
-    concept = label(" ".join(result.concept), 40)
-    figure = new_figure(title or f"Heads that write {concept}", "head", "layer", height)
-    figure.add_heatmap(
-        z=margins,
-        y=[str(layer) for layer in result.layers],
-        x=[str(head) for head in range(result.scores.shape[1])],
-        customdata=hover,
-        zmin=-largest,
-        zmax=largest,
-        colorscale=EFFECT_SCALE,
+    """Layers by heads: what the concept's words explain beyond random ones. Hovering shows score, null, p and words."""
+    heads = range(result.scores.shape[1])
+
+    def details(at: int, head: int) -> str:
+        if head >= len(result.words[at]):
+            return ""
+        score, null, p = (float(each[at, head]) for each in (result.scores, result.null, result.p))
+        return f"score {score:.3f}, random words {null:.3f}, p {p:.3f}<br>{label(' '.join(result.words[at][head]), 60)}"
+
+    return head_map(
+        title or f"Heads that write {label(' '.join(result.concept), 40)}",
+        heads,
+        result.layers,
+        height,
+        **around_zero(numbers(result.margin)),
+        customdata=[[details(at, head) for head in heads] for at in range(len(result.layers))],
         colorbar={"title": {"text": "beyond<br>random"}, "thickness": 10},
         hovertemplate="layer %{y}, head %{x}: %{z:.3f}<br>%{customdata}<extra></extra>",
     )
-    figure.update_yaxes(type="category")
-    figure.update_xaxes(type="category")
-    return figure
 
 
 def projector_figure(
@@ -75,10 +67,9 @@ def projector_figure(
 ) -> go.Figure:
     """One measure ("entropy", "participation" or "kept") of the patches before and after the projector, and after a random
     map to the same width. Raises `InputError` for another measure."""
-    if measure not in ("entropy", "participation", "kept"):
-        raise InputError(f"measure={measure!r}: expected 'entropy', 'participation' or 'kept'")
-    named = {"entropy": "spectral entropy (nats)", "participation": "participation ratio", "kept": "neighbours kept"}
-    figure = new_figure(title or f"Through the projector: {named[measure]}", "", named[measure], height)
+    names = {"entropy": "spectral entropy (nats)", "participation": "participation ratio", "kept": "neighbours kept"}
+    name = names[checked_choice(measure, "measure", names)]
+    figure = new_figure(title or f"Through the projector: {name}", "", name, height)
     figure.add_bar(
         x=["before", "after", "random map"],
         y=numbers(getattr(result, measure)),
@@ -95,12 +86,12 @@ def projector_figure(
 
 
 def tokens_figure(result: TokenStats, title: str | None = None, height: int = 380) -> go.Figure:
-    """How often each code comes, over its rank, both in log; the dotted line is what equal frequencies would be."""
+    """The frequency of each code over its rank, both in log; the dotted line is that of equal frequencies."""
     counts = numbers(result.counts)
     titled = (
         title or f"Visual tokens by rank: exponent {result['zipf']:.2f}, uniform codes {float(result.uniform[0]):.2f}"
     )
-    figure = new_figure(titled, "rank of the code", "times it comes", height)
+    figure = new_figure(titled, "rank of the code", "frequency", height)
     figure.add_scatter(
         x=list(range(1, len(counts) + 1)),
         y=counts,

@@ -2,8 +2,8 @@
 
 >>> import numpy as np
 >>> states = np.random.default_rng(0).normal(size=(3, 100, 4))
->>> found = probe_layers(states, ["left" if value < 0 else "right" for value in states[2, :, 1]])
->>> int(found.accuracy.argmax())
+>>> result = probe_layers(states, ["left" if value < 0 else "right" for value in states[2, :, 1]])
+>>> int(result.accuracy.argmax())
 2
 """
 

@@ -1,10 +1,10 @@
-"""The logistic probes of all states in one solve: what a GPU is good for.
+"""The logistic probes of all states in one solve, so that a GPU has enough to do.
 
-The probes of different states share nothing but the labels, so each state has its own loss, the mean cross-entropy plus
-|w|^2 / (2 C n), which is scikit-learn's divided by C n. Fitted one after the other, each step is a product of small
-matrices, and a GPU waits. Here every step is one batched product over states. The method is scikit-learn's, L-BFGS: the
-curvature is guessed from the last steps and changes of the gradient, each state's from its own, and each state has its
-own step length. States that have converged stand still until the last one has.
+The probes of different states share nothing but the labels. Each state has its own loss, the mean cross-entropy plus
+|w|^2 / (2 C n), which is scikit-learn's loss divided by C n. A fit of one state after the other multiplies small matrices,
+and a GPU waits. Here every step is one batched product over states. The method is scikit-learn's, L-BFGS: each state
+estimates its curvature from its own last steps and the changes of its gradient, and has its own step length. A state that
+has converged stays where it is until the last one has.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
-from interp.probes.inputs import classes_of
+from interp.errors import InputError, shown
+from interp.probes.inputs import checked_classes
 from interp.probes.linear import LinearProbe, check_strength
 
 Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # parameters [state, ...] to losses [state] and gradients
@@ -29,30 +29,30 @@ _SUFFICIENT = 1e-4
 
 
 def fit_batched(states: Tensor, y: Any, C: float = 1.0) -> tuple[LinearProbe, ...]:
-    """A `LinearProbe` of kind "logistic" for each of `states`, Float [state, example, feature], on the device they are on.
-
-    `y` is one label an example, as for `LinearProbe`, and so is `C`. The probes are those that `LinearProbe.fit` gives, up
-    to the tolerance of the solvers. Raises `InputError` for a `C` that is not positive, states of another shape or
-    precision or not finite, and labels that are not one an example, are no strings or integers, or are of one class;
-    `InputTypeError` for labels without a length.
+    """A logistic `LinearProbe` for each of `states`, Float [state, example, feature], fitted on the device they are on.
 
     >>> states = torch.randn(3, 100, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> probes = fit_batched(states, (states[2, :, 1] > 0).long().numpy())
     >>> [probe.coef_.shape for probe in probes], int(abs(probes[2].coef_).argmax())
     ([(1, 4), (1, 4), (1, 4)], 1)
+
+    `y` has one label an example, and `C` is the inverse of the regularisation, both as in `LinearProbe`. The probes are
+    those that `LinearProbe.fit` gives, up to the tolerance of the solvers.
+
+    Raises `InputError` for a `C` that is not positive; for states of another shape or precision, or not finite; and for
+    labels that are not one an example, not strings or integers, or of one class. Raises `InputTypeError` for labels without
+    a length.
     """
     check_strength(C)
     if not isinstance(states, Tensor) or states.ndim != 3 or states.dtype not in (torch.float32, torch.float64):
-        seen = (
-            f"of shape {tuple(states.shape)} and {states.dtype}"
-            if isinstance(states, Tensor)
-            else type(states).__name__
+        kind = getattr(states, "dtype", type(states).__name__)
+        raise InputError(
+            f"states={shown(states)} of type {kind}: expected a tensor [state, example, feature] in float32 or float64"
         )
-        raise InputError(f"states {seen}: expected a tensor [state, example, feature] in float32 or float64")
     if not states.isfinite().all():
-        raise InputError("states has numbers that are not finite: leave such examples out")
-    classes, numbers = classes_of(y, states.shape[1])
-    # Near 1 by a power of two, which rounds nothing: the squares of what is huge or tiny are infinite or lost.
+        raise InputError("states have numbers that are not finite: leave such examples out")
+    classes, numbers = checked_classes(y, states.shape[1])
+    # Squares of huge or tiny features overflow or vanish. A power of two brings them near 1 without rounding.
     largest = states.abs().amax(dim=1, keepdim=True)
     unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent - 1), 1)
     x = states / unit
@@ -64,16 +64,15 @@ def fit_batched(states: Tensor, y: Any, C: float = 1.0) -> tuple[LinearProbe, ..
     loss = logistic_loss(x, torch.from_numpy(numbers).to(x.device), len(classes), C)
     free = 1 if len(classes) == 2 else len(classes)
     solved = minimise(loss, x.new_zeros(len(x), x.shape[2] + 1, free))
-    units = unit.double()
-    parts = (solved, (mean * units)[:, 0], (scale * units)[:, 0])
+    parts = (solved, (mean * unit.double())[:, 0], (scale * unit.double())[:, 0])
     return tuple(
-        LinearProbe.from_state({"kind": "logistic", "C": float(C), "classes_": list(classes), **_folded(*each)})
+        LinearProbe.from_state({"kind": "logistic", "C": float(C), "classes_": list(classes), **_unstandardised(*each)})
         for each in zip(*(part.to("cpu").double().numpy() for part in parts), strict=True)
     )
 
 
-def _folded(solved: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
-    """A solution for standardised features as one for features as they came in."""
+def _unstandardised(solved: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+    """A solution for standardised features, in the units of the features as they came in."""
     weights = solved[:-1].T / scale
     return {"coef_": weights, "intercept_": solved[-1] - weights @ mean, "mean_": mean, "scale_": scale}
 
@@ -81,8 +80,8 @@ def _folded(solved: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> dict[str
 def logistic_loss(x: Tensor, y: Tensor, n_classes: int, C: float) -> Loss:
     """The loss of weights and intercepts `[state, feature + 1, class]`, intercepts last, and its gradient.
 
-    `x` is [state, example, feature], `y` Int [example]. Of two classes the first has the score 0, and the parameters are
-    the second's. Intercepts are not regularised.
+    `x` is [state, example, feature], `y` Int [example]. With two classes, the first class has score 0 and the parameters
+    belong to the second. Intercepts are not regularised.
     """
     n, shrink = x.shape[1], 1 / (C * x.shape[1])
     targets = torch.nn.functional.one_hot(y, n_classes).to(x.dtype)
@@ -103,7 +102,7 @@ def logistic_loss(x: Tensor, y: Tensor, n_classes: int, C: float) -> Loss:
 
 
 def minimise(loss: Loss, start: Tensor) -> Tensor:
-    """The parameters `[state, ...]` at which each state's smooth convex loss is least, by L-BFGS."""
+    """The parameters `[state, ...]` that minimise each state's smooth convex loss, by L-BFGS."""
     at, (value, gradient) = start, loss(start)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(_MAX_ITERATIONS):
@@ -114,16 +113,16 @@ def minimise(loss: Loss, start: Tensor) -> Tensor:
         new, new_value, new_gradient = search(loss, at, value, gradient, way)
         moved, turned = new - at, new_gradient - gradient
         curvature = dot(moved, turned)
-        # A state that stands still has nothing to tell of curvature: its pair is left out of account.
+        # A state that did not move says nothing of its curvature: its pair gets weight 0.
         steps = [*steps, (moved, turned, torch.where(curvature > 0, 1 / curvature, 0))][-_MEMORY:]
         at, value, gradient = new, new_value, new_gradient
-        if not moved.any():  # no step is downhill any more, in this precision
+        if not moved.any():  # in this precision no step leads downhill
             break
     return at
 
 
 def downhill(gradient: Tensor, steps: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Newton's direction with the curvature that the last steps have shown: the two-loop recursion of L-BFGS."""
+    """Newton's direction, with the curvature estimated from the last steps: the two-loop recursion of L-BFGS."""
     way, shares = -gradient, []
     for moved, turned, inverse in reversed(steps):
         share = inverse * dot(moved, way)
@@ -139,7 +138,7 @@ def downhill(gradient: Tensor, steps: Sequence[tuple[Tensor, Tensor, Tensor]]) -
 
 
 def search(loss: Loss, at: Tensor, value: Tensor, gradient: Tensor, way: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Go along `way`, each state half as far until its loss falls enough; a state that finds no such step stays."""
+    """Go along `way`, and halve a state's step until its loss falls enough; a state without such a step stays."""
     slope, length = dot(gradient, way), torch.ones_like(value)
     slack = torch.finfo(value.dtype).eps * value.abs()  # what rounding may add
     for _ in range(_HALVINGS):
@@ -154,10 +153,10 @@ def search(loss: Loss, at: Tensor, value: Tensor, gradient: Tensor, way: Tensor)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each state's, Float [state]."""
+    """The inner product of two parameters of each state, Float [state]."""
     return (a * b).flatten(1).sum(dim=1)
 
 
 def _along(numbers: Tensor, like: Tensor) -> Tensor:
-    """One number a state, with as many axes as `like` has."""
+    """One number a state, with as many axes as `like`, for broadcasting."""
     return numbers.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,26 +1,64 @@
-"""What a probe's accuracy is held against: labels that say nothing, and labels that can only be memorised.
+"""The design of a probe's test: which examples it is trained and tested on, and what its accuracy is compared with.
 
-- *Shuffled labels, fitted anew* (`control`): the same probe, trained and tested on labels in another order. What it
-  reaches above chance is a flaw of the design (too little data, one image on both sides of the split).
+The split is stratified by class, so both sides have every class in like shares. Examples that belong together (the patches
+of one image, the questions about one scene) are on one side. Otherwise a probe can be right because it has seen the image
+in training, not because its states hold the property.
+
+Three controls say what a probe reaches where there is nothing to read:
+
+- *Shuffled labels* (`control`): the same probe, trained and tested on labels in another order. An accuracy above chance
+  shows a flaw of the design, such as too little data or one image on both sides of the split.
 - *Permutations of the test labels* (`p`): how often do the answers of the fitted probe agree as well with the test labels
-  in another order? If states say nothing of the label, the test labels could as well stand in any order, whatever the
-  probe has learnt, because it has never seen them: the test is exact, and as nothing is fitted anew a thousand
+  in another order? If the states hold nothing of the label, every order of the test labels is equally likely, whatever the
+  probe has learnt, because it has never seen them. So the test is exact, and as nothing is fitted again, a thousand
   permutations cost less than one fit.
-- *A control task* (Hewitt and Liang 2019): where examples have types, as words or glyphs are, each type is given a label at
-  random. A probe can be right about it only by memorising types, so its accuracy says how much of a probe's accuracy
-  memorising could explain; *selectivity* is what lies above it.
+- *A control task* (Hewitt and Liang 2019): examples have types, such as words or glyphs, and each type gets a label at
+  random. A probe can learn such labels only by memorising types. *Selectivity*, the accuracy less that of the control task,
+  is what memorising does not explain.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.statistics.permutation import Order, permutation_p
+from interp.statistics.permutation import BlockOrder, permutation_p
 
 _TRIES = 100
+
+
+def split_examples(
+    classes: Sequence[str | int], numbers: np.ndarray, blocks: np.ndarray | None, test_size: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The examples to train on and those to test on, in order; every class on both sides, no group on both.
+
+    `numbers` is the class of each example, `blocks` its group, or None where every example is its own. Raises `InputError`
+    where a class has too few examples or groups, or no split has every class on both sides.
+    """
+    units, unit_of = ("examples", np.arange(len(numbers))) if blocks is None else ("groups", blocks)
+    for number, name in enumerate(classes):
+        count = len(np.unique(unit_of[numbers == number]))
+        if count < 2:
+            raise InputError(f"class {name!r} has {count} {units}: expected 2 or more, for training and for the test")
+    n = len(np.unique(unit_of))
+    held_out = math.ceil(test_size * n)
+    if min(held_out, n - held_out) >= (len(classes) if blocks is None else 1):
+        splitter = StratifiedShuffleSplit if blocks is None else GroupShuffleSplit
+        splits = splitter(_TRIES, test_size=held_out, random_state=seed)
+        for train, test in splits.split(numbers, numbers, blocks):
+            if len(np.unique(numbers[train])) == len(np.unique(numbers[test])) == len(classes):
+                return np.sort(train), np.sort(test)
+    rarest = classes[int(np.bincount(numbers).argmin())]
+    raise InputError(
+        f"no split of {n} {units} with test_size={test_size!r} has all {len(classes)} classes on both sides: add "
+        f"{units} of the rare ones ({rarest!r} is the rarest), or change test_size"
+    )
 
 
 def p_values(
@@ -30,30 +68,33 @@ def p_values(
 
     `answers` [state, test] are the classes that the probes name, `numbers` [example] the true ones.
     """
-    order, rng = Order(test, blocks), np.random.default_rng([seed, 3])
+    order, rng = BlockOrder(test, blocks), np.random.default_rng([seed, 3])
     answers = answers[:, np.searchsorted(test, order.places)]
     observed = (answers == numbers[order.places]).sum(axis=1)
     as_good = np.zeros(len(answers))
     for _ in range(permutations):
-        as_good += (answers == order.drawn(numbers, rng)).sum(axis=1) >= observed
+        as_good += (answers == order.draw(numbers, rng)).sum(axis=1) >= observed
     return torch.from_numpy(permutation_p(as_good, permutations))
 
 
 def control_task(numbers: np.ndarray, types: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """A label for each example that its type alone decides, drawn for each type from the labels of the examples.
+    """A label for each example that depends on its type alone. Each type draws its label from those of the examples.
 
-    Raises `InputError` where no type stands on both sides, or only one in the training part: such a task cannot be learnt.
+    Raises `InputError` where the sides of the split have no type in common, or the training side has one type: no probe
+    could learn such a task.
     """
     known = np.unique(types[train])
     if not np.isin(types[test], known).any():
-        raise InputError("no type stands in both parts of the split: a control task on these types cannot be learnt")
+        raise InputError(
+            "no type is on both sides of the split: expected common types, or no control task can be learnt"
+        )
     if len(known) < 2:
-        raise InputError("types are all one in the training part: expected two or more, to be given labels at random")
+        raise InputError("all training examples have one type: expected two types or more, each gets a random label")
     rng = np.random.default_rng([seed, 4])
     for _ in range(_TRIES):
-        drawn = rng.choice(numbers, size=types.max() + 1)
-        if len(np.unique(drawn[known])) > 1:
+        labels = rng.choice(numbers, size=types.max() + 1)
+        if len(np.unique(labels[known])) > 1:
             break
     else:
-        drawn[known[0]] = numbers[numbers != drawn[known[0]]][0]
-    return drawn[types]
+        labels[known[0]] = numbers[numbers != labels[known[0]]][0]
+    return labels[types]

@@ -1,16 +1,16 @@
-"""A linear probe: a classifier so simple that what it finds must already have been there.
+"""A linear probe: a classifier so simple that what it reads must already be in the states.
 
-If a hyperplane separates the states of "red" scenes from those of "blue" ones, then colour is written in them in the
-form that a model's own next layer, itself linear at its entry, can use. Three ways to choose the hyperplane:
+If a hyperplane separates the states of "red" scenes from those of "blue" ones, then the states hold the colour in a form
+that the model's next layer, itself linear at its entry, can use. Three ways to choose the hyperplane:
 
-- *logistic*: regularised logistic regression, the usual probe; finds any separating direction, however small.
-- *ridge*: least squares on labels of -1 and 1; close to logistic, in closed form.
-- *mean_difference*: the nearest class mean; nothing is fitted but means, so it finds only what most examples show,
-  and its direction is the one that steering with a difference of means uses.
+- *logistic*: regularised logistic regression, the usual probe. It finds any separating direction, however small.
+- *ridge*: least squares on labels of -1 and 1. It is close to logistic, and has a closed form.
+- *mean_difference*: the nearest class mean. Only means are fitted, so it finds only what most examples show. Its direction
+  is the one that steering with a difference of means uses.
 
-Features are standardised on the training data first: otherwise the few features of enormous size that language models
-have decide everything. Float32 and float64 are solved as they come, and scored in float64. Whatever the kind, the fitted
-probe is one matrix: class scores are `x @ coef_.T + intercept_`.
+Features are standardised on the training data first. Otherwise the few huge features of a language model would decide
+everything. Float32 and float64 are solved in their precision and scored in float64. A fitted probe of any kind is one
+matrix: class scores are `x @ coef_.T + intercept_`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from interp.arguments import checked_choice
 from interp.errors import InputError, shown
+from interp.results import StoredValue
 
 Features = Any  # a tensor of any floating type or an array [example, feature]; scikit-learn's checks run on it
 _MAX_ITERATIONS = 5000
-_ROUNDINGS = 100  # a spread of so many roundings of the mean is none
+_ROUNDINGS = 100  # a spread of fewer roundings of the mean counts as 0
 _STATE = ("classes_", "coef_", "intercept_", "mean_", "scale_")
 
 
@@ -46,7 +48,7 @@ def _ridge(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, n
 
 
 def _mean_difference(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest mean as scores: -|x - m|^2 / 2 is x.m - |m|^2 / 2, but for |x|^2 that all classes share."""
+    """The nearest mean as linear scores: -|x - m|^2 / 2 is x.m - |m|^2 / 2, less |x|^2 / 2, which all classes share."""
     means = np.stack([x[y == label].mean(axis=0) for label in np.unique(y)])
     offsets = -np.square(means).sum(axis=1) / 2
     if len(means) == 2:
@@ -62,35 +64,35 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.
 
 
 def check_strength(C: Any) -> None:
-    """Raises `InputError` where `C` is no positive number."""
+    """Raises `InputError` for a `C` that is not a positive number."""
     if not isinstance(C, Real) or not float(C) > 0:
         raise InputError(f"C={shown(C)}: expected a positive number, the inverse of the regularisation")
 
 
-def _gives_probabilities(probe: LinearProbe) -> bool:
+def _has_probabilities(probe: LinearProbe) -> bool:
     if probe.kind != "logistic":
-        raise AttributeError(f"a probe of kind {probe.kind!r} has scores, no probabilities: use decision_function")
+        raise AttributeError(f"a probe of kind {probe.kind!r} has scores but no probabilities: use decision_function")
     return True
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):
-    """A linear classifier of standardised features, in scikit-learn's terms; see the module for its three kinds.
-
-    `C` is the inverse of the strength of regularisation, as in scikit-learn: the `C` of its LogisticRegression, 1/alpha
-    of its RidgeClassifier; "mean_difference" has none to regularise.
-
-    After `fit`: `classes_`; `mean_` and `scale_` [feature], of the training data; `coef_` [class, feature] and
-    `intercept_` [class], one row where there are two classes, in the units of the features as they came in. So `coef_`
-    is a direction in the model's own space; `coef_ * scale_` says how much each feature matters, and for
-    "mean_difference" of two classes `coef_ * scale_**2` is the plain difference of their means.
-
-    `fit` raises `InputError` for an unknown kind, a `C` that is not positive, and labels of one class; scikit-learn's
-    own `ValueError` says what is wrong with malformed features.
+class LinearProbe(ClassifierMixin, BaseEstimator, StoredValue):
+    """A linear classifier of standardised features, as a scikit-learn estimator; the module explains its three kinds.
 
     >>> x = np.random.default_rng(0).normal(size=(200, 5))
     >>> probe = LinearProbe(kind="mean_difference").fit(x, np.where(x[:, 0] > 0, "right", "left"))
     >>> probe.predict([[2.0, 0, 0, 0, 0]]).tolist(), int(np.abs(probe.coef_).argmax())
     (['right'], 0)
+
+    `C` is the inverse of the strength of regularisation, as in scikit-learn: the `C` of LogisticRegression, 1/alpha
+    of RidgeClassifier. "mean_difference" has no regularisation.
+
+    After `fit`: `classes_`; `mean_` and `scale_` [feature] of the training data; `coef_` [class, feature] and
+    `intercept_` [class], one row for two classes, in the units of the features as they came in. So `coef_`
+    is a direction in the model's own space, and `coef_ * scale_` says how much each feature matters. For
+    "mean_difference" of two classes, `coef_ * scale_**2` is the plain difference of their means.
+
+    `fit` raises `InputError` for an unknown kind, for a `C` that is not positive, and for labels of one class.
+    scikit-learn's own `ValueError` says what is wrong with malformed features.
     """
 
     def __init__(self, kind: str = "logistic", C: float = 1.0) -> None:
@@ -98,22 +100,21 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.C = C
 
     def fit(self, X: Features, y: Any) -> LinearProbe:
-        """Standardise `X` [example, feature], choose the hyperplanes that tell the classes of `y` [example] apart."""
-        if not isinstance(self.kind, str) or self.kind not in KINDS:
-            raise InputError(f"kind={shown(self.kind)} is unknown: use one of {tuple(KINDS)}")
+        """Standardise `X` [example, feature] and choose hyperplanes that separate the classes of `y` [example]."""
+        checked_choice(self.kind, "kind", KINDS)
         check_strength(self.C)
         X, y = validate_data(self, _array(X), y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"all labels are {self.classes_[0]!r}, one class: a classifier takes two classes or more")
+            raise InputError(f"all labels are {self.classes_[0]!r}, one class: expected two classes or more")
         self.mean_ = X.mean(axis=0, dtype=np.float64)
         centred = X - self.mean_.astype(X.dtype)
         unit = _power_of_two(np.maximum(centred.max(axis=0), -centred.min(axis=0)))
-        centred /= unit  # else the squares of what is huge or tiny are infinite or lost
+        centred /= unit  # squares of huge or tiny features would overflow or vanish
         spread = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(X)) * unit.astype(np.float64)
         size = np.abs(self.mean_)
-        # a feature that does not vary but for rounding is brought near 0, instead of becoming noise of size 1
+        # a feature that varies by rounding alone is brought near 0, so that it does not become noise of size 1
         varies = spread > _ROUNDINGS * np.finfo(X.dtype).eps * size
         self.scale_ = np.where(varies, spread, np.where(spread > 0, size, 1.0))
         centred *= (unit / self.scale_).astype(X.dtype)
@@ -123,18 +124,18 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Features) -> np.ndarray:
-        """The scores [example, class], or [example] for two classes, positive for the second."""
+        """The scores [example, class]; for two classes [example], positive for the second."""
         check_is_fitted(self)
         X = validate_data(self, _array(X), dtype=np.float64, reset=False)
         scores = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Features) -> np.ndarray:
-        """The class of each example: that of the highest score."""
+        """The class of each example: the one with the highest score."""
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
 
-    @available_if(_gives_probabilities)
+    @available_if(_has_probabilities)
     def predict_proba(self, X: Features) -> np.ndarray:
         """The probability of each class [example, class]; for "logistic" only."""
         scores = self.decision_function(X)
@@ -148,7 +149,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
 
     def get_state(self) -> dict[str, Any]:
-        """The fitted probe as arrays and plain values, from which `from_state` makes it again."""
+        """The fitted probe as arrays and plain values; `from_state` makes it again."""
         check_is_fitted(self)
         state = {name: getattr(self, name) for name in _STATE}
         return {"kind": self.kind, "C": float(self.C), **state, "classes_": self.classes_.tolist()}
@@ -164,12 +165,12 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
 
 def _power_of_two(sizes: np.ndarray) -> np.ndarray:
-    """The powers of two just below these sizes, in their precision, 1 below 0: dividing by them rounds nothing."""
+    """The powers of two just below these sizes, in their precision, and 1 for 0: division by them rounds nothing."""
     return np.where(sizes > 0, np.ldexp(np.ones_like(sizes), np.frexp(sizes)[1] - 1), 1)
 
 
 def _array(x: Features) -> Any:
-    """An array in the precision it came in, or float32 where numpy or scikit-learn have nothing for it."""
+    """An array in the precision of `x`, or in float32 where numpy or scikit-learn lack that precision."""
     if not isinstance(x, torch.Tensor):
         return x
     x = x.detach().cpu()

@@ -1,29 +1,28 @@
 """Direct logit attribution: what each component of a model adds to a logit, straight through the final norm.
 
 The last state is a sum: the embedding, and what every attention block and every MLP added to it. The unembedding is
-linear, and so is the final norm once its scale is held at the value that it has for this state
-(`interp.readouts.frozen_norm`). So a logit is a sum too, with a term for each component:
+linear. So is the final norm, once its scale is fixed at the value that it has for this state
+(`interp.readouts.frozen_norm`). So a logit is a sum too, with one term for each component:
 
     logit = scale * u . norm(h),   h = embedding + sum of attn_out + sum of mlp_out
 
-where u is the target's row of the unembedding. What an attention block adds is in turn the sum of what its heads add
-(and a bias), and what a head adds is a weighted mean over the positions that it reads, so that a head's term can be
-parted into what it took from the image and what it took from the text. All terms add up to the logit, to rounding,
-which is a term as well so that it can be seen.
+where u is the target's row of the unembedding. The addition of an attention block is in turn the sum of what its heads add
+(and a bias). A head adds a weighted mean over the positions that it reads, so its term splits into what it took from the
+image and what it took from the text. All terms add up to the logit, up to rounding, which is reported as a term.
 
-What it does not say: how a component changed what later ones did. It is the direct effect alone; and the frozen scale is
-that of the whole sum, so a term is no prediction of what is lost when the component is taken out. Logits are before a
-softcap and times the factor of the model's own readout.
+Direct attribution does not say how a component changed what later ones did. And the fixed scale is that of the whole sum,
+so a term does not predict what is lost when the component is ablated. Logits are taken before a softcap and times the
+scale of the model's own readout.
 
-The control is the same with the average token of the vocabulary in the target's place. A component that pushes all
-logits alike changes no probability: what counts is the value less its control.
+The control is the same attribution of the average token of the vocabulary. A component that raises all logits alike changes
+no probability, so read the value less its control.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -36,28 +35,29 @@ from interp.models import VLM, Batch, Intervention
 from interp.models.batches.targets import target_ids, word_of
 from interp.models.layout.additions import tolerance
 from interp.models.running.places import CALL
+from interp.models.running.steps import Edit, Read, take_each
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Edit, Read, run_forward, take_each
-from interp.provenance import Provenance, fingerprint
+from interp.models.running.trace import run_forward
+from interp.provenance import provenance_of_run
 from interp.readouts.frozen_norm import before_linear, before_norm, directions_of_logits, freeze
-from interp.results import Result
+from interp.results import Result, StoredValue
 from interp.statistics.bootstrap import bootstrap_mean
 
-# Edits of these change what leaves a layer and are no part of what its heads and its MLP add.
+# Edits of these sites change what leaves a layer, but not what its heads and its MLP add.
 _BESIDE_BLOCKS = ("attn_out", "resid_mid", "resid_post", CALL)
 
 
 @dataclass(frozen=True)
-class Component:
-    """One term of a logit: its kind, and the layer, the head and the positions it was read from where it has these.
+class Component(StoredValue):
+    """One term of a logit: its kind, and its layer, its head and the positions that the head read, where it has these.
 
     =========== ====================================================================================================
     `embed`     state 0, as it enters layer 0
     `attn_out`  what an attention block adds; one of its heads; what that head took from a source ("other": the rest)
-    `attn_bias` what an attention block adds whatever its heads give, where these stand alone
+    `attn_bias` what an attention block adds whatever its heads write, where heads are separate terms
     `mlp_out`   what an MLP adds
     `between`   what is added to the stream on its way into a layer (DeepStack, an intervention)
-    `edit`      what an intervention adds within a layer beside its blocks, and to a block beside its heads
+    `edit`      what an intervention adds within a layer outside its blocks, and to a block outside its heads
     `norm_bias` the bias of the final norm; `head_bias` that of the unembedding
     `rounding`  the logit less all other terms
     =========== ====================================================================================================
@@ -75,22 +75,15 @@ class Component:
         head = "" if self.head is None else f".head.{self.head}"
         return f"{self.kind}{layer}{head}" + ("" if self.source is None else f".{self.source}")
 
-    def get_state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Component:
-        return cls(**state)
-
 
 @dataclass(frozen=True)
 class AttributionResult(Result):
-    """What each component adds to the logit of a target, or to the difference of two.
+    """What each component adds to the logit of a target, or to the difference of two logits.
 
-    `values[component]` is the mean over rows of `per_row[row, component]`, `low` and `high` bound it (95 %, bootstrap over
-    rows; NaN for one row). `control[component]` is the same with the average token of the vocabulary in the target's place.
-    `total` is the logit itself, the mean of `totals[row]`: the sum of all values. `parts` says what each component is,
-    `targets` and `against` name each row's tokens.
+    `values[component]` is the mean over rows of `per_row[row, component]`, with 95 % bounds `low` and `high` (bootstrap over
+    rows; NaN for one row). `control[component]` is the same for the average token of the vocabulary.
+    `total` is the logit itself, the mean of `totals[row]` and the sum of all values. `parts` describes each component;
+    `targets` and `against` are the words of each row.
     """
 
     values: Float[Tensor, " component"]
@@ -121,13 +114,31 @@ class AttributionResult(Result):
         return float(self.totals.mean())
 
     def to_frame(self) -> pd.DataFrame:
-        columns = {name: getattr(self, name).tolist() for name in ("values", "low", "high", "control")}
-        columns["value"] = columns.pop("values")
-        named = [{"component": part.name, **asdict(part)} for part in self.parts]
-        return pd.DataFrame(named).assign(**{name: columns[name] for name in ("value", "low", "high", "control")})
+        """One row a component: its name and parts, value, low, high, control."""
+        frame = pd.DataFrame([{"component": part.name, **asdict(part)} for part in self.parts])
+        columns = {"value": self.values, "low": self.low, "high": self.high, "control": self.control}
+        return frame.assign(**{name: column.tolist() for name, column in columns.items()})
 
 
-@torch.inference_mode(False)  # a caller may be in it, and nothing that is made there can take part in a gradient
+class Logits(NamedTuple):
+    """The logits to attribute: the readout that makes them, the target of each row, and the token of each row whose logit
+    is taken off, or None."""
+
+    readout: Any
+    targets: Any
+    against: Any
+
+
+class HeadMap(NamedTuple):
+    """How the heads of a layer write to the stream: the output projection, the factor after it, and the norm after it, or
+    None without one."""
+
+    projection: Any
+    factor: Any
+    norm: Any
+
+
+@torch.inference_mode(False)  # the caller may be in it, and its tensors could not take part in a gradient
 def direct_logit_attribution(
     vlm: VLM,
     batch: Batch,
@@ -139,18 +150,7 @@ def direct_logit_attribution(
     seed: int = 0,
 ) -> AttributionResult:
     """What each component adds to the target's logit at each row's last token; with `against`, to the logit of the target
-    less that of the other token. Both are one token id or word for all rows or one a row.
-
-    With `heads`, attention blocks are parted into their heads, in the layers in which z was proved; the others stay whole.
-    `sources` names groups of positions, as in ``("image", "text")``, by which heads are parted further, in the layers in
-    which their z was proved to be ``pattern @ v`` (`vlm.trait("weighed")`); what they take elsewhere is "other".
-
-    One forward pass; nothing wider than ``[component, row]`` leaves it. `seed` is that of the bootstrap.
-
-    Raises `LayoutError` for a model in which some block's addition to the stream was not proved, whose final norm is not
-    linear at a frozen scale, or that has no layer to be parted as is asked; `InputError` for a target that is not one token,
-    for sources that are unknown, share positions or select none, for `heads` that are neither True nor False, for a seed that
-    is no int from 0 on, and for states too large for the final norm.
+    less that of the other token. Both are one token id or word for all rows, or one a row.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -158,25 +158,36 @@ def direct_logit_attribution(
     >>> result = interp.lens.direct_logit_attribution(vlm, batch, "red", against="blue")
     >>> result.components[:3], abs(float(result.values.sum()) - result.total) < 1e-4
     (['embed', 'attn_out.0', 'mlp_out.0'], True)
+
+    With `heads`, an attention block becomes one term a head, in the layers in which z was proved; other blocks stay whole.
+    `sources` names groups of positions, as in ``("image", "text")``. Each head then becomes one term a group, in the layers
+    in which z was proved to be ``pattern @ v`` (`vlm.trait("weighed")`); what it takes elsewhere is "other".
+
+    It takes one forward pass, and nothing wider than ``[component, row]`` leaves it. `seed` is for the bootstrap.
+
+    Raises `LayoutError` for a model in which some block's addition to the stream was not proved, whose final norm is not
+    linear at a fixed scale, or without a layer whose heads were proved. Raises `InputError` for a target that is not one
+    token; for sources that are unknown, overlap or select nothing; for `heads` that is not True or False; for a seed that is
+    not an int from 0; and for states too large for the final norm.
     """
     edits, seed = vlm.edits_of(batch, interventions), checked_seed(seed)
     checked_flag(heads, "heads")
     refuse_unproved(vlm)
-    aims = target_ids(vlm, targets, len(batch))
+    ids = target_ids(vlm, targets, len(batch))
     others = None if against is None else target_ids(vlm, against, len(batch))
     groups = groups_of(batch, sources)
-    parted = _layers_parted(vlm, groups) if heads or groups else {}
-    held: dict[tuple[Any, ...], Any] = {}
-    reads = _reads(vlm, batch, held, groups, parted)
-    arguments = (held, vlm.readout, aims, others, *_maps(vlm, parted))
-    reads.append(Read("found", "resid_post", vlm.structure.n_layers - 1, add_up, (*_last(batch), *arguments)))
-    seen: Any = run_forward(vlm, batch, edits, reads, logits=None)["found"]
-    terms, totals, misfits = seen
+    split = _split_layers(vlm, groups) if heads or groups else {}
+    states: dict[tuple[Any, ...], Any] = {}
+    reads = _reads(vlm, batch, states, groups, split)
+    arguments = (*_last(batch), states, Logits(vlm.readout, ids, others), _head_maps(vlm, split))
+    reads.append(Read("terms", "resid_post", vlm.structure.n_layers - 1, add_up, arguments))
+    outputs: Any = run_forward(vlm, batch, edits, reads, logits=None)["terms"]
+    terms, totals, misfits = outputs
     _refuse_misfits(vlm, misfits)
-    found = {Component(*key): values.cpu() for key, values in terms.items()}
-    found = {part: values for part, values in found.items() if _belongs(vlm, part, values, edits)}
-    found[Component("rounding")] = totals.cpu() - torch.stack(list(found.values())).sum(dim=0)
-    table = torch.stack(list(found.values()), dim=-1)
+    parts = {Component(*key): values.cpu() for key, values in terms.items()}
+    parts = {part: values for part, values in parts.items() if _belongs(vlm, part, values, edits)}
+    parts[Component("rounding")] = totals.cpu() - torch.stack(list(parts.values())).sum(dim=0)
+    table = torch.stack(list(parts.values()), dim=-1)
     low, high = bootstrap_mean(table[0], seed)
     return AttributionResult(
         values=table[0].mean(dim=0),
@@ -185,63 +196,52 @@ def direct_logit_attribution(
         control=table[1].mean(dim=0),
         per_row=table[0],
         totals=totals[0].cpu(),
-        parts=tuple(found),
-        targets=[word_of(vlm, token) for token in aims.tolist()],
+        parts=tuple(parts),
+        targets=[word_of(vlm, token) for token in ids.tolist()],
         against=None if others is None else [word_of(vlm, token) for token in others.tolist()],
-        provenance=Provenance(
-            model=vlm.name,
-            revision=vlm.revision,
-            data=fingerprint(batch),
-            seed=seed,
-            interventions=tuple(map(repr, interventions)),
-        ),
+        provenance=provenance_of_run(vlm, [batch], interventions, seed),
     )
 
 
 def refuse_unproved(vlm: VLM) -> None:
-    """Refuse a model in which what some block adds to the stream is not known."""
+    """Refuse a model with a block whose addition to the stream was not proved."""
     for site, blocks in (("attn_out", vlm.structure.attn), ("mlp_out", vlm.structure.mlp)):
         places = vlm.trait(site)
         missing = [layer for layer, block in enumerate(blocks) if block is not None and places[layer] is None]
         if missing:
             raise LayoutError(
-                f"{vlm.name!r} has no {site} that could be proved in layers {', '.join(map(str, missing))}: its logits cannot "
-                "be parted by component, read its states with logit_lens"
+                f"{vlm.name!r}: {site} was not proved in layers {', '.join(map(str, missing))}, so its logits cannot be split "
+                "into components: read its states with logit_lens"
             )
 
 
 def groups_of(batch: Batch, sources: Sequence[str]) -> dict[str, Tensor]:
-    """The masks of these names. Raises `InputError` where one is unknown or selects nothing, or two share a position."""
-    if (
-        isinstance(sources, str)
-        or not isinstance(sources, Sequence)
-        or not all(isinstance(name, str) for name in sources)
-    ):
+    """The masks of these names. Raises `InputError` where one is unknown or selects nothing, or two overlap."""
+    named = isinstance(sources, Sequence) and not isinstance(sources, str)
+    if not named or not all(isinstance(name, str) for name in sources):
         raise InputError(f"sources={shown(sources)}: expected names of positions, as in ('image', 'text')")
     if len(set(sources)) < len(sources):
-        raise InputError(f"sources={shown(sources)}: a name stands there twice: expected groups that are apart")
+        raise InputError(f"sources={shown(sources)}: a name is repeated: expected groups without a common position")
     groups = {name: batch.positions.select(name) for name in sources}
     for name, mask in groups.items():
         if name == "other" or not mask.any():
             raise InputError(f"sources={sources!r}: {name!r} selects no position of this batch: expected at least one")
     if groups and int(torch.stack(list(groups.values())).sum(dim=0).max()) > 1:
-        raise InputError(f"sources={sources!r}: two of them share a position: expected groups that are apart")
+        raise InputError(
+            f"sources={sources!r}: two of them share a position: expected groups without a common position"
+        )
     return groups
 
 
-def _layers_parted(vlm: VLM, groups: dict[str, Tensor]) -> dict[int, bool]:
-    """The layers whose heads are known, and whether what they read is."""
+def _split_layers(vlm: VLM, groups: dict[str, Tensor]) -> dict[int, bool]:
+    """The layers whose heads become terms, and whether each splits by source too."""
     weighed = vlm.trait("weighed") if groups else [False] * vlm.structure.n_layers
-    added = vlm.trait("attn_out")
-    parted = {
-        layer: weighed[layer]
-        for layer, place in enumerate(vlm.trait("z"))
-        if place is not None and added[layer] is not None
-    }
-    if not parted or (groups and not any(parted.values())):
-        wanted = "its heads read" if parted else "its heads are (z)"
-        raise LayoutError(f"{vlm.name!r}: where {wanted} was proved in no layer: leave out sources= and heads=")
-    return parted
+    places = zip(vlm.trait("z"), vlm.trait("attn_out"), strict=True)
+    split = {layer: weighed[layer] for layer, pair in enumerate(places) if None not in pair}
+    if not split or (groups and not any(split.values())):
+        missing = "what its heads read (weighed)" if split else "the output of its heads (z)"
+        raise LayoutError(f"{vlm.name!r}: {missing} was proved in no layer: leave out sources= and heads=")
+    return split
 
 
 def _last(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -250,51 +250,48 @@ def _last(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _reads(
-    vlm: VLM, batch: Batch, held: dict[Any, Any], groups: dict[str, Tensor], parted: dict[int, bool]
+    vlm: VLM, batch: Batch, states: dict[Any, Any], groups: dict[str, Tensor], split: dict[int, bool]
 ) -> list[Read]:
-    """What is kept of each layer until the last state is there."""
+    """The reads that collect in `states` what the last read adds up."""
     last, reads = _last(batch), list[Read]()
     for layer in range(vlm.structure.n_layers):
         sites = [site for site in ("attn_out", "mlp_out") if vlm.trait(site)[layer] is not None]
-        sites += ["z"] if layer in parted else []
-        kept: list[tuple[str, Any, Any]] = [(site, keep_last, last) for site in ("resid_pre", *sites, "resid_post")]
-        if parted.get(layer):
-            names, masks = list(groups), torch.stack(list(groups.values()))
-            kept += [("v", keep_whole, ()), ("pattern", keep_sources, (*last, names, masks))]
-        for site, function, arguments in kept:
-            reads.append(Read((site, layer), site, layer, function, (held, (site, layer), *arguments)))
+        sites += ["z"] if layer in split else []
+        keeps: list[tuple[str, Any, Any]] = [(site, keep_last, last) for site in ("resid_pre", *sites, "resid_post")]
+        if split.get(layer):
+            keeps += [("v", keep_whole, ()), ("pattern", keep_sources, (*last, groups))]
+        for site, function, arguments in keeps:
+            reads.append(Read((site, layer), site, layer, function, (states, (site, layer), *arguments)))
     return reads
 
 
-def _maps(vlm: VLM, parted: dict[int, bool]) -> tuple[dict[int, Any], dict[int, float], dict[int, Any]]:
-    """For each parted layer its output projection, the factor behind it, and a norm behind it where there is one."""
-    projections, factors, norms = {}, {}, {}
-    for layer in parted:
+def _head_maps(vlm: VLM, layers: Iterable[int]) -> dict[int, HeadMap]:
+    """For each of these layers how its heads write to the stream."""
+    maps = {}
+    for layer in layers:
         envoy, added = vlm.layers[layer], vlm.trait("attn_out")[layer]
-        projections[layer] = resolve(envoy, vlm.trait("z")[layer].module)
-        factors[layer] = added.scale
-        if added.module != vlm.structure.attn[layer]:
-            norms[layer] = resolve(envoy, added.module)
-    return projections, factors, norms
+        norm = None if added.module == vlm.structure.attn[layer] else resolve(envoy, added.module)
+        maps[layer] = HeadMap(resolve(envoy, vlm.trait("z")[layer].module), added.scale, norm)
+    return maps
 
 
 def _refuse_misfits(vlm: VLM, misfits: dict[str, Tensor]) -> None:
-    for what, misfit in misfits.items():
+    for part, misfit in misfits.items():
         if not misfit.isfinite():
             raise InputError(
-                f"{what} gives no finite numbers in this run of {vlm.name!r}: expected states that it can take, make the "
+                f"{part} gives no finite numbers in this run of {vlm.name!r}: expected states that it can take, make the "
                 "interventions smaller"
             )
         if not float(misfit) <= 10 * tolerance(vlm.dtype):
             raise LayoutError(
-                f"{vlm.name!r}: {what} is not linear at a frozen scale (it misses by {float(misfit):.1e}): its logits cannot "
-                "be parted so, read its states with logit_lens"
+                f"{vlm.name!r}: {part} is not linear at a fixed scale (it misses by {float(misfit):.1e}), so its logits cannot "
+                "be split into components: read its states with logit_lens"
             )
 
 
 def _belongs(vlm: VLM, part: Component, values: Tensor, edits: Sequence[Edit]) -> bool:
-    """Whether a term that most models do not have is one of this run."""
-    # Without an edit of the layer's own it is rounding.
+    """Whether a term that most models lack is part of this run."""
+    # In a layer without an edit of its own, this term is rounding.
     if part.kind == "edit":
         return any(edit.site in _BESIDE_BLOCKS and vlm.layer_indices([edit.layer])[0] == part.layer for edit in edits)
     return part.kind not in ("between", "attn_bias", "norm_bias", "head_bias") or bool(values.any())
@@ -303,98 +300,97 @@ def _belongs(vlm: VLM, part: Component, values: Tensor, edits: Sequence[Edit]) -
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
-def keep_last(value, held, key, rows, columns):
-    """Keep what stands at the last positions, `[row, ...]`, for later in the run."""
-    held[key] = take_each(value, rows, columns, torch.float32)
+def keep_last(value, states, key, rows, columns):
+    """Keep the last positions, `[row, ...]`, for later in the run."""
+    states[key] = take_each(value, rows, columns, torch.float32)
 
 
-def keep_whole(value, held, key):
-    """Keep all of it."""
-    held[key] = value
+def keep_whole(value, states, key):
+    """Keep a value whole."""
+    states[key] = value
 
 
-def keep_sources(pattern, held, key, rows, columns, names, masks):
-    """Keep what the heads of the last positions take from each group of keys, `[row, head, d_head]`; v has been kept."""
+def keep_sources(pattern, states, key, rows, columns, groups):
+    """Keep what the heads of the last positions take from each group of keys, `[row, head, d_head]`; v was kept before."""
     _, layer = key
-    values = held.pop(("v", layer))
+    values = states.pop(("v", layer))
     weights = pattern[rows.to(pattern.device), columns.to(pattern.device)].float()
     values = values[rows.to(values.device)].float().repeat_interleave(weights.shape[1] // values.shape[2], dim=2)
-    for name, mask in zip(names, masks[:, rows], strict=True):
-        here = mask.to(weights.device)[:, None, :]
-        held["source", layer, name] = torch.einsum("bhk,bkhd->bhd", weights * here, values)
+    for name, mask in groups.items():
+        here = mask[rows].to(weights.device)[:, None, :]
+        states["source", layer, name] = torch.einsum("bhk,bkhd->bhd", weights * here, values)
 
 
-def add_up(value, rows, columns, held, readout, aims, against, projections, factors, norms):
+def add_up(value, rows, columns, states, logits, maps):
     """The terms of the logits, `[2, row]` each (of the target, of the average token), these logits `[2, row]`, and how far
-    each map misses what it stands for."""
-    scaling = readout.scaling
+    each map misses the module that it stands for."""
+    readout, scaling = logits.readout, logits.readout.scaling
     state = take_each(value, rows, columns, None)
-    held = {key: kept.to(state.device) for key, kept in held.items()}  # the layers may stand on several devices
-    aims = aims.to(state.device)
-    against = None if against is None else against.to(state.device)
+    states = {key: each.to(state.device) for key, each in states.items()}  # the layers may be on several devices
+    targets = logits.targets.to(state.device)
+    against = None if logits.against is None else logits.against.to(state.device)
     normed = readout.norm(state)
-    behind, biases, totals = directions_of_logits(
-        readout.head, normed, aims, against, readout.vocab_size, scaling.suppressed
+    after, biases, totals = directions_of_logits(
+        readout.head, normed, targets, against, readout.vocab_size, scaling.suppressed
     )
-    misfits = {"its head": missed(totals, (behind * normed.float()).sum(dim=-1) + biases)}
+    misfits = {"its head": missed(totals, (after * normed.float()).sum(dim=-1) + biases)}
     slope, centre, bias, misfits["its final norm"] = freeze(readout.norm, state)
-    # One number a term is scale * direction . what was added.
-    along = before_norm(behind, slope, centre) * scaling.scale
-    depth = max(layer for site, layer in (key[:2] for key in held) if site == "resid_post") + 1
-    terms = {term("embed"): (along * held["resid_pre", 0]).sum(dim=-1)}
+    # A term is one number: scale * direction . addition.
+    along = before_norm(after, slope, centre) * scaling.scale
+    depth = max(layer for site, layer in (key[:2] for key in states) if site == "resid_post") + 1
+    terms = {term("embed"): (along * states["resid_pre", 0]).sum(dim=-1)}
     for layer in range(depth):
         if layer:
-            between = held["resid_pre", layer] - held["resid_post", layer - 1]
+            between = states["resid_pre", layer] - states["resid_post", layer - 1]
             terms[term("between", layer)] = (along * between).sum(dim=-1)
-        within, beside = held["resid_post", layer] - held["resid_pre", layer], 0
+        within, beside = states["resid_post", layer] - states["resid_pre", layer], 0
         for site in ("attn_out", "mlp_out"):
-            if (site, layer) not in held:
+            if (site, layer) not in states:
                 continue
-            within = within - held[site, layer]
-            whole = (along * held[site, layer]).sum(dim=-1)
-            if site == "attn_out" and layer in projections:
-                maps = (projections[layer], factors[layer], norms.get(layer))
-                parts, misfit = terms_of_heads(held, layer, along, *maps, value.dtype)
+            within = within - states[site, layer]
+            whole = (along * states[site, layer]).sum(dim=-1)
+            if site == "attn_out" and layer in maps:
+                parts, misfit = terms_of_heads(states, layer, along, maps[layer], value.dtype)
                 if misfit is not None:
-                    misfits[f"the norm behind the attention of layer {layer}"] = misfit
+                    misfits[f"the norm after the attention of layer {layer}"] = misfit
                 terms.update(parts)
                 beside = whole - sum(parts.values())
             else:
                 terms[term(site, layer)] = whole
         terms[term("edit", layer)] = (along * within).sum(dim=-1) + beside
-    terms[term("norm_bias")] = (behind * bias).sum(dim=-1) * scaling.scale
+    terms[term("norm_bias")] = (after * bias).sum(dim=-1) * scaling.scale
     terms[term("head_bias")] = biases * scaling.scale
     return terms, totals * scaling.scale, misfits
 
 
-def terms_of_heads(held, layer, along, projection, factor, norm, dtype):
-    """The terms of the heads of a layer, parted by source where it was kept, and of the biases behind them; and how far the
-    norm behind them misses, None without one."""
-    z = held["z", layer]
+def terms_of_heads(states, layer, along, head_map, dtype):
+    """The terms of a layer's heads, by source where sources were kept, and of the biases after them; and how far the norm
+    after them misses, None without one."""
+    z = states["z", layer]
     flat, misfit, of_norm = z.flatten(1).to(dtype), None, 0
-    along = along * factor
-    if norm is not None:
-        slope, centre, bias, misfit = freeze(norm, projection(flat))
+    along = along * head_map.factor
+    if head_map.norm is not None:
+        slope, centre, bias, misfit = freeze(head_map.norm, head_map.projection(flat))
         of_norm = (along * bias).sum(dim=-1)
         along = before_norm(along, slope, centre)
-    along, of_projection = before_linear(projection, flat, along)
+    along, of_projection = before_linear(head_map.projection, flat, along)
     along = along.unflatten(-1, z.shape[1:])
-    sources = {key[2]: taken for key, taken in held.items() if key[:2] == ("source", layer)}
+    sources = {key[2]: part for key, part in states.items() if key[:2] == ("source", layer)}
     if sources:
         sources["other"] = z - sum(sources.values())
     terms = {term("attn_bias", layer): of_projection + of_norm}
-    for name, taken in (sources or {None: z}).items():
-        of_heads = (along * taken).sum(dim=-1)
+    for name, part in (sources or {None: z}).items():
+        of_heads = (along * part).sum(dim=-1)
         for index in range(z.shape[1]):
             terms[term("attn_out", layer, index, name)] = of_heads[..., index]
     return terms, misfit
 
 
 def term(kind, layer=None, head=None, source=None):
-    """What a `Component` is made of; none is made inside the trace."""
+    """The fields of a `Component`, which is made outside the trace."""
     return kind, layer, head, source
 
 
-def missed(wanted, made):
-    """The largest difference, relative to the largest number."""
-    return (wanted - made).abs().max() / wanted.abs().max().clamp(min=1)
+def missed(expected, actual):
+    """The largest difference, relative to the largest expected number."""
+    return (expected - actual).abs().max() / expected.abs().max().clamp(min=1)

@@ -1,14 +1,14 @@
 """Intervals for measures of neighbours: half-samples without replacement.
 
-A bootstrap would put copies of points next to each other and make neighbours out of nothing. A half-sample is drawn
-without replacement, so no point is in it twice, and has neighbourhoods of its own: of k' = k (b-1)/(n-1) points for b of
-n examples (`reach`), so that they reach as far, and chance stays the same.
+A bootstrap would put copies of points next to each other and so make neighbours out of nothing. A half-sample holds no
+point twice. Its neighbourhoods are smaller, so that they reach as far and chance stays the same: k' = k (b-1)/(n-1) points
+for b of n examples (`reach`).
 
-Its value differs from the whole's by as much, on average, as the whole's does from the truth: the variance of a mean of b
-out of n is 1/b - 1/n of the population's, which for b = n/2 is 1/n. The spread of the half-samples is thus the standard
-error (times sqrt(b/(n-b)) where n is odd); 1.96 of it either side of the value is the 95 % interval. It errs on the safe
-side: in simulations of overlaps the error was 1.2 to 1.5 times the true one for clouds with something in common, and up to
-twice at chance and for nearly equal ones.
+The variance of a mean of b out of n examples, drawn without replacement, is 1/b - 1/n of the population's: 1/n for
+b = n/2. So a half-sample differs from the whole sample by as much, on average, as the whole sample differs from the truth.
+The spread of half-samples is thus the standard error, times sqrt(b/(n-b)) where n is odd, and 1.96 of it on either side of
+the value is the 95 % interval. The error is rather too large than too small: in simulations of overlaps it was 1.2 to
+1.5 times the true one for clouds with something in common, and up to twice that at chance and for nearly equal clouds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import checked_seed
-from interp.errors import InputError
+from interp.arguments import as_int, checked_seed
+from interp.errors import InputError, shown
 
 NORMAL_95 = 1.959964
 
@@ -29,24 +29,26 @@ NORMAL_95 = 1.959964
 def half_samples(n: int, count: int, seed: int) -> Int[Tensor, "count b"]:
     """`count` random halves of `n` examples, each drawn without replacement, in ascending order.
 
-    Raises `InputError` for fewer than two halves, fewer than four examples, and a seed that is none.
+    >>> half_samples(6, count=2, seed=0).shape
+    torch.Size([2, 3])
+
+    Raises `InputError` for fewer than two halves, for fewer than four examples, and for a seed that is not an int from 0.
     """
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
-        raise InputError(f"subsamples={count!r}: an interval takes an integer of 2 or more")
+    if (as_int(count) or 0) < 2:
+        raise InputError(f"subsamples={shown(count)}: expected an int of 2 or more, an interval needs as many")
     if n < 4:
         raise InputError(f"{n} examples are too few for an interval: pass 4 or more")
     rng = generator(seed)
-    drawn = [np.sort(rng.permutation(n)[: n // 2]) for _ in range(count)]
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(np.stack([np.sort(rng.permutation(n)[: n // 2]) for _ in range(count)]))
 
 
 def generator(seed: int) -> np.random.Generator:
-    """Random numbers from a seed; raises `InputError` where it is no integer of 0 or more."""
+    """Random numbers from a seed. Raises `InputError` for a seed that is not an int from 0."""
     return np.random.default_rng(checked_seed(seed))
 
 
 def reach(k: int, n: int, size: int) -> int:
-    """The neighbours that reach as far in a subset of `size` as `k` do among `n`.
+    """How many neighbours reach as far in a subset of `size` examples as `k` neighbours do among `n`.
 
     >>> reach(30, 101, 51)
     15
@@ -55,10 +57,10 @@ def reach(k: int, n: int, size: int) -> int:
 
 
 def wide(k: int) -> int:
-    """The length of a list of neighbours in which nearly every half-sample leaves those that reach as far as `k`.
+    """How long a list of neighbours must be so that nearly every half-sample keeps enough of it to reach as far as `k`.
 
-    Half of the list is left on average, and half of `k` are wanted; the rest is about four standard deviations of what is
-    left.
+    A half-sample keeps half of the list on average and needs half of `k`. The surplus is about four standard deviations of
+    the number that it keeps.
 
     >>> wide(30)
     66
@@ -67,7 +69,7 @@ def wide(k: int) -> int:
 
 
 def standard_error(parts: Float[Tensor, "half ..."], n: int) -> Float[Tensor, " ..."]:
-    """The standard error of a value from those of half-samples of `n` examples, which are along the first dimension."""
+    """The standard error of a value, from the values of half-samples of `n` examples along the first dimension."""
     half = n // 2
     return parts.std(dim=0) * math.sqrt(half / (n - half))
 
@@ -76,5 +78,5 @@ def interval(
     values: Float[Tensor, "*shape"], error: Float[Tensor, "*shape"], bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """The 95 % interval about each value, cut to `bounds`."""
-    reached = NORMAL_95 * error
-    return (values - reached).clamp(min=bounds[0]), (values + reached).clamp(max=bounds[1])
+    half_width = NORMAL_95 * error
+    return (values - half_width).clamp(min=bounds[0]), (values + half_width).clamp(max=bounds[1])

@@ -8,7 +8,8 @@ import torch
 import interp
 from interp.errors import InputError, InputTypeError
 from interp.interventions import Ablate, Project, Scale, Steer
-from interp.models.running.trace import Read, reads_of_states, run_forward, whole
+from interp.models.running.steps import Read, reads_of_states, whole
+from interp.models.running.trace import run_forward
 from interp.probes import probe_layers
 from patterned import batch_of, load
 

@@ -7,7 +7,8 @@ import torch
 import interp
 import zoo
 from interp.interventions import Ablate, Patch, Skip, Steer
-from interp.models.running.trace import Read, reads_of_states, run_forward, whole
+from interp.models.running.steps import Read, reads_of_states, whole
+from interp.models.running.trace import run_forward
 
 
 def states(vlm, batch, *interventions):

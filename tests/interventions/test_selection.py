@@ -10,7 +10,8 @@ import interp
 from interp.interventions import Ablate, Edit, Read
 from interp.interventions.selection import AtSite, Reusable, extend_mask, select_heads, select_layers, select_positions
 from interp.interventions.writes import multiply_states
-from interp.models.running.trace import run_forward, whole
+from interp.models.running.steps import whole
+from interp.models.running.trace import run_forward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ import zoo
 from interp.interventions import Knockout, Reweight, Steer
 from interp.interventions.reweight import KINDS
 from interp.models.running.attention import eager_tower, implementation, tower_implementation
+from interp.models.running.steps import Edit, Read, whole
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Edit, Read, run_forward, run_generate, whole
+from interp.models.running.trace import run_forward, run_generate
 from towers import (
     IN_SOME,
     NO_BLOCKS,
@@ -330,5 +331,5 @@ def test_a_batch_without_images_is_refused(toy):
 
 
 def test_who_sees_whom_is_read_alone(toy, mixed):
-    with pytest.raises(interp.InputError, match="site='vision_mask' is what the tower is told"):
+    with pytest.raises(interp.InputError, match=r"site='vision_mask' says who may see whom .* can only be read"):
         run_forward(toy, mixed, [Edit("vision_mask", 0, whole)])

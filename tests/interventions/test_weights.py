@@ -14,8 +14,9 @@ import zoo
 from interp.interventions import Ablate, Knockout, Patch, Reweight
 from interp.interventions.reweight import KINDS
 from interp.models.running.attention import eager, implementation
-from interp.models.running.places import give_anew
-from interp.models.running.trace import Edit, Read, run_forward, whole
+from interp.models.running.slots import put_projected
+from interp.models.running.steps import Edit, Read, whole
+from interp.models.running.trace import run_forward
 from patterned import attention_modules, batch_of, load
 
 PADDED = pytest.mark.parametrize("padded", [False, True])
@@ -146,7 +147,7 @@ def test_where_no_head_gives_anything_else_the_output_is_not_made_anew():
     z = before.clone()
     z[1, 2, 3] += 1
     attention = SimpleNamespace(output=(torch.zeros(2, 5, 7), "weights"))
-    give_anew(attention, lambda z: torch.ones(*z.shape[:2], 7), before, z)
+    put_projected(attention, lambda z: torch.ones(*z.shape[:2], 7), before, z)
     assert attention.output[1] == "weights"
     assert attention.output[0].any(dim=-1).nonzero().tolist() == [[1, 2]]
 

@@ -10,8 +10,10 @@ import torch
 import interp
 from interp.interventions import Ablate, Patch
 from interp.interventions.replacement import derangement
-from interp.models.running.places import HEADED, STATES, put, take
-from interp.models.running.trace import Read, run_forward, whole
+from interp.models.running.places import HEADED, STATES
+from interp.models.running.slots import MidSlot, OutputSlot
+from interp.models.running.steps import Read, whole
+from interp.models.running.trace import run_forward
 from patterned import BOTH, attention_modules, batch_of, load
 
 # Grouped keys; queries with a norm; a prefix; chunks; a gate beside each query, one layer of four with heads.
@@ -69,19 +71,19 @@ def test_its_own_states_on_other_architectures(name, how):
             assert (vlm.logits(batch, [same], positions="all") == plain).all(), (site, layer)
 
 
-@pytest.mark.parametrize(("side", "factor"), [("sum", 1), ("output", 0.263), ("sum", 0.263)])
-def test_what_rounds_on_the_way_to_a_site_and_back_stays_to_the_bit(side, factor):
+@pytest.mark.parametrize("slot", [MidSlot(OutputSlot()), OutputSlot(0.263), MidSlot(OutputSlot(0.263))])
+def test_what_rounds_on_the_way_to_a_site_and_back_stays_to_the_bit(slot):
     """The state between attention and MLP is a sum, and some layers add a part of what their modules give."""
     entered, gave = (torch.randn(1, 50, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     module = SimpleNamespace(output=gave)
     kept = {"resid_pre": entered}
-    held, value = take(module, side, (factor, None), kept)
+    held, value = slot.take(module, kept)
     after = value.clone()
     after[0, 7] = 0
-    put(module, side, (factor, None), kept, held, value, after)
+    slot.put(module, kept, held, value, after)
     others = torch.arange(50) != 7
     assert torch.equal(module.output[:, others], gave[:, others])
-    torch.testing.assert_close(take(module, side, (factor, None), kept)[1], after)
+    torch.testing.assert_close(slot.take(module, kept)[1], after)
 
 
 @pytest.mark.parametrize("site", HEADED)

@@ -84,7 +84,7 @@ def test_what_cannot_be_read(toy, mixed):
         logit_lens(toy, mixed, top_k=0)
     with pytest.raises(interp.InputError, match="'elephant'"):
         logit_lens(toy, mixed, targets="elephant")
-    with pytest.raises(interp.InputError, match=r"^top_k=True: expected a whole number, 1 to 75"):
+    with pytest.raises(interp.InputError, match=r"^top_k=True: expected a number of words from 1 to 75$"):
         logit_lens(toy, mixed, top_k=True)
     with pytest.raises(interp.InputError, match=r"^positions=Tensor of shape [^\n]* selects no position[^\n]*$"):
         logit_lens(toy, mixed, positions=torch.zeros_like(mixed.positions["image"]))

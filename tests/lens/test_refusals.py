@@ -105,7 +105,7 @@ def test_what_is_asked_for_with_true(toy, mixed, acts, wrong):
         (lambda toy, batch, acts: direct_logit_attribution(toy, batch, "red", sources=5), "sources=5: expected names"),
         (lambda toy, batch, acts: word_alignment(EYE, None, EYE), "words=None: expected a list for each object"),
         (lambda toy, batch, acts: head_pursuit(toy, acts, None, 1), "target None: expected a word"),
-        (lambda toy, batch, acts: head_pursuit(toy, acts, [], 1), r"words=\[\] names none: expected the words"),
+        (lambda toy, batch, acts: head_pursuit(toy, acts, [], 1), r"words=\[\] is empty: expected the words"),
         (lambda toy, batch, acts: scale_heads([5], 2), r"5 among the heads: expected pairs of ints, \(layer, head\)"),
         (lambda toy, batch, acts: scale_heads("ab", 2), "'a' among the heads: expected pairs"),
         (lambda toy, batch, acts: scale_heads([(1, 0.5)], 2), r"\(1, 0\.5\) among the heads: expected pairs"),

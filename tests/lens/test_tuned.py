@@ -6,7 +6,7 @@ import torch
 import interp
 from interp.interventions import Ablate
 from interp.lens import TunedLens, logit_lens, tuned_lens
-from interp.lens.fitting import Training, fit_translator, kl_to_final, mean_over_rows, split_rows
+from interp.lens.fitting import Training, fit_translator, kl_to_final, mean_over_rows, split_three_ways
 from zoo.table import batch as zoo_batch
 from zoo.table import load as zoo_load
 
@@ -161,7 +161,7 @@ def test_the_norm_belongs_to_the_readout_as_the_head_does(toy, lens, mixed):
 
 
 def test_rows_are_split_whole_and_drawn_whole():
-    sides = split_rows(20, 0.2, seed=3)
+    sides = split_three_ways(20, 0.2, seed=3)
     assert [int(side.sum()) for side in sides] == [14, 2, 4]
     assert (torch.stack(sides).sum(dim=0) == 1).all()
     rows = torch.tensor([0, 0, 0, 1])
@@ -204,7 +204,7 @@ def test_what_it_does_not_take(toy, stage1, lens, mixed, data, tiny):
         tuned_lens(stage1, mixed, lens)
     with pytest.raises(interp.InputError, match=r"is for 8 layers of width 128, .* has 3 of width 32"):
         tuned_lens(interp.load(model=tiny, device="cpu", check=False), mixed, lens)
-    with pytest.raises(interp.InputTypeError, match=r"expected what TunedLens.fit"):
+    with pytest.raises(interp.InputTypeError, match=r"expected a TunedLens, from TunedLens.fit"):
         tuned_lens(toy, mixed, "lens.safetensors")
     with pytest.raises(interp.InputError, match="2 rows"):
         TunedLens.fit(toy, data[:2])

@@ -5,7 +5,8 @@ import torch
 
 import interp
 from interp.interventions import Ablate, Knockout, Reweight, Steer
-from interp.models.running.trace import Read, run_forward, whole
+from interp.models.running.steps import Read, whole
+from interp.models.running.trace import run_forward
 from interp.patching import PatchResult, attribution_patch, kl_divergence, logit_difference, patch_sweep, probability
 
 WORDS = ("red", "blue")

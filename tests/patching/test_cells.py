@@ -269,9 +269,9 @@ def test_only_cells_that_differ_are_run_and_only_where_they_may(fresh, colour, m
     ran = []
     own = interp.models.running.resume.run_pass
 
-    def counted(run, readout, site, few, start, sweep):
-        ran.extend((layer, int(sweep[0][group]), start) for layer, group, _ in few)
-        return own(run, readout, site, few, start, sweep)
+    def counted(run, readout, versions, start):
+        ran.extend((cell.layer, int(versions.groups[cell.group]), start) for cell in versions.cells)
+        return own(run, readout, versions, start)
 
     monkeypatch.setattr("interp.models.running.resume.run_pass", counted)
     patch_sweep(fresh, clean, corrupted, layers=[0, 1], metric=metric)

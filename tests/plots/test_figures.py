@@ -167,13 +167,13 @@ def test_a_grid_that_does_not_fit_is_refused(toy, few):
         plots.lens_on_image(read, few[0].image, (5, 6))
     with pytest.raises(InputError, match="for 0 positions"):
         plots.lens_on_image(read, few[0].image, (6, 6), row=1)
-    with pytest.raises(InputError, match="states 0 to 8"):
+    with pytest.raises(InputError, match="state=9: expected a state from 0 to 8"):
         plots.lens_on_image(read, few[0].image, (6, 6), state=9)
     for grid in (None, [(6, 6)], [(6, 6), (6, 6)], "66"):
         with pytest.raises(InputError, match=r"grid=.*expected \(rows, columns\)"):
             plots.lens_on_image(read, few[0].image, grid)
     for state in ("last", -1, 2.0):
-        with pytest.raises(InputError, match=f"state={state!r}: this result has states 0 to 8"):
+        with pytest.raises(InputError, match=f"state={state!r}: expected a state from 0 to 8"):
             plots.lens_on_image(read, few[0].image, (6, 6), state=state)
     for words in ("red", [3]):
         with pytest.raises(InputError, match=r"words=.*: expected a list of words"):

@@ -48,7 +48,7 @@ def test_a_projector_beside_a_random_map():
     )
     assert found.plot().data[0].y == (5, 3, pytest.approx(4.9))
     assert found.plot(measure="kept").layout.shapes[0].y0 == 0.1
-    with pytest.raises(interp.InputError, match="measure='size'"):
+    with pytest.raises(interp.InputError, match="measure='size' is unknown: use one of entropy, participation, kept"):
         found.plot(measure="size")
 
 

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from interp.errors import InputError
 from interp.probes import LinearProbe, fit_batched
 from interp.probes.batched import logistic_loss, minimise
-from interp.probes.layers import _answers, _fitted
+from interp.probes.layers import _answers, _fit
 
 
 def planted(n_classes, states=4, n=300, d=12, seed=0):
@@ -71,7 +71,7 @@ def test_states_that_stay_on_their_device_give_the_same_answers():
     x, y = planted(3)
     numbers = np.unique(y, return_inverse=True)[1]
     rows = np.arange(0, 300, 2)
-    batched = _answers(_fitted(torch.tensor(x), numbers, rows, "logistic", 1.0), torch.tensor(x), rows + 1)
+    batched = _answers(_fit(torch.tensor(x), rows, "logistic", 1.0, numbers), torch.tensor(x), rows + 1)
     alone = _answers([LinearProbe().fit(state[rows], numbers[rows]) for state in x], x, rows + 1)
     assert (batched == alone).mean() > 0.995
 
@@ -96,9 +96,9 @@ def test_refusals():
     for states, labels, message in [
         (there, y[:5], "5 labels for 300 examples"),
         (there, np.linspace(0, 1, 300), r"labels have shape \(300,\) and dtype float64: expected strings or integers"),
-        (there / 0, y, "states has numbers that are not finite"),
+        (there / 0, y, "states have numbers that are not finite"),
         (there.half(), y, r"torch.float16: expected a tensor \[state, example, feature\] in float32 or float64"),
-        (there[0], y, r"states of shape \(300, 12\)"),
+        (there[0], y, r"states=Tensor of shape \(300, 12\) of type torch.float64"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             fit_batched(states, labels)

@@ -1,4 +1,4 @@
-"""Permutations against a count of all of them, control tasks against planted types, intervals against scipy's."""
+"""Permutations against a count of all of them, control tasks against planted types, splits."""
 
 import itertools
 
@@ -7,13 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
 
 from interp.errors import InputError
-from interp.probes import probe_layers, wilson_interval
-from interp.probes.controls import control_task, p_values
-from interp.probes.splits import split_rows
-from interp.statistics.proportions import bootstrap_bounds
+from interp.probes import probe_layers
+from interp.probes.controls import control_task, p_values, split_examples
 
 
 def p_of_all(answers, parts):
@@ -122,8 +119,8 @@ def test_refusals_are_one_line():
     states, labels = rng.normal(size=(2, 60, 4)), np.arange(60) % 2
     for options, message in [
         ({"types": np.arange(59)}, "59 types for 60 examples"),
-        ({"types": np.arange(60)}, "no type stands in both parts"),
-        ({"types": np.zeros(60, int)}, "types are all one in the training part"),
+        ({"types": np.arange(60)}, "no type is on both sides of the split"),
+        ({"types": np.zeros(60, int)}, "all training examples have one type"),
         ({"permutations": -1}, "permutations=-1"),
         ({"permutations": True}, "permutations=True"),
     ]:
@@ -134,7 +131,7 @@ def test_refusals_are_one_line():
         probe_layers(states[:, :4], np.arange(4))
 
 
-# The split and the interval ----------------------------------------------------------------------------------------------
+# The split -----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,35 +140,12 @@ def test_a_group_never_stands_in_both_parts(seed, n_groups, n_classes, test_size
     rng = np.random.default_rng(seed)
     numbers, blocks = rng.integers(n_classes, size=80), rng.integers(n_groups, size=80)
     try:
-        train, test = split_rows(range(n_classes), numbers, blocks, test_size, seed)
+        train, test = split_examples(range(n_classes), numbers, blocks, test_size, seed)
     except InputError:
         return
     assert not set(blocks[train]) & set(blocks[test])
     assert sorted([*train, *test]) == list(range(80))
     assert set(numbers[train]) == set(numbers[test]) == set(range(n_classes))
-
-
-@pytest.mark.parametrize("per_group", [1, 5])
-def test_the_interval_is_the_percentile_bootstrap_over_groups(per_group):
-    rng = np.random.default_rng(0)
-    chance = np.repeat(rng.random(60), per_group)
-    hits = rng.random((2, 60 * per_group)) < chance
-    blocks = None if per_group == 1 else rng.permutation(60)[np.repeat(np.arange(60), per_group)]
-    low, high = bootstrap_bounds(hits, blocks, seed=0)
-    for state, row in enumerate(hits):
-        shares = row.reshape(60, per_group).mean(axis=1)
-        expected = bootstrap((shares,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
-        assert float(low[state]) == pytest.approx(expected.low, abs=0.02)
-        assert float(high[state]) == pytest.approx(expected.high, abs=0.02)
-
-
-def test_where_all_answers_are_right_a_group_counts_as_one():
-    hits = np.stack([np.ones(40, bool), np.zeros(40, bool)])
-    low, high = bootstrap_bounds(hits, np.repeat(np.arange(10), 4), seed=0)
-    assert [(float(a), float(b)) for a, b in zip(low, high, strict=True)] == [
-        wilson_interval(1.0, 10),
-        wilson_interval(0.0, 10),
-    ]
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -181,9 +155,3 @@ def test_numbers_of_numpy_are_numbers():
     found = probe_layers(states, labels, test_size=np.float32(0.5), control=np.int64(2), permutations=np.int64(9))
     assert torch.equal(found.p, plain.p)
     assert torch.equal(found.control, plain.control)
-
-
-def test_one_group_in_the_test_part_leaves_the_accuracy_open():
-    hits = np.array([[True, True, False, True]])
-    low, high = bootstrap_bounds(hits, np.zeros(4, int), seed=0)
-    assert (float(low), float(high)) == pytest.approx(wilson_interval(0.75, 1))

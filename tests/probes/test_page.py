@@ -14,4 +14,4 @@ def test_the_page_about_probes_runs():
     exec(compile(example, "docs/probes.md", "exec"), names)
     steered = names["vlm"].generate(names["batch"], interventions=[names["steer"]])
     assert sum(answer == "red" for answer in steered) > 24
-    assert names["found"].selectivity.shape == (9,)
+    assert names["result"].selectivity.shape == (9,)

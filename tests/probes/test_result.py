@@ -50,14 +50,14 @@ def test_without_its_directions_a_probe_gives_one_answer(kind):
 def test_refusals_are_one_line():
     states, found = probed(3, "logistic")
     for arguments, message in [
-        ((2, "red"), "state=2: expected one of the 2"),
+        ((2, "red"), "state=2: expected an int from -2 to 1"),
         ((True, "red"), "state=True"),
-        ((0.5, "red"), "state=0.5: expected one of the 2 that were probed, an int from 0"),
-        (("0", "red"), "state='0': expected one of the 2"),
-        ((0, "violet"), r"label='violet' is no class of this probe: use one of \('blue', 'green', 'red'\)"),
+        ((0.5, "red"), "state=0.5: expected an int from -2 to 1"),
+        (("0", "red"), "state='0': expected an int from -2 to 1"),
+        ((0, "violet"), r"label='violet' is not a class of this probe: use one of \('blue', 'green', 'red'\)"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             found.direction(*arguments)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="tells no classes apart"):
+    with pytest.raises(InputError, match="has the same scores for all classes"):
         probe_layers(0 * states, NAMES[np.arange(300) % 3]).direction(0, "red")

@@ -46,7 +46,7 @@ def test_weights_that_are_no_numbers_are_not_left_out(toy, mixed, layer):
         positions=mixed.positions["all"] & (torch.arange(3) == 2)[:, None],
         scale=1,
     )
-    with pytest.raises(interp.InputError, match=rf"weights of row 2 in layer {layer} are no numbers[^\n]*$"):
+    with pytest.raises(interp.InputError, match=rf"weights of row 2 in layer {layer} are not numbers[^\n]*$"):
         attention_share(toy, mixed, interventions=[half, half])
 
 
@@ -144,9 +144,9 @@ def test_what_has_no_share(toy, mixed):
         attention_share(toy, mixed.row(1))
     with pytest.raises(interp.InputError, match="'picture' is unknown"):
         attention_share(toy, mixed, keys="picture")
-    with pytest.raises(interp.InputError, match="kinds='image': expected two names"):
+    with pytest.raises(interp.InputError, match="kinds='image': expected two different names"):
         attention_masses(toy, mixed, kinds="image")
     with pytest.raises(
-        interp.InputError, match=r"kinds=\('image', 'image'\): expected two names of positions that differ"
+        interp.InputError, match=r"kinds=\('image', 'image'\): expected two different names of positions"
     ):
         attention_masses(toy, mixed, kinds=("image", "image"))

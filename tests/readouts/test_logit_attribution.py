@@ -19,7 +19,7 @@ from interp.readouts.frozen_norm import as_it_is, before_norm, freeze, without_m
 TABLE = {row.name: row for row in architectures()}
 SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]
 UNPROVED = {"gemma4": "mlp_out", "muse_spark": "attn_out"}
-NO_HEADS = {"kosmos-2": r"\(z\) was proved in no layer", "inkling_mm_model": "the norm behind the attention of layer 0"}
+NO_HEADS = {"kosmos-2": r"\(z\) was proved in no layer", "inkling_mm_model": "the norm after the attention of layer 0"}
 
 
 SHIPPED = {
@@ -124,7 +124,7 @@ def test_heads_and_what_they_read_are_what_hooks_see(toy, mixed, by_hand):
 def test_all_terms_are_the_logit_before_its_cap(name):
     vlm, rows = loaded(name), batch_of(name)
     if name in UNPROVED:
-        with pytest.raises(interp.LayoutError, match=f"no {UNPROVED[name]} that could be proved in layers 0, 1, 2, 3"):
+        with pytest.raises(interp.LayoutError, match=f"{UNPROVED[name]} was not proved in layers 0, 1, 2, 3"):
             direct_logit_attribution(vlm, rows, 5)
         return
     logits = vlm.logits(rows)[:, 5].double()
@@ -324,7 +324,7 @@ def test_a_result_is_kept_framed_and_drawn(toy, mixed, tmp_path):
         ({"targets": "red", "sources": "image"}, "sources='image': expected names"),
         ({"targets": "red", "sources": ("picture",)}, "'picture' is unknown"),
         ({"targets": "red", "sources": ("text", "question")}, "two of them share a position"),
-        ({"targets": "red", "sources": ("text", "text")}, "a name stands there twice"),
+        ({"targets": "red", "sources": ("text", "text")}, "a name is repeated"),
         ({"targets": "red", "sources": ("image_3",)}, "'image_3' is unknown"),
     ],
 )

@@ -172,8 +172,13 @@ def test_a_result_is_kept(tmp_path):
     ("vectors", "rows", "options", "words"),
     [
         (normal(3, 8), normal(5, 7), {}, "vectors of width 8 and a dictionary of width 7"),
-        (normal(3, 8), normal(5, 8), {"k": 6}, "k=6: expected 1 to 5"),
-        (normal(3, 8), normal(5, 8) * torch.tensor([[1], [0], [1], [1], [1]]), {"k": 5}, "k=5: expected 1 to 4"),
+        (normal(3, 8), normal(5, 8), {"k": 6}, "k=6: expected a number of words that are not zero from 1 to 5"),
+        (
+            normal(3, 8),
+            normal(5, 8) * torch.tensor([[1], [0], [1], [1], [1]]),
+            {"k": 5},
+            "k=5: expected a number of words that are not zero from 1 to 4",
+        ),
         (normal(3, 8), normal(5, 8), {"k": 0}, "k=0"),
         (normal(3, 8), normal(5, 8), {"draws": -1}, "draws=-1"),
         (normal(8), normal(5, 8), {}, r"vectors of shape \(8,\)"),
@@ -187,8 +192,8 @@ def test_a_result_is_kept(tmp_path):
         (normal(3, 8), Dictionary(normal(2, 8) / 0, ("a", "b")), {}, "dictionary has .* in row 0"),
         (normal(3, 8), normal(5, 8) * 0, {}, "all 5 rows of the dictionary are zero: expected words"),
         (normal(3, 8), normal(1, 8), {"center": True}, "all 1 rows of the dictionary are zero once centred"),
-        ([["red", "blue"]], normal(5, 8), {}, "vectors of type list is no array of numbers"),
-        ([[1.0, 2.0], [1.0]], normal(5, 8), {}, "vectors of type list is no array of numbers"),
+        ([["red", "blue"]], normal(5, 8), {}, "vectors of type list is not an array of numbers"),
+        ([[1.0, 2.0], [1.0]], normal(5, 8), {}, "vectors of type list is not an array of numbers"),
     ],
 )
 def test_what_cannot_be_decomposed(vectors, rows, options, words):

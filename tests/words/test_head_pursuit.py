@@ -10,7 +10,7 @@ import torch
 import interp
 from interp.interventions import Scale
 from interp.lens import HeadResult, dictionary_of, head_pursuit, scale_heads
-from interp.words.head_pursuit import _contributions, _held_out
+from interp.words.head_pursuit import _contributions, _test_examples
 
 COLOURS = ["red", "green", "blue", "yellow", "magenta", "cyan"]
 
@@ -51,7 +51,7 @@ def test_what_the_projection_adds_whatever_it_gets_is_no_heads(toy, acts):
 
 
 def test_scores_are_of_rows_that_chose_no_word(toy, acts, result):
-    test = _held_out(torch.arange(120), 0.3, 0)
+    test = _test_examples(torch.arange(120), 0.3, 0)
     written = next(_contributions(toy, 4, acts["z"][4]))[test]
     rows = dictionary_of(toy, "head").rows[[toy.tokenizer.convert_tokens_to_ids(word) for word in result.words[4][0]]]
     left = written - (torch.linalg.lstsq(rows.T, written.T).solution.T @ rows)
@@ -144,7 +144,7 @@ def test_a_head_that_always_writes_the_same_changes_nothing(toy, acts, result, s
     assert centred.p.isnan().nonzero().tolist() == [[3, 1]]
     assert centred.words[3][1] == ()
     assert (3, 1) not in centred.top(31)
-    with pytest.raises(interp.InputError, match="n=32: expected 1 to 31"):
+    with pytest.raises(interp.InputError, match="n=32: expected a number of heads from 1 to 31"):
         centred.top(32)
 
 
@@ -155,9 +155,9 @@ def test_scaling_has_an_intervention_a_layer():
     ]
 
 
-def test_rows_are_held_out_whole():
+def test_rows_are_test_examples_whole():
     rows = torch.arange(10).repeat_interleave(3)
-    test = _held_out(rows, 0.3, 0)
+    test = _test_examples(rows, 0.3, 0)
     assert test.sum() == 9
     assert all(len(test[rows == row].unique()) == 1 for row in range(10))
 
@@ -200,7 +200,7 @@ def test_a_result_is_kept(result, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"k": 7}, "k=7: expected 1 to 6"),
+        ({"k": 7}, "k=7: expected a number of words from 1 to 6"),
         ({"words": ["red", "red"]}, "names a token more than once"),
         ({"words": ["elephant"]}, "'elephant'"),
         ({"lists": 0}, "lists=0"),
@@ -215,13 +215,13 @@ def test_what_cannot_be_pursued(toy, acts, options, words):
 
 
 def test_activations_that_do_not_fit(toy, acts, result):
-    with pytest.raises(interp.InputError, match="site 'z' was not captured: these were, attn_out"):
+    with pytest.raises(interp.InputError, match="site 'z' was not captured: only attn_out"):
         head_pursuit(toy, acts.select(sites="attn_out"), COLOURS, k=1)
     with pytest.raises(interp.InputTypeError, match="acts is a Tensor: expected what"):
         head_pursuit(toy, acts["z"][...], COLOURS, k=1)
     with pytest.raises(interp.InputError, match="1 rows of data"):
         head_pursuit(toy, acts.select(rows=[0]), COLOURS, k=1)
-    with pytest.raises(interp.InputError, match="n=33: expected 1 to 32"):
+    with pytest.raises(interp.InputError, match="n=33: expected a number of heads from 1 to 32"):
         result.top(33)
     with pytest.raises(interp.InputError, match="there are 12 heads beside the top 20"):
         result.control(20)

@@ -12,8 +12,7 @@ import interp
 import zoo
 from interp.lens import ProjectorResult, dictionary_of, neighbours_kept, projector_report, spread_of, word_alignment
 from interp.toy.language import COLOURS
-from interp.words.merging import move_as_told, trials
-from interp.words.projector import projected
+from interp.words.projector import moves_as_expected, projected, trials
 
 
 def normal(*shape, seed=0):
@@ -218,13 +217,13 @@ def test_what_each_token_is_made_of_is_proved(merging, mix):
     vlm, _ = merging
     merger = vlm.model.get_submodule(vlm.structure.projector)
     given = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-    assert bool(move_as_told(given, merger, given, trials(16, 4), 1e-2))
-    assert not bool(move_as_told(given, Mixing(merger, mix), given, trials(16, 4), 1e-2))
+    assert bool(moves_as_expected(given, merger, given, trials(16, 4), 1e-2))
+    assert not bool(moves_as_expected(given, Mixing(merger, mix), given, trials(16, 4), 1e-2))
 
 
 def test_a_projector_that_pools_squares_is_refused():
     vlm = interp.load(model=zoo.build("gemma3"), device="cpu", check=False)
-    with pytest.raises(interp.LayoutError, match=r"makes 32 tokens of 128 patches and it could not be proved[^\n]*$"):
+    with pytest.raises(interp.LayoutError, match=r"makes 32 tokens of 128 patches, and it was not proved[^\n]*$"):
         projected(vlm, vlm.prepare(encoding=zoo.encode("gemma3")))
 
 
@@ -233,9 +232,9 @@ def test_a_projector_that_gives_more_than_tokens_is_tried_by_them(merging):
     vlm, _ = merging
     merger = vlm.model.get_submodule(vlm.structure.projector)
     given = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-    assert bool(move_as_told(given, lambda x: (merger(x), None), given, trials(16, 4), 1e-2))
+    assert bool(moves_as_expected(given, lambda x: (merger(x), None), given, trials(16, 4), 1e-2))
     pooling = interp.load(model=zoo.build("kosmos-2.5"), device="cpu", check=False)
-    with pytest.raises(interp.LayoutError, match=r"it could not be proved of which each[^\n]*$"):
+    with pytest.raises(interp.LayoutError, match=r"it was not proved which patches become which token[^\n]*$"):
         projected(pooling, pooling.prepare(encoding=zoo.encode("kosmos-2.5")))
 
 
@@ -255,7 +254,7 @@ def test_a_projector_that_gives_words_is_seen(toy, seen):
     [
         (lambda: spread_of(torch.ones(4, 3)), "are all the same"),
         (lambda: neighbours_kept(normal(5, 3), normal(6, 3)), "5 patches before and 6 after"),
-        (lambda: neighbours_kept(normal(5, 3), normal(5, 3), 5), "k=5: expected 1 to 4"),
+        (lambda: neighbours_kept(normal(5, 3), normal(5, 3), 5), "k=5: expected a number of neighbours from 1 to 4"),
         (lambda: word_alignment(normal(2, 3), [[0]], normal(4, 3)), "1 lists of words for 2 objects"),
         (lambda: word_alignment(normal(1, 3), [[]], normal(4, 3)), "one word or more for each"),
         (lambda: word_alignment(normal(1, 3), [[0]], normal(4, 5)), "objects of width 3 and words of width 5"),
@@ -276,8 +275,8 @@ def test_objects_that_do_not_fit(toy, seen, mixed):
     for wrong, words in [
         (objects[:3], "objects of 3 rows for 30 rows of data"),
         ([[(np.ones(35, dtype=bool), "red")]] * 30, "a mask of 35"),
-        ([[(np.zeros(36, dtype=bool), "red")]] * 30, "36 and 0 in it"),
-        ([[]] * 30, "objects names none"),
+        ([[(np.zeros(36, dtype=bool), "red")]] * 30, "a mask of 36 with 0 set"),
+        ([[]] * 30, "objects has no object"),
     ]:
         with pytest.raises(interp.InputError, match=words):
             projector_report(toy, batch, wrong)
@@ -288,12 +287,12 @@ def test_objects_that_do_not_fit(toy, seen, mixed):
         ([[(np.ones(36, dtype=bool), None)]] * 30, "an object of row 0 is .*: expected a pair"),
         ([[(None, "red")]] * 30, "an object of row 0 is .*: expected a pair"),
         ([[(np.ones(36, dtype=bool), [])]] * 30, "an object of row 0 has no word"),
-        ([[(np.full(36, np.nan), "red")]] * 30, "a mask of 36 and 36 in it, of torch.float64: expected a Bool"),
+        ([[(np.full(36, np.nan), "red")]] * 30, "a mask of 36 with 36 set, of torch.float64: expected a Bool"),
     ]:
         with pytest.raises(interp.InterpError, match=words) as caught:
             projector_report(toy, batch, wrong)
         assert "\n" not in str(caught.value)
-    with pytest.raises(interp.InputError, match="shuffles=0: expected an int, 1 or more"):
+    with pytest.raises(interp.InputError, match="shuffles=0: expected an int of 1 or more"):
         projector_report(toy, batch, shuffles=0)
     with pytest.raises(interp.InputError, match="has no image"):
         projector_report(toy, mixed.row(1))

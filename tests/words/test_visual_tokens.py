@@ -116,11 +116,11 @@ def test_codes_do_not_depend_on_the_unit_of_the_states(unit):
         (lambda: visual_token_stats([0, 1, 2], draws=0), "draws=0"),
         (
             lambda: visual_token_stats([[0, 1], [2]]),
-            r"codes=\[\[0, 1\], \[2\]\] makes no array: expected rows of one length",
+            r"codes=\[\[0, 1\], \[2\]\] is not an array: expected rows of one length",
         ),
-        (lambda: visual_token_stats([0, 1, 2], [[0], 1, 1]), r"rows=\[\[0\], 1, 1\] makes no array"),
-        (lambda: visual_token_stats([0, 1, 2])["zip"], "measure 'zip': expected one of zipf"),
-        (lambda: quantise(torch.ones(4, 2), codes=5), "codes=5: expected 2 to 4"),
+        (lambda: visual_token_stats([0, 1, 2], [[0], 1, 1]), r"rows=\[\[0\], 1, 1\] is not an array"),
+        (lambda: visual_token_stats([0, 1, 2])["zip"], "measure='zip' is unknown: use one of zipf, "),
+        (lambda: quantise(torch.ones(4, 2), codes=5), "codes=5: expected a number of states from 2 to 4"),
     ],
 )
 def test_what_cannot_be_counted(call, words):

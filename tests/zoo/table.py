@@ -19,7 +19,7 @@ from interp.models import VLM, Batch, CheckReport
 from interp.models.architectures import TABLE, Architecture
 from interp.models.layout.patches import RowsNotApart, patches_of
 from interp.models.running.places import HEADED
-from interp.models.running.structure import Weighing
+from interp.models.running.structure import TowerWeights
 from zoo.odd import NEEDS_TIMM
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -104,7 +104,7 @@ def _patches(vlm: VLM, name: str) -> Iterator[str]:
 def _weighed(vlm: VLM) -> dict[str, int]:
     """How many blocks the tower has, and in how many of them it is known how they weigh."""
     found = vlm.trait("vision_weighed")
-    return {"blocks": len(found), "weighed": sum(isinstance(each, Weighing) for each in found)} if found else {}
+    return {"blocks": len(found), "weighed": sum(isinstance(each, TowerWeights) for each in found)} if found else {}
 
 
 def _reason(message: str, kind: str) -> str:

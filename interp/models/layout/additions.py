@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interp.models.running.readout import LogitScaling
 from interp.models.running.structure import Added, resolve
-from interp.models.running.trace import Visit, run_watched
+from interp.models.running.trace import Visit, run_for_visits
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -63,7 +63,7 @@ def observe(core: Core, batch: Batch) -> list[dict[str, list[Visit]]]:
             envoys.append(envoy)
             places[envoy.path] = (index, name)
     found: list[dict[str, list[Visit]]] = [{} for _ in core.layers]
-    for path, visits in run_watched(core, batch.inputs, envoys).items():
+    for path, visits in run_for_visits(core, batch.inputs, envoys).items():
         index, name = places[path]
         found[index][name] = visits
     return found
@@ -71,7 +71,7 @@ def observe(core: Core, batch: Batch) -> list[dict[str, list[Visit]]]:
 
 def solve_sum(visits: dict[str, list[Visit]], before: Tensor, attn: str | None, mlp: str | None) -> Sum:
     """Which parts of a layer are what it adds to the stream, and how exactly; `before` is what entered the layer."""
-    after = visits[""][0].gave
+    after = visits[""][0].output
     if after is None or after.shape != before.shape:
         return Sum(None, None, math.inf, False)
     states, flat = _states(visits, before)
@@ -100,7 +100,7 @@ def _states(visits: dict[str, list[Visit]], like: Tensor) -> tuple[dict[str, Ten
     """What each part gave where that is one vector a position, and the parts that gave the rows one after the other."""
     states, flat = {}, set()
     for name, seen in visits.items():
-        gave = seen[0].gave if name and len(seen) == 1 else None
+        gave = seen[0].output if name and len(seen) == 1 else None
         if gave is not None and gave.shape in (like.shape, like.flatten(0, 1).shape):
             states[name] = gave.reshape(like.shape)
             flat |= {name} if gave.ndim != like.ndim else set()
@@ -126,7 +126,7 @@ def _has_mid(visits: dict[str, list[Visit]], states: dict[str, Tensor], before: 
     term = states[added.module] * added.scale
     if not term.any():
         return True
-    given = [visit.given for name, seen in visits.items() if name for visit in seen]
+    given = [visit.input for name, seen in visits.items() if name for visit in seen]
     alike = [g for g in given if g is not None and g.shape == before.shape]
     return any(residue((g.double() - before - term) / rounding(before, term)) <= ROUNDINGS for g in alike)
 

@@ -15,7 +15,7 @@ is measured on the way (see `interp.models.layout.additions`) becomes the traits
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -29,8 +29,9 @@ from interp.models.layout.patterns import prove_pattern, prove_weighed
 from interp.models.layout.tower_weights import prove_weighings
 from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
-from interp.models.running.trace import Edit, Read, disturb, run_forward, run_watched, take_each, whole
-from interp.results import Result
+from interp.models.running.steps import Edit, Read, disturb, take_each, whole
+from interp.models.running.trace import run_for_visits, run_forward
+from interp.results import Result, StoredValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ PROOFS = ("layers", "readout", "identity", "effect", "sites", "last", "image")
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(StoredValue):
     """One proof: its outcome, the error that was measured, the bound it was held against, and what it says."""
 
     name: str
@@ -53,13 +54,6 @@ class Check:
     error: float
     bound: str
     detail: str
-
-    def get_state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Check:
-        return cls(**state)
 
 
 @dataclass(frozen=True)
@@ -239,8 +233,8 @@ def _trims(core: Core, batch: Batch) -> bool:
     """Whether asking for the last logits alone makes some layer leave out the other positions."""
     if not core.accepts("logits_to_keep"):
         return False
-    visits = run_watched(core, batch.inputs, list(core.layers), logits_to_keep=1)
-    gave = [seen[0].gave for seen in visits.values()]
+    visits = run_for_visits(core, batch.inputs, list(core.layers), logits_to_keep=1)
+    gave = [seen[0].output for seen in visits.values()]
     return any(state is None or state.shape[1] != batch.inputs["input_ids"].shape[1] for state in gave)
 
 
@@ -252,8 +246,8 @@ def _layers(core: Core, batch: Batch) -> tuple[Check, list[dict[str, Any]]]:
         times = len(seen.get("", ()))
         if times != 1:
             wrong = f"layer {layer} ran {times} times in one forward pass, expected once"
-        elif any(state is None or tuple(state.shape) != shape for state in (seen[""][0].given, seen[""][0].gave)):
-            given = seen[""][0].given
+        elif any(state is None or tuple(state.shape) != shape for state in (seen[""][0].input, seen[""][0].output)):
+            given = seen[""][0].input
             wrong = f"layer {layer} is given {None if given is None else tuple(given.shape)}, expected states {shape}"
         if wrong:
             break

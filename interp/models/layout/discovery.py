@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from interp.errors import LayoutError
-from interp.models.running.structure import Structure, check_given, check_layers
+from interp.models.running.structure import Structure, check_layers, checked_structure
 
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "conv", "mixer")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "fc2", "mixer")
@@ -52,7 +52,7 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
     Raises `LayoutError` naming the part that is not there, or why the model's images are not in a decoder's stream;
     `InputError` for a given part that the model does not have.
     """
-    given = check_given(model, given)
+    given = checked_structure(model, given)
     _refuse_other_kinds(model)
     config = _text_config(model, given)
     depth = given["n_layers"] if "n_layers" in given else int(config.num_hidden_layers)

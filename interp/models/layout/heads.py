@@ -39,8 +39,9 @@ from torch import Tensor
 from interp.models.layout.additions import ROUNDINGS, residue, rounding
 from interp.models.running.masks import PATTERNED
 from interp.models.running.places import HEADED
+from interp.models.running.steps import Edit, Read, whole
 from interp.models.running.structure import Added, Heads, resolve
-from interp.models.running.trace import Edit, Read, Visit, run_forward, run_watched, whole
+from interp.models.running.trace import Visit, run_for_visits, run_forward
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -92,7 +93,7 @@ def watch_parts(core: Core, batch: Batch, paths: Mapping[int, str]) -> dict[int,
             envoys.append(envoy)
             places[envoy.path] = number, name
     found: dict[int, dict[str, list[Visit]]] = {number: {} for number in paths}
-    for path, visits in run_watched(core, batch.inputs, envoys).items():
+    for path, visits in run_for_visits(core, batch.inputs, envoys).items():
         number, name = places[path]
         found[number][name] = visits
     return found
@@ -108,7 +109,7 @@ def candidates(part: str, visits: Mapping[str, Visit], n_heads: int, n_kv_heads:
     z = next((name for name in visits if name and _gives_it_all(visits, name, n_heads)), None)
     if z is None:
         return {}
-    size = visits[z].given.shape[-1]  # type: ignore[union-attr]
+    size = visits[z].input.shape[-1]  # type: ignore[union-attr]
     found = {"z": [Heads(f"{part}.{z}", "input", 1, 0, size, size // n_heads, turns[z])]}
     places = [*_alone(visits, n_heads, n_kv_heads, size // n_heads), *_fused(visits, n_heads, size // n_heads)]
     for site, name, groups, offset, width, d_head in places:
@@ -119,10 +120,10 @@ def candidates(part: str, visits: Mapping[str, Visit], n_heads: int, n_kv_heads:
 
 def _gives_it_all(visits: Mapping[str, Visit], name: str, n_heads: int) -> bool:
     """Whether what this part gives is what the attention gives, and it is given as many features for each head."""
-    part, whole_block = visits[name], visits[""].gave if "" in visits else None
-    if part.given is None or part.gave is None or whole_block is None or part.gave.numel() != whole_block.numel():
+    part, whole_block = visits[name], visits[""].output if "" in visits else None
+    if part.input is None or part.output is None or whole_block is None or part.output.numel() != whole_block.numel():
         return False
-    return part.given.shape[-1] % n_heads == 0 and torch.equal(part.gave.reshape(whole_block.shape), whole_block)
+    return part.input.shape[-1] % n_heads == 0 and torch.equal(part.output.reshape(whole_block.shape), whole_block)
 
 
 def _alone(visits: Mapping[str, Visit], n_heads: int, n_kv_heads: int, d: int) -> Iterator[tuple[Any, ...]]:
@@ -162,8 +163,8 @@ def _fused(visits: Mapping[str, Visit], n_heads: int, d: int) -> Iterator[tuple[
 def _called(kind: str, visits: Mapping[str, Visit]) -> Iterator[tuple[str, int]]:
     """The parts that are called so and how many features they give."""
     for name, visit in visits.items():
-        if name.rpartition(".")[2] in NAMES[kind] and visit.gave is not None:
-            yield name, visit.gave.shape[-1]
+        if name.rpartition(".")[2] in NAMES[kind] and visit.output is not None:
+            yield name, visit.output.shape[-1]
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------

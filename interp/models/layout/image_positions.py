@@ -16,8 +16,9 @@ from torch import Tensor
 from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
 from interp.models.layout.additions import tolerance
+from interp.models.running.steps import Edit, Read, disturb, whole
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Edit, Read, disturb, run_forward, run_until_layers, run_watched, whole
+from interp.models.running.trace import run_for_visits, run_forward, run_until_layers
 
 if TYPE_CHECKING:
     from interp.models.running.core import Core
@@ -56,7 +57,7 @@ def moved_by_projector(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
     if core.structure.projector is None:
         return nowhere
     envoy = resolve(core.nnsight, core.structure.projector)
-    if envoy.path not in run_watched(core, inputs, [envoy]):  # some models call a method of it, which shows nowhere
+    if envoy.path not in run_for_visits(core, inputs, [envoy]):  # some models call a method of it, which shows nowhere
         return nowhere
     edit = Edit("projector", 0, disturb)
     return _moved(run_until_layers(core, inputs), run_until_layers(core, inputs, [edit]))

@@ -31,7 +31,8 @@ from interp.models.batches.encodings import pixels_of
 from interp.models.batches.grids import patch_grids
 from interp.models.layout.additions import tolerance
 from interp.models.running.places import place
-from interp.models.running.trace import Read, Shapes, run_for_shapes, run_until_reads, take_each, whole
+from interp.models.running.steps import Read, take_each, whole
+from interp.models.running.trace import Shapes, run_for_shapes, run_until_reads
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -190,23 +191,23 @@ def _shape(core: Core, batch: Batch, site: str) -> tuple[int, ...]:
 
 
 def _shape_of_states(core: Core, visits: Sequence[Shapes]) -> tuple[int, ...]:
-    entered = visits[0].given or ()
+    entered = visits[0].input or ()
     for block, visit in enumerate(visits):
-        gave = visit.gave[0] if visit.gave else None
-        if len(entered) < 2 or not entered == visit.given == gave:
+        gave = visit.outputs[0] if visit.outputs else None
+        if len(entered) < 2 or not entered == visit.input == gave:
             raise LayoutError(
-                f"{core.name!r}: block {block} of its image tower takes {visit.given} to {gave}, expected states of one shape "
+                f"{core.name!r}: block {block} of its image tower takes {visit.input} to {gave}, expected states of one shape "
                 f"{entered} through all blocks: there is no site vision"
             )
     return entered[:-1]
 
 
 def _shape_given(core: Core, visit: Shapes) -> tuple[int, ...]:
-    if not visit.gave or len(visit.gave[0]) < 2:
+    if not visit.outputs or len(visit.outputs[0]) < 2:
         raise LayoutError(f"{core.name!r}: its projector gives no features [.., width]: there is no site projector")
-    if visit.listed:
-        return (sum(math.prod(shape[:-1]) for shape in visit.gave),)
-    return visit.gave[0][:-1]
+    if visit.is_list:
+        return (sum(math.prod(shape[:-1]) for shape in visit.outputs),)
+    return visit.outputs[0][:-1]
 
 
 def other_picture(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

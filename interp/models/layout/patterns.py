@@ -24,8 +24,9 @@ from torch import Tensor
 from interp.models.layout.additions import tolerance
 from interp.models.layout.heads import as_first_row, as_if, watch
 from interp.models.running.attention import eager
-from interp.models.running.places import as_heads
-from interp.models.running.trace import Edit, Read, Visit, run_forward, whole
+from interp.models.running.slots import as_heads
+from interp.models.running.steps import Edit, Read, whole
+from interp.models.running.trace import Visit, run_forward
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -99,19 +100,19 @@ def _values(core: Core, layer: int, visits: Mapping[str, Visit], rows: int) -> I
     """What may be a layer's values: where they were proved to be, and what each of its parts gives, as a vector a position."""
     v = core.trait("v")[layer]
     for name, visit in visits.items():
-        gave = visit.gave.cpu() if name and visit.gave is not None else None
+        gave = visit.output.cpu() if name and visit.output is not None else None
         if gave is None:
             continue
         if v is not None and v.module == f"{core.structure.attn[layer]}.{name}":
-            yield as_heads(gave, v.groups, v.offset, v.width, v.d_head, rows).flatten(2)
+            yield as_heads(gave, v, rows).flatten(2)
         yield gave.reshape(rows, -1, gave.shape[-1] if gave.ndim < 4 else gave[0, 0].numel())
 
 
 def _means(visits: Mapping[str, Visit], n_heads: int, real: Tensor) -> Iterator[Tensor]:
     """What may be the mean of values: what is given to a part, as `[batch, position, head, d_head]`."""
     for name, visit in visits.items():
-        if name and visit.given is not None and visit.given.numel() % (real.numel() * n_heads) == 0:
-            yield visit.given.cpu().reshape(*real.shape, n_heads, -1)
+        if name and visit.input is not None and visit.input.numel() % (real.numel() * n_heads) == 0:
+            yield visit.input.cpu().reshape(*real.shape, n_heads, -1)
 
 
 def _mean(weights: Tensor, values: Tensor, d_head: int) -> Tensor | None:

@@ -6,7 +6,7 @@ the heads give is the mean of the values with these and no more. One equation ho
     z = pattern @ v
 
 at every token that sees something, with `z` what the last projection of the attention is given and the projection of it
-what the attention gives, bit for bit. It is tried on the sites as an edit sees them (`interp.models.running.tower_places`),
+what the attention gives, bit for bit. It is tried on the sites as an edit sees them (`interp.models.running.slots`),
 so the way to them is proved with them. It is tried on pictures of noise: what equal ones show is the same whether they see each
 other or not. Values that are alike everywhere have one mean under any weights: the same equation with even weights must
 fail. Besides, no weight is below zero, each token's sum to one, what a token may not see has none, and what it may see has
@@ -31,9 +31,10 @@ from interp.models.layout.heads import as_if, candidates, watch_parts
 from interp.models.layout.patches import other_picture
 from interp.models.layout.patterns import are_shares, explains
 from interp.models.running.attention import eager_tower, tower_attention
-from interp.models.running.structure import Heads, Weighing, resolve
-from interp.models.running.tower_places import takes_angles, ways_to_see
-from interp.models.running.trace import Read, Visit, run_forward, whole
+from interp.models.running.places import takes_angles, visibility_of
+from interp.models.running.steps import Read, whole
+from interp.models.running.structure import Heads, TowerWeights, resolve
+from interp.models.running.trace import Visit, run_forward
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _READ = ("vision_mask", "vision_v", "vision_z", "vision_pattern")
 
 
-def prove_weighings(core: Core, batch: Batch) -> tuple[Weighing | str, ...]:
+def prove_weighings(core: Core, batch: Batch) -> tuple[TowerWeights | str, ...]:
     """For each block of the image tower how it weighs, or why that could not be proved; tried on a batch with images.
 
     Raises what `interp.models.running.attention.eager_tower` raises where attention cannot be switched.
@@ -52,7 +53,7 @@ def prove_weighings(core: Core, batch: Batch) -> tuple[Weighing | str, ...]:
     paths = {block: f"{core.structure.blocks}.{block}.{part}" for block, part in enumerate(parts) if part is not None}
     with eager_tower(core):
         visits = watch_parts(core, batch, paths)
-    found: list[Weighing | str] = ["it has no attention of its own"] * len(parts)
+    found: list[TowerWeights | str] = ["it has no attention of its own"] * len(parts)
     for block, path in paths.items():
         times = len(visits[block].get("", ()))
         found[block] = f"its attention runs {times} times in one forward pass, expected once"
@@ -70,7 +71,7 @@ def _pictures_apart(batch: Batch) -> Batch:
     return replace(batch, inputs=other_picture(batch.inputs))
 
 
-def _first_that_holds(core: Core, batch: Batch, block: int, options: Iterable[Weighing]) -> Weighing | str:
+def _first_that_holds(core: Core, batch: Batch, block: int, options: Iterable[TowerWeights]) -> TowerWeights | str:
     """The first of these ways in which a block weighs, or what speaks against the last."""
     why = "which parts of its attention hold its values and what its heads give cannot be told"
     for weighs in options:
@@ -81,9 +82,9 @@ def _first_that_holds(core: Core, batch: Batch, block: int, options: Iterable[We
     return why
 
 
-def _try(core: Core, batch: Batch, block: int, weighs: Weighing) -> str | None:
+def _try(core: Core, batch: Batch, block: int, weighs: TowerWeights) -> str | None:
     """Why a block does not weigh so; None where it does."""
-    others: list[Weighing | str] = ["it is not tried now"] * len(tower_attention(core))
+    others: list[TowerWeights | str] = ["it is not tried now"] * len(tower_attention(core))
     others[block] = weighs
     trial = as_if(core, vision_weighed=tuple(others))
     try:
@@ -95,7 +96,7 @@ def _try(core: Core, batch: Batch, block: int, weighs: Weighing) -> str | None:
     if not are_shares(weights, allowed, real) or not _has_weight(weights, allowed):
         return "the weights of its attention are not shares of one among the keys that it is told it may see"
     if not explains(weights, [v.flatten(2)], [z], real):
-        if weighs.given is not None:
+        if weighs.weights_at is not None:
             return "the weights that it gives do not make what its heads give"
         return (
             "it gives no weights, and those of its q and k do not make what its heads give (where attention is chosen when a "
@@ -112,15 +113,15 @@ def _has_weight(weights: Tensor, allowed: Tensor) -> bool:
 # Candidates --------------------------------------------------------------------------------------------------------------
 
 
-def _options(part: str, attention: Any, visits: Mapping[str, Visit]) -> Iterator[Weighing]:
+def _options(part: str, attention: Any, visits: Mapping[str, Visit]) -> Iterator[TowerWeights]:
     """The ways in which a block may weigh, by the names and widths of the parts of its attention."""
-    hidden = visits[""].given
+    hidden = visits[""].input
     if hidden is None or hidden.ndim < 2:
         return
     rows = 1 if hidden.ndim == 2 else hidden.shape[0]
     tokens = hidden.shape[:-1].numel()
     flat = {
-        name: replace(visit, given=_flat(visit.given, tokens), gave=_flat(visit.gave, tokens))
+        name: replace(visit, input=_flat(visit.input, tokens), output=_flat(visit.output, tokens))
         for name, visit in visits.items()
     }
     given = _given(visits[""], rows, tokens // rows)
@@ -130,13 +131,13 @@ def _options(part: str, attention: Any, visits: Mapping[str, Visit]) -> Iterator
         for site in ("q", "k", "v"):
             places[site] = [*places.get(site, []), *_normed(part, flat, site, places.get("z", []))]
         for z, v in itertools.product(places.get("z", []), places["v"]):
-            first = Weighing(part, ways_to_see(attention), v, z)
+            first = TowerWeights(part, visibility_of(attention), v, z)
             if given is not None:
-                yield replace(first, given=given[0])
+                yield replace(first, weights_at=given[0])
                 continue
             turns = (True, False) if takes_angles(attention) else (False,)
             for (q, k), rotated in itertools.product(_pairs(places), turns):
-                yield replace(first, q=q, k=k, rotated=rotated)
+                yield replace(first, q=q, k=k, rotary=rotated)
 
 
 def _flat(value: Tensor | None, tokens: int) -> Tensor | None:
@@ -165,7 +166,7 @@ def _numbers_of_heads(attention: Any) -> list[int]:
 def _normed(part: str, visits: Mapping[str, Visit], site: str, z: list[Heads]) -> Iterator[Heads]:
     """The norm behind a projection, where there is one of the same width as what the heads give."""
     name = f"{site}_norm"
-    gave = visits[name].gave if name in visits else None
+    gave = visits[name].output if name in visits else None
     for heads in z:
         if gave is not None and gave.shape[-1] == heads.width:
             yield replace(heads, module=f"{part}.{name}", side="output", turn=list(visits).index(name))

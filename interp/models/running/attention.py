@@ -1,18 +1,19 @@
-"""Which implementation of attention runs: the same numbers come out of all, the weights of each pair out of one.
+"""Which implementation of attention runs: all compute the same outputs, but only one returns attention weights.
 
-transformers computes attention in one of several ways. ``sdpa`` and the flash kinds never hold the weights of query and
-key as a tensor, and give None in their place without a word; ``eager`` does. So the weights are to be had while eager
-attention runs, and `eager` sees to that for the time of a run: in the decoder alone, or with `eager_tower` in the image
-tower alone, since the other would be slower for nothing, and with what was there before put back whatever happens.
+transformers has several. ``sdpa`` and the flash kinds never hold the weights of query and key as a tensor and return None
+in their place; ``eager`` returns them. So weights can be read while eager attention runs:
+
+    with eager(core):           # the decoder alone; eager_tower(core): the image tower alone
+        ...                     # afterwards the old implementation is back, whatever happens
 
 An implementation is a word in a config, which each forward pass looks up. Weights, masks and nnsight's wrapping stay as
-they are. No `output_attentions` is needed: eager attention hands its weights to the layer, which drops them.
+they are. `output_attentions` is not needed: eager attention returns its weights to the layer, which drops them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, LayoutError
@@ -22,60 +23,50 @@ from interp.models.running.structure import resolve
 if TYPE_CHECKING:
     from interp.models.running.core import Core
 
-# What the attention of a block of an image tower is called.
+# The names that the attention of a block of an image tower may have.
 _IN_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
 
 
 def implementation(core: Core) -> str | None:
-    """The name of the implementation that the decoder's attention runs with, as transformers has it."""
+    """The implementation that the decoder's attention runs with, by transformers' name."""
     return _owner(core, core.structure.layers).config._attn_implementation
 
 
 def tower_implementation(core: Core) -> str | None:
-    """The name of the implementation that the image tower's attention runs with, None for a model without blocks."""
+    """The implementation that the image tower's attention runs with, None for a model without blocks."""
     blocks = core.structure.blocks
     return None if blocks is None else _owner(core, blocks).config._attn_implementation
 
 
 def tower_attention(core: Core) -> tuple[str | None, ...]:
-    """The attention of each block of the image tower, as a child of the block, None where it has none."""
+    """The name of the attention in each block of the image tower, None where the block has none."""
     if core.structure.blocks is None:
         return ()
     children = [dict(block.named_children()) for block in resolve(core.model, core.structure.blocks)]
     return tuple(next((name for name in _IN_BLOCKS if name in of_block), None) for of_block in children)
 
 
-@contextmanager
-def eager(core: Core) -> Iterator[None]:
+def eager(core: Core) -> AbstractContextManager[None]:
     """Eager attention in the decoder's layers for as long as this lasts, and then what was there before.
 
-    Raises `InputError` for a model that runs elsewhere, whose config is not ours to change, and `LayoutError` for one
+    Raises `InputError` for a model that runs on a server, whose config cannot be changed here, and `LayoutError` for one
     whose attention cannot be switched.
     """
-    structure = core.structure
-    parts = [
-        part if kind in PATTERNED else None for part, kind in zip(structure.attn, structure.attention, strict=True)
-    ]
-    with _eager_in(core, structure.layers, parts, "attention"):
-        yield
+    kinds = zip(core.structure.attn, core.structure.attention, strict=True)
+    parts = [part if kind in PATTERNED else None for part, kind in kinds]
+    return _eager_in(core, core.structure.layers, parts, "attention")
 
 
-@contextmanager
-def eager_tower(core: Core) -> Iterator[None]:
-    """Eager attention in the blocks of the image tower for as long as this lasts, and then what was there before.
-
-    Raises what `eager` raises.
-    """
+def eager_tower(core: Core) -> AbstractContextManager[None]:
+    """The same in the blocks of the image tower. Raises what `eager` raises."""
     if core.structure.blocks is None:
-        yield
-        return
-    with _eager_in(core, core.structure.blocks, tower_attention(core), "attention in its image tower"):
-        yield
+        return nullcontext()
+    return _eager_in(core, core.structure.blocks, tower_attention(core), "attention in its image tower")
 
 
 @contextmanager
 def _eager_in(core: Core, stack: str, parts: Sequence[str | None], what: str) -> Iterator[None]:
-    """Eager attention in a stack of layers, each of which has its attention in the part of that name."""
+    """Eager attention in a stack of layers; `parts` are the names of their attention."""
     owner = _owner(core, stack)
     before = owner.config._attn_implementation
     paths = [f"{stack}.{layer}.{part}" for layer, part in enumerate(parts) if part is not None]
@@ -99,12 +90,12 @@ def _eager_in(core: Core, stack: str, parts: Sequence[str | None], what: str) ->
 
 
 def _switch(owner: Any, name: str | None) -> None:
-    """This model's own implementation; with an empty key, those of the models inside it stay as they are."""
+    """Set this model's own implementation; with an empty key, those of the models inside it stay as they are."""
     owner.set_attn_implementation({"": name})
 
 
 def _owner(core: Core, stack: str) -> Any:
-    """The innermost transformers model that a stack of layers is in, whose config their attention looks up."""
+    """The innermost transformers model around a stack of layers, whose config their attention looks up."""
     from transformers import PreTrainedModel
 
     names = stack.split(".")
@@ -113,6 +104,6 @@ def _owner(core: Core, stack: str) -> Any:
 
 
 def _is_eager(core: Core, paths: Sequence[str]) -> bool:
-    """Whether the attention at each of these paths finds eager in the config it looks up."""
+    """Whether the attention at each of these paths finds "eager" in its config."""
     parts = (resolve(core.model, path) for path in paths)
     return all(part.config._attn_implementation == "eager" for part in parts if hasattr(part, "config"))

@@ -1,14 +1,20 @@
 """The core of a model: the wrapped module, what is known of it, and its parts as nnsight envoys.
 
-Everything that traces a model or measures it takes a `Core`. It knows how to name parts, layers and inputs, and nothing of
-interventions, generation or proofs: `interp.models.vlm.VLM` adds those on top.
+Everything that traces a model or measures it takes a `Core`. It resolves parts, layers and inputs:
+
+    core.layers[3].output           nnsight's envoy of a layer, inside a trace
+    core.inputs_of(batch)           what a trace is called with
+    core.layer_indices([-1])        [n_layers - 1]
+    core.trait("readout")           a trait of the structure, measured at its first use
+
+`interp.models.vlm.VLM` adds interventions, generation and proofs on top.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,36 +26,36 @@ from interp.models.batches.batch import Batch, BatchMaker
 from interp.models.running.readout import Readout
 from interp.models.running.structure import Structure, resolve
 
-# Measures a trait of a model: the traits that this brings by name, and why there are none where it cannot be measured.
+# Measures a trait of a model: returns traits by name, and the reason where they cannot be measured.
 Measure = Callable[["Core", str], tuple[dict[str, Any], str]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which model it is and where it runs. `remote` is what every trace is called with: False, True for NDIF, "local" for its
+    simulation, or a server's address."""
+
+    name: str
+    revision: str | None = None
+    remote: bool | str = False
 
 
 class Core:
     """A wrapped model, its `structure`, and the ways to its parts.
 
-    `maker` makes batches for it, `measure` measures a trait that is not known yet. `remote` is what every trace is called
-    with: False, True for NDIF, "local" for its simulation, or a server's address.
+    `maker` makes batches for it, and `measure` measures a trait that is not known yet.
     """
 
-    def __init__(
-        self,
-        wrapped: Any,
-        structure: Structure,
-        name: str,
-        revision: str | None,
-        remote: bool | str,
-        maker: BatchMaker,
-        measure: Measure,
-    ) -> None:
+    def __init__(self, wrapped: Any, structure: Structure, origin: Origin, maker: BatchMaker, measure: Measure) -> None:
         self.nnsight = wrapped
         self.structure = structure
-        self.name, self.revision, self.remote = name, revision, remote
+        self.name, self.revision, self.remote = origin.name, origin.revision, origin.remote
         self.maker = maker
         self._measure = measure
         # The batch that traits are measured on where the model does not run on text alone.
         self.checked_on: Batch | None = None
 
-    # What lies underneath
+    # The model underneath
 
     @property
     def model(self) -> Any:
@@ -75,7 +81,7 @@ class Core:
 
     @property
     def vocab_size(self) -> int:
-        """How many logits the model gives at a position."""
+        """The number of logits at a position."""
         return self.structure.vocab_size
 
     # Parts, as envoys to be used inside a trace
@@ -102,26 +108,26 @@ class Core:
 
     @property
     def blocks(self) -> Any:
-        """The blocks of the image tower. Raises `LayoutError` for a model without."""
+        """The blocks of the image tower. Raises `LayoutError` for a model that has none."""
         if self.structure.blocks is None:
             raise LayoutError(f"{self.name!r} has no image tower made of blocks, so it has no site vision")
         return resolve(self.nnsight, self.structure.blocks)
 
     @property
     def readout(self) -> Readout:
-        """What makes logits of a state, with the model's own norm and head."""
+        """The function from a state to logits, with the model's own norm and head."""
         return Readout(self.norm, self.head, self.structure.vocab_size, self.trait("readout"))
 
     # Inputs of a trace
 
     @property
     def trace_options(self) -> dict[str, Any]:
-        """What every trace of this model is called with beside its inputs."""
+        """The options of every trace of this model."""
         return {"remote": self.remote} if self.remote else {}
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The arguments of the forward pass; of what is inside, where a wrapper (PEFT's) hands everything on."""
+        """The arguments of the forward pass; of the model inside where a wrapper (PEFT's) passes everything on."""
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return inspect.signature(type(inner).forward).parameters
 
@@ -138,8 +144,8 @@ class Core:
         """Raise `InputTypeError` for anything but a batch, `InputError` for a batch that was made for another model."""
         if not isinstance(batch, Batch):
             raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
-        made, own = batch._maker, self.maker
-        if made is not None and (made.image_token_id, made.vocab_size) != (own.image_token_id, own.vocab_size):
+        other, own = batch._maker, self.maker
+        if other is not None and (other.image_token_id, other.vocab_size) != (own.image_token_id, own.vocab_size):
             raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")
 
     def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -154,7 +160,7 @@ class Core:
     # Layers and traits
 
     def layer_indices(self, layers: int | str | Iterable[int]) -> list[int]:
-        """Whatever is taken as `layers=` anywhere in this package, as a list of ints from 0.
+        """The argument `layers=` of any function of this package, as a list of ints from 0.
 
         Raises `InputError` for a layer the model does not have.
         """
@@ -179,7 +185,7 @@ class Core:
         return [number % depth for number in numbers]
 
     def trait(self, name: str) -> Any:
-        """A trait of the structure that only a run can tell, measured now if it was not yet.
+        """A trait of the structure that only a run can tell, measured now if it is not known yet.
 
         Raises `LayoutError` where it cannot be measured, with the reason.
         """

@@ -1,17 +1,16 @@
-"""Gradients: how a measure of the logits moves with the states, at many sites of one run at once.
+"""Gradients: how a measure of the logits changes with the states, at many sites of one run at once.
 
-Beside a run's states, their gradients: one forward pass and one backward pass give both for every site that is asked for.
-A zero is added to the value of each site, and the gradient is taken with respect to these zeros alone. So no weight gets
-a gradient, a model that changes a state in place later does not change what was asked, and nothing is recorded of what
-is computed before the first of the sites, the image tower among it.
+One forward pass and one backward pass give the states and their gradients at every site. A zero is added to the value of
+each site, and the gradient is taken with respect to these zeros alone. So no weight gets a gradient, a model that changes a
+state in place later does no harm, and nothing is recorded of what is computed before the first of the sites, such as the
+image tower.
 
-States and gradients do not leave the trace: a `Slope` says what is made of both there, and only that is given back.
+States and gradients do not leave the trace: a `GradientRead` says what is computed from both there, and only that is returned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -19,81 +18,77 @@ import torch
 from torch import Tensor
 
 from interp.models.batches.encodings import explained
-from interp.models.running.trace import Edit, as_needed, follow, let_go, logits_wanted, schedule, take_each
+from interp.models.running.steps import Edit, Read, follow, schedule
+from interp.models.running.trace import inputs_for_logits, logits_at, memory_freed, weights_available
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
     from interp.models.running.core import Core
 
 
-@dataclass(frozen=True)
-class Slope:
+class GradientRead(Read):
     """Take `function(value, gradient, *arguments)` of `site` of `layer` out of the run under `key`: the site's value after
     every edit there, and the gradient of the measure with respect to it, of the same shape."""
 
-    key: Any
-    site: str
-    layer: int
-    function: Callable[..., Tensor]
-    arguments: tuple[Any, ...] = ()
-
 
 def run_gradients(
-    core: Core, batch: Batch, measure: Callable[[Tensor], Tensor], slopes: Sequence[Slope], edits: Sequence[Edit] = ()
+    core: Core,
+    batch: Batch,
+    measure: Callable[[Tensor], Tensor],
+    reads: Sequence[GradientRead],
+    edits: Sequence[Edit] = (),
 ) -> dict[Any, Tensor] | None:
-    """One forward and one backward pass: each slope under its key, and under ``"measured"`` the measure, `[batch]`.
+    """One forward and one backward pass: each read under its key, and under ``"measure"`` the measure, `[batch]`.
 
     `measure` maps logits at the last real tokens `[batch, vocab]` to one number a row, each of its own row's logits alone:
-    the gradients are those of the sum over rows. It is called inside the trace. None where it does not depend on the
-    logits in a way that has a gradient (an argmax).
+    the gradients are those of the sum over rows. It is called inside the trace. The result is None where it does not depend
+    on the logits in a way that has a gradient (an argmax).
 
     The weights, the mode of the model and torch's own gradient mode are as before, and nothing of the graph is kept.
     """
-    held: dict[int, Any] = {}
-    zeros = [Edit(slope.site, slope.layer, with_zero, (held, number)) for number, slope in enumerate(slopes)]
-    wanted = [(slope.key, slope.function, slope.arguments) for slope in slopes]
+    pairs: dict[int, Any] = {}
+    zeros = [Edit(read.site, read.layer, with_zero, (pairs, number)) for number, read in enumerate(reads)]
     steps = schedule(core, len(batch), [*edits, *zeros], ())
-    inputs, at_end = logits_wanted(core, batch, "last", touched=True)
-    rows, columns = batch.positions["last"].nonzero(as_tuple=True)
+    inputs, selection = inputs_for_logits(core, batch, "last", inspected=True)
     model = core.nnsight
     with (
-        as_needed(core, edits, slopes),
-        let_go(),
+        weights_available(core, edits, reads),
+        memory_freed(),
         explained(),
         torch.no_grad(),  # whose end also undoes what `with_zero` switches on
         model.trace(**inputs, **core.trace_options),
     ):
         saved = nnsight.save({})
         follow(steps, {})
-        logits = model.output.logits
-        measured = measure(logits[:, -1] if at_end else take_each(logits, rows, columns, None))
-        saved["measured"] = measured.detach()
-        go_back(measured, held, wanted, saved)
+        value = measure(logits_at(model.output.logits, selection))
+        saved["measure"] = value.detach()
+        go_back(value, pairs, reads, saved)
     return dict(saved) if len(saved) > 1 else None
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
-def with_zero(value, held, number):
-    """A value with a zero added to it, by which its gradient is asked for; gradients are recorded from the first one on.
+def with_zero(value, pairs, number):
+    """A value with a zero added to it, by which its gradient is taken; gradients are recorded from the first one on.
 
     They are switched on here and not around the trace, which is sent without what stands around it, and in which the
-    tower and the layers below need none.
+    tower and the layers below need none. The value and the zero are put into `pairs` under a number.
     """
     torch.set_grad_enabled(True)
     zero = torch.zeros_like(value, requires_grad=True)
-    held[number] = value.detach(), zero
+    pairs[number] = value.detach(), zero
     return value + zero
 
 
-def go_back(measured, held, wanted, saved):
-    """What is wanted of the held values and of the gradients of the measure with respect to them."""
-    values, zeros = zip(*[held[number] for number in range(len(wanted))], strict=True)
-    if not measured.requires_grad:
+def go_back(measure, pairs, reads, saved):
+    """Save each read, of its value in `pairs` and of the gradient of the measure with respect to it."""
+    values, zeros = zip(*[pairs[number] for number in range(len(reads))], strict=True)
+    if not measure.requires_grad:
         return
-    gradients = torch.autograd.grad(measured.sum(), zeros, allow_unused=True)
+    gradients = torch.autograd.grad(measure.sum(), zeros, allow_unused=True)
     torch.set_grad_enabled(False)
-    for (key, function, arguments), value, gradient in zip(wanted, values, gradients, strict=True):
+    for read, value, gradient in zip(reads, values, gradients, strict=True):
         # A site that the logits do not depend on (keys that a later layer brings itself) has no gradient.
-        saved[key] = function(value, torch.zeros_like(value) if gradient is None else gradient, *arguments)
+        gradient = torch.zeros_like(value) if gradient is None else gradient
+        saved[read.key] = read.function(value, gradient, *read.arguments)

@@ -1,130 +1,99 @@
-"""Calling a layer again: for other states, from a position on, with keys and values that were kept.
+"""Replay: call a layer again for other states, from a position on, with stored keys and values.
 
-Everything here is plain torch and runs inside a trace, where the layers of a model may be called out of turn. What the
-model called a layer with is used again, cut to the positions wanted and spread over as many versions of the run as there
-are; in the place of the cache comes one that hands out what was kept.
+Everything here is plain torch and runs inside a trace, where the layers of a model may be called again after they ran. The
+arguments of the model's own call are used again, cut to the positions from `start` on and expanded to as many versions of
+the run as there are. A `Cache` that returns the stored keys and values takes the place of the model's own:
+
+    call_layer(run, 5, states, start, keys)     what leaves layer 5 for these states at the positions from start on
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from interp.models.running.places import first, put, take
-from interp.models.running.tower_places import argument
+from interp.models.running.slots import Argument, first, first_argument
 
 
 @dataclass(frozen=True)
-class About:
-    """What must be known of a layer to call it: the names of its arguments, of its cache and of its mask among them (None
-    where it takes none), and whether it is causal without a mask."""
+class Signature:
+    """The arguments of a layer that have its cache and its mask, None where it takes none, and whether it is causal
+    without a mask."""
 
-    names: tuple[str, ...]
-    cache: str | None
-    mask: str | None
+    cache: Argument | None
+    mask: Argument | None
     causal: bool = False
 
 
-class Enough(Exception):
-    """A layer has made its keys and values, and no more of it is wanted."""
+class KeysMade(Exception):
+    """A layer has made its keys and values, and the rest of it is not needed."""
 
 
-class Keys:
-    """In the place of a cache: keeps the keys and values that each layer makes, `[row, head, position, d_head]`."""
+class Cache:
+    """Stands for a layer's cache, and has in `keys` the keys and values that each layer made, `[row, head, position, d_head]`.
 
-    def __init__(self):
-        self.of = {}
-
-    def update(self, keys, values, layer, *rest, **options):
-        self.of[layer] = keys, values
-        return keys, values
-
-    def get_seq_length(self, *rest):
-        return 0
-
-
-class Past:
-    """In the place of a cache: kept keys and values of the positions before `start`, put before those made anew.
-
-    With `enough`, the layer is left as soon as it has made its own; `of` then has them all.
+    With `stored` ones, those of the positions before `start` are put before the new ones. With `leave`, the layer is left as
+    soon as it has made its own.
     """
 
-    def __init__(self, kept, start, enough=False):
-        self.kept, self.start, self.enough, self.of = kept, start, enough, {}
+    def __init__(self, stored=None, start=0, leave=False):
+        self.stored, self.start, self.leave, self.keys = stored, start, leave, {}
 
     def update(self, keys, values, layer, *rest, **options):
-        both = [put_before(old, new, self.start) for old, new in zip(self.kept[layer], (keys, values), strict=True)]
-        self.of[layer] = both
-        if self.enough:
-            raise Enough
-        return both
+        if self.stored is not None:
+            old_keys, old_values = self.stored[layer]
+            keys, values = put_before(old_keys, keys, self.start), put_before(old_values, values, self.start)
+        self.keys[layer] = keys, values
+        if self.leave:
+            raise KeysMade
+        return keys, values
 
     def get_seq_length(self, *rest):
         return self.start
 
 
 class Run:
-    """The untouched run: the layers, what is known of them, and what was seen and kept of it.
+    """The untouched run: its layers, their signatures and places, and the values that were taken from it.
 
-    `seen` has, by layer, what it was called with ("call"), and what entered and what left it ("enters", "leaves"); `keys` is
-    what went into the cache, None where layers are called without one, at all positions.
+    `values` has, by layer, what it was called with ("call"), and what entered and what left it ("enters", "leaves"); `keys`
+    are the keys and values at all positions, None where layers are called without a cache.
     """
 
-    def __init__(self, layers: dict[int, Any], about: dict[int, About], places: dict[int, Any], seen: Any, keys: Any):
-        self.layers, self.about, self.places, self.seen, self.keys = layers, about, places, seen, keys
+    def __init__(self, layers: dict[int, Any], signatures: dict[int, Signature], places: Any, values: Any, keys: Any):
+        self.layers, self.signatures, self.places, self.values, self.keys = layers, signatures, places, values, keys
         self.last = max(layers)
-        self.length = seen["leaves", self.last].shape[1]
+        self.length = values["leaves", self.last].shape[1]
         self.added = {layer: self.added_before(layer) for layer in layers if layer - 1 in layers}
 
     def added_before(self, layer):
         """What the model adds to the states on their way into a layer, None where that is nothing."""
-        more = self.seen["enters", layer] - self.seen["leaves", layer - 1].to(self.seen["enters", layer].device)
-        return more if more.any() else None
-
-
-class Held:
-    """What a module is given or gives, as `take` and `put` want it."""
-
-    def __init__(self, inputs=None, output=None):
-        self.inputs, self.output = inputs, output
-        if inputs is not None:
-            self.input = self.given = inputs[0][0] if inputs[0] else next(iter(inputs[1].values()))
-
-    def inputs_now(self):
-        args, kwargs = self.inputs
-        return (args, kwargs) if self.input is self.given else with_states(args, kwargs, self.input)
+        states = self.values["enters", layer]
+        added = states - self.values["leaves", layer - 1].to(states.device)
+        return added if added.any() else None
 
 
 # Arguments ---------------------------------------------------------------------------------------------------------------
 
 
 def with_states(args, kwargs, states):
-    """A call's arguments with other states in the place of the first."""
+    """The arguments of a call with other states in the place of the first."""
     if args:
         return (states, *args[1:]), kwargs
     return args, {**kwargs, next(iter(kwargs)): states}
 
 
-def with_argument(args, kwargs, about, name, value):
-    """A call's arguments with another value of this name, which may be given by its place."""
-    place = about.names.index(name)
-    if name not in kwargs and place < len(args):
-        return (*args[:place], value, *args[place + 1 :]), kwargs
-    return args, {**kwargs, name: value}
-
-
-def with_cache(call, keys, about):
-    """A layer's call with another cache."""
-    args, kwargs = call
-    return with_argument(args, kwargs, about, about.cache, keys)
+def with_cache(call, cache, argument):
+    """The arguments of a layer's call with another cache."""
+    return argument.put(*call, cache)
 
 
 def from_position(value, start, length, versions):
-    """What an argument says of the positions from `start` on, for so many versions of a single row.
+    """An argument cut to the positions from `start` on, and expanded from a single row to so many versions.
 
-    A tensor's leftmost axis of `length` is taken to be the sequence, an axis of one row before it is spread.
+    A tensor's leftmost axis of `length` is taken to be the sequence, an axis of one row before it is expanded.
     """
     if isinstance(value, torch.Tensor):
         axis = next((axis for axis, size in enumerate(value.shape) if size == length), None)
@@ -138,8 +107,8 @@ def from_position(value, start, length, versions):
 
 
 def put_before(old, new, start):
-    """Kept keys or values of the positions before `start`, and behind them those made anew; those of a picture, which
-    layers with cross-attention make of all of it, as they are."""
+    """Stored keys or values of the positions before `start`, and after them the new ones. Keys of a picture, which layers
+    with cross-attention make of all of it, are returned as they are."""
     if old.shape[2] != start + new.shape[2]:
         return new
     return torch.cat([old[:, :, :start].to(new.device).expand(len(new), -1, -1, -1), new], dim=2)
@@ -148,59 +117,59 @@ def put_before(old, new, start):
 # Calls -------------------------------------------------------------------------------------------------------------------
 
 
-def call_layer(run, layer, hidden, start, kept):
+def call_layer(run, layer, hidden, start, stored):
     """What leaves a layer when `hidden` `[version, position, width]` enters it at the positions from `start` on."""
-    past = None if run.keys is None else Past(kept, start)
-    args, kwargs = arguments(run, layer, hidden, start, past)
+    cache = None if run.keys is None else Cache(stored, start)
+    args, kwargs = arguments(run, layer, hidden, start, cache)
     return first(run.layers[layer](*args, **kwargs))
 
 
-def arguments(run, layer, hidden, start, past):
-    """What a layer is called with for these states, with this in the place of its cache."""
-    about, queries = run.about[layer], run.length - start
-    args, kwargs = from_position(run.seen["call", layer], start, run.length, len(hidden))
-    if about.cache is not None:
-        args, kwargs = with_argument(args, kwargs, about, about.cache, past)
-    told = argument(args, kwargs, about.mask, about.names.index(about.mask)) if about.mask else None
-    if about.causal and about.mask and told is None and queries > 1:
+def arguments(run, layer, hidden, start, cache):
+    """What a layer is called with for these states and this cache."""
+    signature, queries = run.signatures[layer], run.length - start
+    args, kwargs = from_position(run.values["call", layer], start, run.length, len(hidden))
+    if signature.cache is not None:
+        args, kwargs = signature.cache.put(args, kwargs, cache)
+    if signature.causal and queries > 1 and signature.mask is not None and signature.mask.of(args, kwargs) is None:
         # Without a mask, attention with fewer queries than keys would begin to count at the first key.
-        seen = torch.ones(queries, run.length, dtype=torch.bool, device=hidden.device).tril(start)
-        args, kwargs = with_argument(args, kwargs, about, about.mask, seen[None, None])
+        mask = torch.ones(queries, run.length, dtype=torch.bool, device=hidden.device).tril(start)
+        args, kwargs = signature.mask.put(args, kwargs, mask[None, None])
     return with_states(args, kwargs, hidden)
 
 
 def call_for_last(run, layer, hidden, start):
     """What leaves a layer at the last position: of the others only keys and values are made."""
-    past = Past(run.keys, start, enough=True)
-    args, kwargs = arguments(run, layer, hidden, start, past)
+    cache = Cache(run.keys, start, leave=True)
+    args, kwargs = arguments(run, layer, hidden, start, cache)
     try:
         run.layers[layer](*args, **kwargs)
-    except Enough:
-        return call_layer(run, layer, hidden[:, -1:], run.length - 1, past.of)
+    except KeysMade:
+        return call_layer(run, layer, hidden[:, -1:], run.length - 1, cache.keys)
 
 
 def call_changed(run, layer, hidden, start, change):
     """What leaves a layer when ``change(value)`` takes the place of the value at the site inside of it."""
-    envoy, side, detail = run.places[layer]
-    detail = (*detail[:-1], None if detail[-1] is None else len(hidden))
-    kept = {"resid_pre": hidden, "past": 0}
+    envoy, slot = run.places[layer]
+    slot = slot.for_rows(len(hidden))
+    context = {"resid_pre": hidden, "past": 0}
 
-    def seen_through(held):
-        whole, value = take(held, side, detail, kept)
-        put(held, side, detail, kept, whole, value, change(value))
-        return held
+    def changed(**content):
+        module = SimpleNamespace(**content)
+        whole, value = slot.take(module, context)
+        slot.put(module, context, whole, value, change(value))
+        return getattr(module, slot.side)
 
     def before(module, args, kwargs):
-        return seen_through(Held(inputs=(args, kwargs))).inputs_now()
+        return with_states(args, kwargs, changed(input=first_argument(args, kwargs)))
 
-    def behind(module, args, output):
-        return seen_through(Held(output=output)).output
+    def after(module, args, output):
+        return changed(output=output)
 
     module = envoy._module
-    at_input = side == "input" or (side == "heads" and detail[0] == "input")
-    hook = (
-        module.register_forward_pre_hook(before, with_kwargs=True) if at_input else module.register_forward_hook(behind)
-    )
+    if slot.side == "input":
+        hook = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        hook = module.register_forward_hook(after)
     try:
         return call_layer(run, layer, hidden, start, run.keys)
     finally:

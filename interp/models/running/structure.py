@@ -1,13 +1,13 @@
 """What is known of a model: where its parts are, how large it is, and how its layers behave.
 
-A `Structure` is what `interp.models.layout.discovery` finds, what a user may say instead, field by field, and what
-`interp.models.layout.checks` proves by effect and completes with the traits that only a run can tell.
+`interp.models.layout.discovery` finds a `Structure`, and a user may give any of its fields instead, which `checked_structure`
+checks. `interp.models.layout.checks` proves it by effect and adds the traits that only a run can tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -15,16 +15,7 @@ from torch import nn
 from interp.errors import InputError, shown
 from interp.models.running.readout import LogitScaling
 
-# The fields of `Structure` by what they hold, and those that may be None.
-_PATHS = ("layers", "norm", "head", "embed", "vision", "blocks", "projector")
-_NUMBERS = ("image_token_id", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_vision", "vocab_size")
-_EACH_LAYER = ("heads", "attn", "mlp", "attention")
-_HEADED = ("q", "k", "v", "z", "pattern")
-_MEASURED = (
-    *("readout", "attn_out", "mlp_out", "mid", *_HEADED, "weighed"),
-    *("trims", "continuous", "bidirectional_images", "vision_weighed"),
-)
-_MAY_BE_NONE = ("vision", "blocks", "projector", "image_token_id", "d_vision")
+# The kinds of attention that a layer may have.
 _ATTENTION = ("softmax", "sliding", "chunked", "linear", "convolution", "none")
 
 
@@ -32,7 +23,7 @@ _ATTENTION = ("softmax", "sliding", "chunked", "linear", "convolution", "none")
 class Added:
     """What a layer adds to the stream: the output of its part `module` (dotted path in the layer) times `scale`.
 
-    `flat` is True where the part gives the positions of all rows one after the other, as many mixtures of experts do.
+    `flat` is True where the part returns the positions of all rows one after the other, as many mixtures of experts do.
     """
 
     module: str
@@ -42,13 +33,13 @@ class Added:
 
 @dataclass(frozen=True)
 class Heads:
-    """Where a layer keeps one vector a head: in what its part `module` (dotted path in the layer) is given or gives.
+    """Where a layer keeps one vector a head: in the "input" or the "output" (`side`) of its part `module` (dotted path in the
+    layer).
 
-    `side` is "input" or "output". The last axis of what stands there is cut into `groups` equal parts, of each of which
-    the features from `offset` on, `width` of them, belong to the site; put side by side they are its heads, `d_head`
-    features each. So one form says where the queries are in a projection of their own (one group), in one of q, k and v
-    behind each other (one group, three offsets), and in one where each head has its q, k and v (a group a head).
-    `turn` counts the parts of the layer's attention in the order in which they run.
+    The last axis of that tensor is cut into `groups` equal parts. In each part `width` features from `offset` on belong to
+    the site; side by side they are its heads, `d_head` features each. This covers queries in a projection of their own (one
+    group), in a projection of q, k and v one after the other (one group, three offsets), and in one where each head has its
+    q, k and v (one group a head). `turn` counts the parts of the layer's attention in the order in which they run.
     """
 
     module: str
@@ -61,29 +52,29 @@ class Heads:
 
     @property
     def number(self) -> int:
-        """How many heads there are."""
+        """The number of heads."""
         return self.groups * self.width // self.d_head
 
 
 @dataclass(frozen=True)
-class Weighing:
-    """How a block of the image tower weighs: its z is the mean of its v with the weights of its pattern, and no more.
+class TowerWeights:
+    """Where the attention weights of a block of the image tower are. The block's z is the mean of its v with these weights.
 
-    `module` is its attention (dotted path in the block), `v` and `z` say where it keeps its values and what its heads give.
-    `sees` says who sees whom: what the "mask" allows that the attention takes (everyone without one), tokens between the
-    same two bounds of the "chunks" that it takes, or "all". `given` says which of the things that it gives are the weights.
-    Where it gives none they are the softmax of its `q` and `k`, after a rotation by the angles that it takes where
-    `rotated`.
+    `module` is the attention (dotted path in the block); `v` and `z` say where it keeps its values and the outputs of its
+    heads. `visibility` says who may see whom: "mask" (what the mask argument allows, everyone without one), "chunks"
+    (tokens between the same two bounds of the chunk argument) or "all". `weights_at` is the index of the weights among the
+    outputs of the attention. Where it is None the weights are the softmax of `q` and `k`, which are first rotated by the
+    angles that the attention takes if `rotary`.
     """
 
     module: str
-    sees: str
+    visibility: str
     v: Heads
     z: Heads
-    given: int | None = None
+    weights_at: int | None = None
     q: Heads | None = None
     k: Heads | None = None
-    rotated: bool = False
+    rotary: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,22 +82,25 @@ class Structure:
     """Where the parts of a model are (dotted paths from its root), how large it is, and how its layers behave.
 
     `layers` is the decoder's list of layers, `norm` the final norm, `head` the unembedding, `embed` the token embedding;
-    `vision` is the image tower, `blocks` its list of layers and `projector` what takes its states to the stream, None
-    where there is no such module. `n_heads` is the largest number of query heads, `heads` says how many each layer has.
-    Within each layer, `attn` and `mlp` are its mixer of positions and its MLP (None where a layer has none), and
-    `attention` says how its positions see each other: "softmax", "sliding", "chunked" (softmax within windows or
-    chunks), "linear", "convolution" or "none".
+    `vision` is the image tower, `blocks` its list of layers and `projector` the module that maps its states to the stream,
+    None where the model has no such module. `n_heads` is the largest number of query heads, and `heads` has the number of
+    each layer. Within each layer, `attn` and `mlp` are its mixer of positions and its MLP (None where a layer has none).
+    `attention` is how its positions see each other: "softmax", "sliding", "chunked" (softmax within windows or chunks),
+    "linear", "convolution" or "none".
 
-    The traits at the end are measured by `interp.models.layout.checks`, None until then. `readout` takes ``head(norm(state))`` to
-    logits. `attn_out` and `mlp_out` say for each layer what it adds to the stream, None where that could not be proved;
-    `mid` for each whether the state between the two exists. `q`, `k`, `v` and `z` say where each layer keeps its queries,
-    keys, values and what its heads give, `pattern` which of the things that its attention gives are the weights; None
-    for a layer where that could not be proved. `weighed` says for each whether its z is the mean of its v with the weights
-    of its pattern, and no more. These six are measured when one is first used. `trims` is True where
-    layers leave positions out of which no logits are asked for. `continuous` is False where something is added to the
-    stream between layers (DeepStack); `bidirectional_images` is True where an image token sees image tokens behind it.
-    `vision_weighed` says for each block of the tower how it weighs, or in a few words why that could not be proved; it is
-    measured when the tower's weights are first edited.
+    The traits at the end are measured by `interp.models.layout.checks` and None until then:
+
+    - `readout` maps ``head(norm(state))`` to logits.
+    - `attn_out` and `mlp_out` are what each layer adds to the stream, None where that could not be proved; `mid` says
+      whether the state between the two exists.
+    - `q`, `k`, `v` and `z` are where each layer keeps its queries, keys, values and the outputs of its heads, and `pattern`
+      is the index of the weights among the outputs of its attention; None where that could not be proved. `weighed` says
+      whether z is the mean of v with the weights of the pattern, and nothing else. These six are measured at their first use.
+    - `trims` is True where layers leave out positions for which no logits are asked.
+    - `continuous` is False where something is added to the stream between layers (DeepStack).
+    - `bidirectional_images` is True where an image token sees image tokens after it.
+    - `vision_weighed` has for each block of the tower where its attention weights are, or the reason why that could not be
+      proved. It is measured when the tower's weights are first edited.
     """
 
     layers: str
@@ -140,7 +134,7 @@ class Structure:
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None
-    vision_weighed: tuple[Weighing | str, ...] | None = None
+    vision_weighed: tuple[TowerWeights | str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -151,64 +145,66 @@ class Structure:
 def resolve(root: Any, path: str) -> Any:
     """The part at a dotted path: of a module, or of the nnsight envoy around it."""
     for name in path.split("."):
-        # A part that bears a name which every envoy serves itself, as "output", stands beside it.
+        # nnsight renames a part whose name every envoy has itself, such as "output".
         beside = f"E_{name}"
         root = root[int(name)] if name.isdigit() else getattr(root, beside if hasattr(root, beside) else name)
     return root
 
 
-# What is given -----------------------------------------------------------------------------------------------------------
+# Fields from a user ------------------------------------------------------------------------------------------------------
 
 
-def check_given(model: Any, given: Any) -> dict[str, Any]:
-    """The given fields, each of the kind that it must be."""
-    names = [field.name for field in fields(Structure)]
-    if isinstance(given, Structure):
-        given = {name: getattr(given, name) for name in names if name not in _MEASURED}
-    if not isinstance(given, Mapping | None):
-        raise InputError(f"structure={shown(given)}: expected its fields by name, as in {{'norm': 'model.norm'}}")
-    given = dict(given or {})
+def checked_structure(model: Any, structure: Any) -> dict[str, Any]:
+    """The fields that a user gives by name or in a whole `Structure`, without its measured traits.
+
+    Raises `InputError` for a field that does not exist, that is measured, or that has a value of another type than the model
+    allows: a path that leads to no module, a number that is not an int, a list that is not one entry a layer.
+    """
+    known = {field.name: field for field in fields(Structure)}
+    if isinstance(structure, Structure):
+        structure = {name: getattr(structure, name) for name, field in known.items() if field.default is MISSING}
+    if not isinstance(structure, Mapping | None):
+        raise InputError(f"structure={shown(structure)}: expected its fields by name, as in {{'norm': 'model.norm'}}")
+    values = dict(structure or {})
     paths = {path for path, _ in model.named_modules() if path}
-    for name, value in given.items():
-        if name not in names:
-            raise InputError(f"structure has no {name!r}: give any of {', '.join(names)}")
-        if name in _MEASURED:
-            raise InputError(f"structure {name}={shown(value)}: this is measured on the model, leave it out")
-        if value is None and name in _MAY_BE_NONE:
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"structure has no {name!r}: give any of {', '.join(known)}")
+        label, kind, least = f"structure {name}={shown(value)}", str(known[name].type), int(name != "image_token_id")
+        if known[name].default is None:
+            raise InputError(f"{label}: this is measured on the model, leave it out")
+        if value is None and kind.endswith("| None"):
             continue
-        if name in _PATHS and not (isinstance(value, str) and value in paths):
-            raise InputError(
-                f"structure {name}={shown(value)} is no module of {type(model).__name__}: give a dotted path"
-            )
-        least = 0 if name == "image_token_id" else 1
-        if name in _NUMBERS and not _is_int(value, least):
-            raise InputError(f"structure {name}={shown(value)}: expected an int from {least} on")
-        if name in _EACH_LAYER:
+        if kind.startswith("str") and not (isinstance(value, str) and value in paths):
+            raise InputError(f"{label} is no module of {type(model).__name__}: give a dotted path")
+        if kind.startswith("int") and not _is_int(value, least):
+            raise InputError(f"{label}: expected an int from {least} on")
+        if kind.startswith("tuple"):
             if not isinstance(value, list | tuple):
-                raise InputError(f"structure {name}={shown(value)}: expected a tuple with one entry a layer")
-            given[name] = tuple(value)
-    return given
+                raise InputError(f"{label}: expected a tuple with one entry a layer")
+            values[name] = tuple(value)
+    return values
 
 
-def check_layers(layers: Any, depth: int, given: Mapping[str, Any]) -> None:
-    """Refuse given layers that are no list of as many, and what is given for each layer and does not fit them."""
+def check_layers(layers: Any, depth: int, values: Mapping[str, Any]) -> None:
+    """Check a user's layers, and the `values` that have one entry a layer. Raises `InputError` where there are not `depth` of
+    them, or where an entry does not fit its layer."""
     if not isinstance(layers, nn.ModuleList | nn.Sequential) or len(layers) != depth:
         raise InputError(
-            f"structure layers={given['layers']!r} is no list of {depth} layers: expected one, or n_layers too"
+            f"structure layers={values['layers']!r} is no list of {depth} layers: expected one, or n_layers too"
         )
-    for name in (name for name in _EACH_LAYER if name in given):
-        if len(given[name]) != depth:
+    for name in (name for name in ("heads", "attn", "mlp", "attention") if name in values):
+        if len(values[name]) != depth:
             raise InputError(
-                f"structure {name} has {len(given[name])} entries: expected one for each of {depth} layers"
+                f"structure {name} has {len(values[name])} entries: expected one for each of {depth} layers"
             )
-        for index, (layer, entry) in enumerate(zip(layers, given[name], strict=True)):
+        for index, (layer, entry) in enumerate(zip(layers, values[name], strict=True)):
+            choices = _ATTENTION if name == "attention" else [child for child, _ in layer.named_children()]
+            fits, expected = entry in choices, f"one of {', '.join(choices)}"
             if name == "heads":
                 fits, expected = _is_int(entry, 0), "an int"
-            elif name == "attention":
-                fits, expected = entry in _ATTENTION, f"one of {', '.join(_ATTENTION)}"
-            else:
-                children = [child for child, _ in layer.named_children()]
-                fits, expected = entry is None or entry in children, f"None or one of {', '.join(children)}"
+            elif name != "attention":
+                fits, expected = entry is None or fits, f"None or {expected}"
             if not fits:
                 raise InputError(f"structure {name} has {entry!r} for layer {index}: expected {expected}")
 

@@ -17,8 +17,9 @@ from interp.models.layout.heads import prove_heads
 from interp.models.running.attention import eager, implementation
 from interp.models.running.masks import PATTERNED
 from interp.models.running.places import BEFORE_LAYERS, HEADED, SITES
+from interp.models.running.steps import Edit, Read, whole
 from interp.models.running.structure import resolve
-from interp.models.running.trace import Edit, Read, run_forward, whole
+from interp.models.running.trace import run_forward
 
 TABLE = {row.name: row for row in architectures()}
 SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]

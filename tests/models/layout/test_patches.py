@@ -9,7 +9,8 @@ import zoo
 from feeding import feeding, watched
 from interp.models.architectures import architectures
 from interp.models.layout.patches import RowsNotApart, _become, _by_tokens, patches_of, take_patches
-from interp.models.running.trace import Edit, Read, reads_of_vision, run_forward, take_each, whole
+from interp.models.running.steps import Edit, Read, reads_of_vision, take_each, whole
+from interp.models.running.trace import run_forward
 from zoo.table import batch, load
 
 SUPPORTED = [row.name for row in architectures() if row.verdict == "supported"]

@@ -12,8 +12,9 @@ import zoo
 from interp.interventions import Reweight
 from interp.models.layout.tower_weights import prove_weighings
 from interp.models.running.attention import tower_attention
-from interp.models.running.structure import Weighing
-from interp.models.running.trace import Read, run_forward, whole
+from interp.models.running.steps import Read, whole
+from interp.models.running.structure import TowerWeights
+from interp.models.running.trace import run_forward
 from towers import (
     CHOSEN_WHEN_LOADED,
     IN_SOME,
@@ -79,7 +80,7 @@ def replaced(attention, change):
 def test_weights_that_did_not_make_what_the_heads_give(changed):
     vlm, rows = fresh("llava", lambda blocks: replaced(blocks[1].self_attn, lambda _, out: (out[0], changed(out[1]))))
     first, second = prove_weighings(vlm, rows)
-    assert isinstance(first, Weighing)
+    assert isinstance(first, TowerWeights)
     assert second.startswith("the weights ")
 
 
@@ -110,7 +111,7 @@ def test_what_stands_between_values_and_heads_is_seen(name):
 
     vlm, rows = fresh(name, double)
     first, second = prove_weighings(vlm, rows)
-    assert isinstance(first, Weighing)
+    assert isinstance(first, TowerWeights)
     assert "do not make what its heads give" in second
 
 
@@ -121,21 +122,21 @@ def test_values_that_are_alike_prove_nothing():
     vlm, rows = fresh("llava", alike)
     first, second = prove_weighings(vlm, rows)
     assert first == "the weights that it gives do not make what its heads give"
-    assert isinstance(second, Weighing)
+    assert isinstance(second, TowerWeights)
 
 
 def test_bounds_that_are_not_those_that_ran(monkeypatch):
     """Chunks that are cut elsewhere than the attention is told."""
     vlm, rows = fresh("qwen2_vl")
-    monkeypatch.setattr("interp.models.running.tower_places.BOUNDS", "max_seqlen")
-    assert not any(isinstance(each, Weighing) for each in prove_weighings(vlm, rows))
+    monkeypatch.setattr("interp.models.running.places.BOUNDS", "max_seqlen")
+    assert not any(isinstance(each, TowerWeights) for each in prove_weighings(vlm, rows))
 
 
 def test_angles_that_are_none(monkeypatch):
     vlm, rows = fresh("qwen2_vl")
-    monkeypatch.setattr("interp.models.running.tower_places.ANGLES", "cu_seqlens")
+    monkeypatch.setattr("interp.models.running.places.ANGLES", "cu_seqlens")
     for each in prove_weighings(vlm, rows):
-        assert not isinstance(each, Weighing)
+        assert not isinstance(each, TowerWeights)
         assert "\n" not in each
 
 
@@ -143,7 +144,7 @@ def test_angles_that_are_none(monkeypatch):
 def test_in_low_precision(name):
     vlm, rows = fresh(name)
     vlm.model.to(torch.bfloat16)
-    assert all(isinstance(each, Weighing) for each in prove_weighings(vlm, rows))
+    assert all(isinstance(each, TowerWeights) for each in prove_weighings(vlm, rows))
 
 
 def test_one_picture_is_tried_twice(monkeypatch):
@@ -151,15 +152,15 @@ def test_one_picture_is_tried_twice(monkeypatch):
     vlm, _ = fresh("qwen2_vl")
     alone = vlm.prepare(encoding=zoo.encode("qwen2_vl", rows=((3, 6),)))
     monkeypatch.setattr(
-        "interp.models.running.places.who_sees", lambda hidden, *_: torch.ones(1, 1, len(hidden), len(hidden)) > 0
+        "interp.models.running.slots.tower_mask", lambda hidden, *_: torch.ones(1, 1, len(hidden), len(hidden)) > 0
     )
-    assert not any(isinstance(each, Weighing) for each in prove_weighings(vlm, alone))
+    assert not any(isinstance(each, TowerWeights) for each in prove_weighings(vlm, alone))
 
 
 def test_loading_measures_none(toy):
     vlm = interp.load("toy", device="cpu")
     assert vlm.structure.vision_weighed is None
-    assert all(isinstance(each, Weighing) for each in vlm.trait("vision_weighed"))
+    assert all(isinstance(each, TowerWeights) for each in vlm.trait("vision_weighed"))
     with pytest.raises(interp.InputError, match="structure vision_weighed="):
         interp.load("toy", structure={"vision_weighed": vlm.structure.vision_weighed})
 

@@ -10,7 +10,7 @@ import torch
 import interp
 import zoo
 from interp.interventions import Reweight
-from interp.models.running.gradients import Slope, run_gradients
+from interp.models.running.gradients import GradientRead, run_gradients
 from zoo.table import batch as rows_of
 
 
@@ -27,7 +27,7 @@ def no_measure(logits):
 
 
 def taken(vlm, batch, sites, layers, edits=()):
-    slopes = [Slope((site, layer), site, layer, gradient_itself) for site in sites for layer in layers]
+    slopes = [GradientRead((site, layer), site, layer, gradient_itself) for site in sites for layer in layers]
     return run_gradients(vlm, batch, first_logit, slopes, edits)
 
 
@@ -57,7 +57,7 @@ def test_they_are_those_of_a_plain_hook(toy, mixed, layer):
     for handle in handles:
         handle.remove()
     seen = taken(toy, mixed, modules, [layer])
-    torch.testing.assert_close(seen["measured"], logits[:, 5].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen["measure"], logits[:, 5].detach(), atol=1e-5, rtol=1e-5)
     for name in modules:
         mine = seen[name, layer].flatten(2)
         assert mine.abs().max() > 1e-4
@@ -76,7 +76,7 @@ def test_a_small_step_moves_the_measure_as_they_say(name):
     }
     places = [("resid_pre", 0), ("resid_post", last)]
     places += [(site, index) for site, found in having.items() for index in (0, last) if found[index]]
-    seen = run_gradients(vlm, batch, first_logit, [Slope(place, *place, gradient_itself) for place in places])
+    seen = run_gradients(vlm, batch, first_logit, [GradientRead(place, *place, gradient_itself) for place in places])
     for site, layer in places:
         gradient = seen[site, layer]
         assert gradient.isfinite().all()
@@ -90,7 +90,7 @@ class Nudge:
     """An intervention that adds a tensor to a whole site."""
 
     def __init__(self, site, layer, step):
-        self.edit = interp.models.running.trace.Edit(site, layer, torch.add, (step,))
+        self.edit = interp.models.running.steps.Edit(site, layer, torch.add, (step,))
 
     def edits(self, vlm, batch, new=0):
         return [self.edit]
@@ -142,11 +142,11 @@ def test_the_tower_is_not_recorded(toy, mixed):
 
 
 def test_a_measure_without_a_gradient_has_none(toy, mixed):
-    assert run_gradients(toy, mixed, no_measure, [Slope(0, "resid_pre", 0, gradient_itself)]) is None
+    assert run_gradients(toy, mixed, no_measure, [GradientRead(0, "resid_pre", 0, gradient_itself)]) is None
 
 
 def test_the_simulation_of_a_server_gives_the_same(toy, remote_toy, mixed):
-    slopes = [Slope((site, layer), site, layer, torch.mul) for site in ("resid_pre", "z") for layer in (1, 7)]
+    slopes = [GradientRead((site, layer), site, layer, torch.mul) for site in ("resid_pre", "z") for layer in (1, 7)]
     here, there = (run_gradients(vlm, mixed, first_logit, slopes) for vlm in (toy, remote_toy))
     for key, found in here.items():
         torch.testing.assert_close(there[key], found, atol=1e-5, rtol=0)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 import interp
 from interp.interventions.knockout import cut
 from interp.models.running.masks import as_allowed, like, none_is_causal
-from interp.models.running.visibility import any_head, visible
-from patterned import BOTH, KINDS, attention_modules, batch_of, load, weights_of
+from patterned import attention_modules, batch_of, load
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -113,10 +112,7 @@ def test_which_implementations_are_read():
 
 
 def test_what_runs_in_a_trace_carries_no_annotations():
-    assert not any(function.__annotations__ for function in (as_allowed, like, any_head, cut))
-
-
-# Who sees whom -----------------------------------------------------------------------------------------------------------
+    assert not any(function.__annotations__ for function in (as_allowed, like, cut))
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -135,43 +131,3 @@ def test_the_forms_that_transformers_sends(padded):
     assert forms["eager"].ndim == 4
     assert (forms["sdpa"] is None) is not padded
     assert not padded or forms["sdpa"].dtype == torch.bool
-
-
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("name", KINDS)
-def test_visible_is_where_attention_is_above_zero(name, padded):
-    """Full, sliding and chunked layers, image blocks, prefixes: on every real position, at every layer."""
-    vlm, batch = load(name), batch_of(name, padded)
-    with weights_of(vlm) as seen:
-        vlm.logits(batch)
-    real = batch.positions["all"]
-    found = visible(vlm, batch)
-    assert [allowed is not None for allowed in found] == [layer in seen for layer in range(4)]
-    for layer, weights in seen.items():
-        assert (found[layer][real] == (weights > 0).any(dim=1)[real]).all(), layer
-        # what a knockout without self edges rests on
-        assert found[layer].diagonal(dim1=1, dim2=2)[real].all()
-
-
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("name", BOTH)
-def test_both_implementations_show_the_same(name, padded):
-    eager, sdpa = (visible(load(name, how), batch_of(name, padded)) for how in ("eager", "sdpa"))
-    for a, b in zip(eager, sdpa, strict=True):
-        assert (a is None and b is None) or (a == b).all()
-
-
-def test_the_kinds_of_layer_differ():
-    """The models above do have windows, chunks, image blocks and layers without attention, so their tests say something."""
-    ahead = {}
-    for name in KINDS:
-        batch = batch_of(name, padded=False)
-        real, image = batch.positions["all"], batch.positions["image"]
-        found = [allowed for allowed in visible(load(name), batch) if allowed is not None]
-        both_ways = image[:, :, None] & image[:, None, :]
-        ahead[name] = [bool((allowed & both_ways).triu(1).any()) for allowed in found]
-        last = [int(allowed[0, -1].sum()) for allowed in found]
-        assert (min(last) < int(real[0].sum())) is (name in ("gemma3", "llama4")), name
-    assert ahead["gemma3"] == ahead["paligemma"] == [True] * 4
-    assert not any(ahead["llava"] + ahead["llama4"] + ahead["qwen3_5"])
-    assert visible(load("qwen3_5"), batch_of("qwen3_5", padded=True), layers=[0, 3])[0] is None

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import interp
+from interp.models.running.steps import Edit, Read, take_mean, whole, write
 from interp.models.running.trace import (
-    Edit,
-    Read,
+    any_head,
+    logits_at,
     run_for_shapes,
+    run_for_visits,
     run_forward,
     run_until_reads,
-    take_each,
-    take_mean,
-    whole,
-    write,
+    visible,
 )
+from patterned import BOTH, KINDS, batch_of, load, weights_of
 
 
 def read_all(vlm, batch):
@@ -68,23 +68,6 @@ def test_an_edit_acts_from_its_layer_on(toy, mixed):
     assert not torch.allclose(changed["logits"], plain["logits"][:, -1])
 
 
-def test_edits_of_one_site_are_applied_in_order(toy, mixed):
-    rows, columns = mixed.positions["last"].nonzero(as_tuple=True)
-    ones, twos = (Edit("resid_post", 1, write, (rows, columns, torch.full((3, 128), value))) for value in (1.0, 2.0))
-    read = [Read("state", "resid_post", 1, take_each, (rows, columns, None))]
-    assert (run_forward(toy, mixed, [ones, twos], read)["state"] == 2).all()
-    assert (run_forward(toy, mixed, [twos, ones], read)["state"] == 1).all()
-
-
-def test_pooling_is_the_mean_over_the_mask():
-    torch.manual_seed(0)
-    value, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]).bool()
-    expected = torch.stack([value[0, :2].mean(0), value[1, 3:].mean(0)])
-    torch.testing.assert_close(take_mean(value, mask, None), expected)
-    assert take_mean(value.bfloat16(), mask, None).dtype == torch.bfloat16
-    assert take_mean(value.bfloat16(), mask, torch.float32).dtype == torch.float32
-
-
 def test_generation_is_transformers_own(toy, mixed):
     inputs = toy.inputs_of(mixed)
     own = toy.model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :].tolist()
@@ -105,16 +88,6 @@ def test_nnsights_own_trace_is_in_reach(toy, mixed):
         logits = toy.head.output.save()
     assert (state == read_all(toy, mixed)[4]).all()
     assert (logits[:, -1] == toy.model.lm_head(normed)[:, -1]).all()
-
-
-def test_unknown_sites_and_layers(toy, mixed):
-    with pytest.raises(interp.InputError, match="site='hook_z' is unknown"):
-        run_forward(toy, mixed, reads=[Read(0, "hook_z", 0, whole)])
-    with pytest.raises(interp.InputError, match="layer 8: 'toy' has layers 0 to 7"):
-        run_forward(toy, mixed, reads=[Read(0, "resid_pre", 8, whole)])
-    with pytest.raises(interp.InputError, match="layers='some'"):
-        toy.layer_indices("some")
-    assert toy.layer_indices(-1) == [7]
 
 
 @pytest.mark.gpu
@@ -163,3 +136,91 @@ def test_garbage_is_collected_after_a_trace_as_it_was_before(toy, mixed):
 
 def divide(value):
     return 1 // 0
+
+
+# Visits ------------------------------------------------------------------------------------------------------------------
+
+
+def test_visits_are_what_a_plain_hook_sees(toy, mixed):
+    """Of each of two modules its one run: the first input, the first output, and the others that are tensors."""
+    layer = toy.layers[2]
+    hooked = {}
+    for name, module in (("attn", layer.self_attn._module), ("mlp", layer.mlp._module)):
+        hooked[name] = module.register_forward_hook(
+            lambda _, args, kwargs, output, at=name: hooked.update({at: (args or (kwargs["hidden_states"],), output)}),
+            with_kwargs=True,
+        )
+    handles = list(hooked.values())
+    with torch.no_grad():
+        toy.model(**toy.inputs_of(mixed))
+    for handle in handles:
+        handle.remove()
+    visits = run_for_visits(toy, mixed.inputs, [layer.self_attn, layer.mlp])
+    assert list(visits) == [layer.self_attn.path, layer.mlp.path]
+    (attn,), (mlp,) = visits.values()
+    assert torch.equal(attn.input, hooked["attn"][0][0])
+    assert torch.equal(attn.output, hooked["attn"][1][0])
+    assert torch.equal(mlp.input, hooked["mlp"][0][0])
+    assert torch.equal(mlp.output, hooked["mlp"][1])
+    assert (attn.others, mlp.others) == ((None,), ())  # sdpa has None in the place of weights
+    (shapes,) = run_for_shapes(toy, mixed.inputs, [toy.blocks[0]])[toy.blocks[0].path]
+    assert shapes.input == shapes.outputs[0] == (2, 37, toy.structure.d_vision)
+    assert not shapes.is_list
+
+
+def test_which_logits():
+    logits = torch.arange(24).reshape(2, 3, 4)
+    assert logits_at(logits, "all") is logits
+    assert logits_at(logits, "end").tolist() == logits[:, 2].tolist()
+    rows, columns = torch.tensor([0, 1]), torch.tensor([2, 0])
+    assert logits_at(logits, (rows, columns)).tolist() == [logits[0, 2].tolist(), logits[1, 0].tolist()]
+
+
+# Who sees whom -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_visible_is_where_attention_is_above_zero(name, padded):
+    """Full, sliding and chunked layers, image blocks, prefixes: on every real position, at every layer."""
+    vlm, batch = load(name), batch_of(name, padded)
+    with weights_of(vlm) as seen:
+        vlm.logits(batch)
+    real = batch.positions["all"]
+    found = visible(vlm, batch)
+    assert [allowed is not None for allowed in found] == [layer in seen for layer in range(4)]
+    for layer, weights in seen.items():
+        assert (found[layer][real] == (weights > 0).any(dim=1)[real]).all(), layer
+        # what a knockout without self edges rests on
+        assert found[layer].diagonal(dim1=1, dim2=2)[real].all()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", BOTH)
+def test_both_implementations_show_the_same(name, padded):
+    eager, sdpa = (visible(load(name, how), batch_of(name, padded)) for how in ("eager", "sdpa"))
+    for a, b in zip(eager, sdpa, strict=True):
+        assert (a is None and b is None) or (a == b).all()
+
+
+def test_the_kinds_of_layer_differ():
+    """The models above do have windows, chunks, image blocks and layers without attention, so their tests say something."""
+    ahead = {}
+    for name in KINDS:
+        batch = batch_of(name, padded=False)
+        real, image = batch.positions["all"], batch.positions["image"]
+        found = [allowed for allowed in visible(load(name), batch) if allowed is not None]
+        both_ways = image[:, :, None] & image[:, None, :]
+        ahead[name] = [bool((allowed & both_ways).triu(1).any()) for allowed in found]
+        last = [int(allowed[0, -1].sum()) for allowed in found]
+        assert (min(last) < int(real[0].sum())) is (name in ("gemma3", "llama4")), name
+    assert ahead["gemma3"] == ahead["paligemma"] == [True] * 4
+    assert not any(ahead["llava"] + ahead["llama4"] + ahead["qwen3_5"])
+    assert visible(load("qwen3_5"), batch_of("qwen3_5", padded=True), layers=[0, 3])[0] is None
+
+
+def test_some_head_is_enough():
+    allowed = torch.zeros(1, 2, 2, 2).bool()
+    allowed[0, 1, 1, 0] = True
+    assert any_head(allowed)[0].tolist() == [[False, False], [True, False]]
+    assert not any_head.__annotations__

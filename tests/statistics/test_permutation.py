@@ -1,0 +1,67 @@
+"""Permutations: p is uniform where there is nothing to find, and groups change places as wholes."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
+
+
+def test_p_is_uniform_where_all_orders_are_equally_likely():
+    """The difference of two groups' means, drawn from one distribution: of 2,000 tests a share `level` has p <= level."""
+    rng = np.random.default_rng(0)
+    numbers, draws, found = np.repeat([0.0, 1.0], 8), 99, []
+    for _ in range(2000):
+        values = rng.normal(size=16)
+        order = BlockOrder(np.arange(16), None)
+        null = np.stack([order.draw(numbers, rng) for _ in range(draws)]) @ values
+        found.append(permutation_p(int((null >= numbers @ values).sum()), draws))
+    for level in (0.01, 0.05, 0.2, 0.5, 0.9):
+        share = np.mean(np.array(found) <= level)
+        assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / 2000)
+
+
+def test_p_is_never_0_and_of_several_values_several():
+    assert permutation_p(0, 999) == 0.001
+    assert permutation_p(999, 999) == 1
+    assert permutation_p(np.array([0.0, 4.0]), 4).tolist() == [0.2, 1.0]
+    assert torch.equal(permutation_p(torch.tensor([0, 4]), 4), torch.tensor([0.2, 1.0]))
+
+
+def test_blocks_change_places_as_wholes():
+    """Every order of the three groups is drawn about as often, and none in which a group is torn apart."""
+    rows = np.array([1, 3, 5, 7, 9, 11])  # some rows of all, whose groups are mixed up
+    blocks = np.zeros(12, dtype=int)
+    blocks[rows] = [2, 0, 1, 1, 2, 0]
+    labels = np.arange(12)
+    order, rng = BlockOrder(rows, blocks), np.random.default_rng(0)
+    assert blocks[order.places].tolist() == [0, 0, 1, 1, 2, 2]
+    orders = [tuple(order.draw(labels, rng)) for _ in range(1200)]
+    assert {tuple(blocks[list(each)][::2]) for each in orders} == {
+        *((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    }
+    assert len(set(orders)) == 6
+    assert all(150 < orders.count(each) < 250 for each in set(orders))
+
+
+def test_the_control_of_groups_moves_whole_groups():
+    numbers = np.repeat(np.arange(12) % 3, 5)
+    blocks = np.repeat(np.arange(12), 5)
+    sides = (np.arange(40), np.arange(40, 60))
+    shuffled = shuffle_labels(numbers, blocks, sides, seed=0)
+    assert not np.array_equal(shuffled, numbers)
+    assert all(len(set(shuffled[blocks == block])) == 1 for block in range(12))
+    for side in sides:
+        assert sorted(shuffled[side]) == sorted(numbers[side])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.booleans())
+def test_shuffles_keep_the_counts_of_each_side(seed, grouped):
+    rng = np.random.default_rng(seed)
+    numbers, blocks = rng.integers(4, size=50), rng.integers(8, size=50)
+    sides = (np.flatnonzero(blocks < 5), np.flatnonzero(blocks >= 5))
+    shuffled = shuffle_labels(numbers, blocks if grouped else None, sides, seed)
+    for side in sides:
+        assert sorted(shuffled[side]) == sorted(numbers[side])
