@@ -1,62 +1,63 @@
-"""Interventions that replace states: `Patch` writes given ones, `Ablate` writes uninformative ones.
+"""Interventions that replace states: `Patch` writes a value, `Ablate` an uninformative state, `Skip` the layer's input.
 
-Both act at a site of some layers, at some positions of each row, and leave every other number as it was:
+All three change some positions of some layers and leave every other number as it was:
 
     state[layer, row, position] = value[layer, position]
 
-At a site with heads (q, k, v, z) they may act on some heads alone; q, k and v are what the projections give, before rotary
-embeddings, and k and v have the key-value heads.
+At a site with heads (q, k, v, z), `Patch` and `Ablate` may change some heads alone. q, k and v are the outputs of the
+projections, before rotary embeddings; k and v have the key-value heads.
+
+A position that skips a layer is not updated by the layer, but the layer's attention still reads it: its keys and values
+come from the state that enters the layer, as always. So `Skip` removes what a layer does *to* these positions and keeps what
+it does *with* them. Additions to the stream between layers (DeepStack) stay:
+
+    resid_post[layer, row, position] = resid_pre[layer, row, position]
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
+from interp.activations import Activations
 from interp.arguments import checked_seed
 from interp.errors import InputError, InputTypeError, shown
-from interp.interventions.selection import keep_iterators
+from interp.interventions.selection import AtSite, Reusable, Selection, select_layers, select_positions
 from interp.interventions.writes import (
-    Where,
-    examples_of,
-    is_activations,
-    is_one_for_all,
-    landed,
+    broadcast_value,
+    captured_examples,
+    examples_by_position,
+    is_same_everywhere,
     put_states,
-    spread,
-    states_of,
-    where,
+    unchanged_states,
 )
-from interp.models.batches.batch import Batch
-from interp.models.running.steps import Edit
-
-if TYPE_CHECKING:
-    from interp.models import VLM
+from interp.models import VLM, Batch, Edit
 
 _WORDS = ("zero", "mean", "resample")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch:
+class Patch(AtSite):
     """Write `value` at these positions: activation patching.
 
-    `site` is one of resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v and z, `heads` the heads of the last
+    `site` is one of resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v and z. `heads` selects heads of the last
     four, as an int or ints, None for all. `value` is one of
 
     - a tensor that broadcasts to `[layers, selected positions, width]`, or with heads to `[layers, selected positions,
-      heads, d_head]`, the positions in row order and the heads as named;
+      heads, d_head]`, with positions in row order and heads in the order of `heads`;
     - a one-row `Batch`, whose own states at the same site, layers and positions are written into every row;
-    - `Activations` with the same site and layers: captured with ``reduce="none"`` their examples land one by one, row by
-      row; with one example a row (pooled) it lands on all of the row's positions, a single one on all.
+    - `Activations` with the same site and layers. Examples captured with ``reduce="none"`` are matched with the positions
+      one by one, row by row. One example a row (pooled) is written to all positions of the row, a single one to all.
 
-    In generation it acts on the prompt alone, since its values belong to the prompt's positions.
+    In generation it changes the prompt alone, since its values belong to positions of the prompt.
 
-    Raises `InputError` for an unknown site, layer or head, where no layer, head or position is chosen, and where the value
-    does not fit the positions; `LayoutError` for a layer in which the site could not be proved.
+    Raises `InputError` for an unknown site, layer or head, for no layer, head or position, and for a value that does not fit
+    the positions; `LayoutError` for a layer in which the site could not be proved.
 
     Source: activation patching as in Vig et al. 2020 and Meng et al. 2022.
 
@@ -74,59 +75,65 @@ class Patch:
     value: Any = field(repr=False)
     heads: int | Iterable[int] | None = None
 
-    def __post_init__(self) -> None:
-        keep_iterators(self)
-
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        places = where(vlm, batch, self.site, self.layers, self.positions, self.heads)
+        selection = self.select(vlm, batch)
         if isinstance(self.value, Tensor):
-            values = spread(self.value, places)
+            values = broadcast_value(self.value, selection)
         elif isinstance(self.value, Batch):
-            values = self._states_of_row(vlm, places)
-        elif is_activations(self.value):
-            values = landed(self.value, places)
+            values = self._states_of_row(vlm, selection)
+        elif isinstance(self.value, Activations):
+            values = examples_by_position(self.value, selection)
         else:
             raise InputTypeError(
                 f"value is a {type(self.value).__name__}: expected a tensor, Activations or a one-row Batch"
             )
-        return places.edits(put_states, values)
+        return selection.edits(put_states, values)
 
-    def _states_of_row(self, vlm: VLM, places: Where) -> list[Tensor]:
-        """The states of the batch that is the value, for every row; refused where they would not land row by row."""
+    def _states_of_row(self, vlm: VLM, selection: Selection) -> list[Tensor]:
+        """The states of the one-row batch that is the value, repeated for every row."""
         if len(self.value) != 1:
             raise InputError(f"value is a batch of {len(self.value)} rows: expected one row, take row(i) of it")
-        own = where(vlm, self.value, self.site, self.layers, self.positions, self.heads)
-        given = own.per_row()[0]
-        for row, count in enumerate(places.per_row()):
-            if count != given:
+        source = self.select(vlm, self.value)
+        expected = source.counts[0]
+        for row, count in enumerate(selection.counts):
+            if count != expected:
                 raise InputError(
-                    f"positions={shown(self.positions)} selects {count} positions in row {row} and {given} in the batch that "
-                    "is its value: expected as many"
+                    f"positions={shown(self.positions)} selects {count} positions in row {row} and {expected} in the batch "
+                    "that is its value: expected as many"
                 )
-        rows = len(places.mask)
-        return [states.repeat(rows, *[1] * (states.ndim - 1)) for states in states_of(vlm, self.value, own)]
+        return [
+            repeat(states, "position ... -> (row position) ...", row=len(selection.mask))
+            for states in unchanged_states(vlm, self.value, source)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablate:
-    """Take the information out of these positions: write a state that says nothing of them.
+class Ablate(AtSite):
+    """Remove the information at these positions: write a state that says nothing about them.
 
     `site` and `heads` are as in `Patch`. `value` is one of
 
     - "zero";
-    - "mean": in each layer the average of the selected states, of all rows of this batch, in the unchanged run;
-    - "resample": the states of another row, the first of its selected positions on the first of this row's and so on,
-      from the unchanged run; which row takes which is drawn with `seed`, and none takes its own;
+    - "mean": in each layer the mean of the selected states over all rows of this batch, in the unchanged run;
+    - "resample": the states of another row in the unchanged run, position by position. `seed` draws which row takes which;
+      no row takes its own;
     - a tensor, written as it is (it broadcasts as in `Patch`);
-    - `Activations`: their mean in each layer over all examples, as the mean of a data set.
+    - `Activations`: in each layer their mean over all examples, such as the mean of a data set.
 
-    In generation new tokens that `positions` name are ablated too, but for "resample" and a tensor with a value for
-    each position: these belong to the prompt.
+    In generation it also changes the new tokens that `positions` names, except with "resample" and with a tensor that has a
+    value for each position: these belong to the prompt.
 
-    Raises what `Patch` raises, and `InputError` for an unknown value, for a seed that is no int from 0 on, and for "resample"
-    of one row or of rows that do not select as many positions.
+    Raises what `Patch` raises; `InputError` for an unknown value, for a seed below 0 or of another type, and for "resample"
+    of one row or of rows that select different numbers of positions.
 
     Source: mean and resample ablation as in Wang et al. 2022 and Chan et al. 2022 (causal scrubbing).
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> batch = vlm.prepare(texts=["a red 3 at top . where is the 3 ?"])
+    >>> mean = interp.interventions.Ablate(site="mlp_out", layers=[0, 1], positions="text", value="mean")
+    >>> bool((vlm.logits(batch) == vlm.logits(batch, interventions=[mean])).all())
+    False
     """
 
     site: str
@@ -136,34 +143,31 @@ class Ablate:
     heads: int | Iterable[int] | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        keep_iterators(self)
-
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
-        if isinstance(self.value, str) and self.value not in _WORDS:
-            raise InputError(f"value={self.value!r}: expected 'zero', 'mean', 'resample', a tensor or Activations")
-        seed = checked_seed(self.seed)
-        prompt = where(vlm, batch, self.site, self.layers, self.positions, self.heads)
-        if isinstance(self.value, str) and self.value == "resample":
-            return prompt.edits(put_states, self._of_other_rows(vlm, batch, prompt, seed))
-        if isinstance(self.value, Tensor) and not is_one_for_all(self.value, prompt):
-            return prompt.edits(put_states, spread(self.value, prompt))
-        grown = where(vlm, batch, self.site, self.layers, self.positions, self.heads, new)
+        seed, prompt = checked_seed(self.seed), self.select(vlm, batch)
         if isinstance(self.value, Tensor):
-            return grown.edits(put_states, spread(self.value, grown))
-        if isinstance(self.value, str) and self.value == "zero":
-            return grown.edits(put_states, spread(torch.zeros(1), grown))
-        if isinstance(self.value, str):
-            states = states_of(vlm, batch, prompt)
-        elif is_activations(self.value):
-            states = examples_of(self.value, prompt)
-        else:
+            selection = self.select(vlm, batch, new) if is_same_everywhere(self.value, prompt) else prompt
+            return selection.edits(put_states, broadcast_value(self.value, selection))
+        if isinstance(self.value, Activations):
+            return self._mean_edits(captured_examples(self.value, prompt), self.select(vlm, batch, new))
+        if not isinstance(self.value, str):
             raise InputTypeError(f"value is a {type(self.value).__name__}: expected a word, a tensor or Activations")
-        count = int(grown.mask.sum())
-        return grown.edits(put_states, [_mean(each).expand(count, *each.shape[1:]) for each in states])
+        if self.value not in _WORDS:
+            raise InputError(f"value={self.value!r}: expected 'zero', 'mean', 'resample', a tensor or Activations")
+        if self.value == "resample":
+            return prompt.edits(put_states, self._states_of_other_rows(vlm, batch, prompt, seed))
+        selection = self.select(vlm, batch, new)
+        if self.value == "zero":
+            return selection.edits(put_states, broadcast_value(torch.zeros(1), selection))
+        return self._mean_edits(unchanged_states(vlm, batch, prompt), selection)
 
-    def _of_other_rows(self, vlm: VLM, batch: Batch, prompt: Where, seed: int) -> list[Tensor]:
-        counts = prompt.per_row()
+    @staticmethod
+    def _mean_edits(states: list[Tensor], selection: Selection) -> list[Edit]:
+        count = sum(selection.counts)
+        return selection.edits(put_states, [_mean(each).expand(count, *each.shape[1:]) for each in states])
+
+    def _states_of_other_rows(self, vlm: VLM, batch: Batch, prompt: Selection, seed: int) -> list[Tensor]:
+        counts = prompt.counts
         if len(counts) == 1:
             raise InputError(
                 "value='resample' takes the states of another row: expected a batch of two rows or more, got 1"
@@ -174,8 +178,49 @@ class Ablate:
                 "a row can take another's"
             )
         donors = derangement(len(counts), seed)
-        index = torch.arange(sum(counts)).reshape(len(counts), -1)[donors].flatten()
-        return [states[index.to(states.device)] for states in states_of(vlm, batch, prompt)]
+        index = rearrange(torch.arange(sum(counts)), "(row position) -> row position", row=len(counts))[
+            donors
+        ].flatten()
+        return [states[index.to(states.device)] for states in unchanged_states(vlm, batch, prompt)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip(Reusable):
+    """These positions leave each of these layers as they entered it; their keys and values stay readable.
+
+    In generation the new tokens that `positions` names skip the layers too.
+
+    Raises `InputError` for an unknown layer or position, and for no layer or position.
+
+    Source: freezing visual tokens in some layers, as in ShortV (Yuan et al. 2025).
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> batch = vlm.prepare(texts=["a red 3 at top . where is the 3 ?"])
+    >>> skip = interp.interventions.Skip(layers=[3, 4])
+    >>> bool((vlm.logits(batch) == vlm.logits(batch, interventions=[skip])).all())
+    False
+    """
+
+    layers: Any
+    positions: Any = "all"
+
+    def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
+        mask = select_positions(batch, self.positions, new)
+        layers = select_layers(vlm, self.layers)
+        return [Edit("resid_post", layer, go_around, (mask,), ("resid_pre", "past")) for layer in layers]
+
+
+# Plain torch, run inside the trace ---------------------------------------------------------------------------------------
+
+
+def go_around(value, entered, past, mask):
+    """The input of a layer at the positions of the mask, its output elsewhere."""
+    here = mask[:, past : past + value.shape[1]].to(value.device)
+    return torch.where(here[..., None], entered.to(value.device), value)
+
+
+# Values ------------------------------------------------------------------------------------------------------------------
 
 
 def _mean(states: Tensor) -> Tensor:
@@ -184,7 +229,7 @@ def _mean(states: Tensor) -> Tensor:
 
 
 def derangement(rows: int, seed: int) -> Tensor:
-    """For each row another, drawn from all ways to pass on once around: Int `[row]` without a fixed point."""
+    """A random cycle through all rows: for each row another one, Int `[row]` without a fixed point."""
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     donors = torch.empty_like(order)
     donors[order] = order.roll(1)

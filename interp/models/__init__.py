@@ -5,7 +5,20 @@ from interp.models.batches.positions import Positions
 from interp.models.layout.checks import Check, CheckReport
 from interp.models.layout.discovery import find_structure
 from interp.models.loading import load
+from interp.models.running.steps import Edit, Read
 from interp.models.running.structure import Structure
 from interp.models.vlm import VLM, Intervention
 
-__all__ = ["VLM", "Batch", "Check", "CheckReport", "Intervention", "Positions", "Structure", "find_structure", "load"]
+__all__ = [
+    "VLM",
+    "Batch",
+    "Check",
+    "CheckReport",
+    "Edit",
+    "Intervention",
+    "Positions",
+    "Read",
+    "Structure",
+    "find_structure",
+    "load",
+]

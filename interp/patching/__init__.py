@@ -1,4 +1,4 @@
-"""Patching: which states carry the answer, found by moving them, or a layer's weights, from one run into another."""
+"""Patching: move states, or weights, from one run or model into another, and see which of them carry the answer."""
 
 from interp.patching.attribution_patching import attribution_patch
 from interp.patching.flow import FlowResult, flow

@@ -1,4 +1,8 @@
-"""The grid of a patching sweep: its pairs, its layers, positions and heads, and how its numbers become a result."""
+"""The grid of a patching sweep: a request for one is checked, and the numbers of its cells become a result.
+
+`patch_sweep` and `attribution_patch` take the same arguments and give the same kind of result. Each makes a `SweepRequest` of
+its arguments; the request makes a `SweepGrid`, which has the pairs, layers, columns and heads of the cells.
+"""
 
 from __future__ import annotations
 
@@ -9,92 +13,132 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import checked_choice, checked_seed
 from interp.errors import InputError, InterpError
-from interp.interventions.selection import chosen_heads, chosen_layers
-from interp.models import VLM, Batch
+from interp.interventions.selection import check_heads_exist, select_heads, select_layers
+from interp.models import VLM, Batch, Intervention
 from interp.models.running.places import HEADED, STATES, proved_place
-from interp.models.vlm import Intervention
-from interp.patching.metrics import Bound, Measure, Metric, bind, name_of
-from interp.patching.pairs import DIRECTIONS, Pairs, matched, picture_of
-from interp.patching.result import PatchResult, on_the_scale
-from interp.provenance import Provenance, fingerprint
+from interp.patching.metrics import Metric, MetricFunction, RowMetric, bind_to_rows, name_of
+from interp.patching.pairs import PairedBatches, pair_batches, picture_of
+from interp.patching.result import PatchResult, relative_effect
+from interp.provenance import provenance_of_run
+
+DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What is patched, checked: each layer of `site` at each column of `pairs`, in each of `heads` where there are any,
-    under `interventions` that hold in all runs; and what is measured."""
+class SweepRequest:
+    """The arguments of a sweep, as `patch_sweep` takes them."""
 
-    pairs: Pairs
+    site: str
+    layers: Any
+    positions: Any
+    heads: Any
+    direction: str
+    metric: Metric | MetricFunction
+    interventions: Sequence[Intervention]
+    seed: int
+
+    def grid(self, vlm: VLM, clean: Batch, corrupted: Batch) -> SweepGrid:
+        """The grid that this request describes. The model runs only to prove a site.
+
+        Raises `InputError` for an unknown direction, site, layer, position or head, for heads at a site without heads, for
+        pairs that do not match, and for interventions that do not hold in each row alone; `LayoutError` for a layer in which
+        the site was not proved.
+        """
+        seed = checked_seed(self.seed)
+        direction = checked_choice(self.direction, "direction", DIRECTIONS)
+        site = checked_choice(self.site, "site", (*STATES, *HEADED))
+        pairs = pair_batches(clean, corrupted, self.positions)
+        for batch in (clean, corrupted):
+            vlm.edits_of(batch, self.interventions)
+            _check_rows_alone(vlm, batch, self.interventions)
+        layers = select_layers(vlm, self.layers)
+        heads = _heads_of_all(vlm, site, layers, self.heads)
+        metrics = bind_to_rows(self.metric, vlm, len(pairs))
+        return SweepGrid(
+            vlm, pairs, site, layers, heads, direction, name_of(self.metric), metrics, self.interventions, seed
+        )
+
+
+@dataclass(frozen=True)
+class SweepGrid:
+    """The cells of a sweep: each layer of `site` at each column of `pairs`, and with `heads` each of them alone.
+
+    `metrics` has the metric of each row. `interventions` hold in all runs, and `seed` makes the draws.
+    """
+
+    vlm: VLM
+    pairs: PairedBatches
     site: str
     layers: list[int]
     heads: list[int] | None
     direction: str
-    metric: Metric | Measure
+    metric: str
+    metrics: list[RowMetric]
     interventions: Sequence[Intervention]
+    seed: int
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The numbers of layers and columns, and of heads if these are patched one at a time."""
         return len(self.layers), len(self.pairs.names), *(() if self.heads is None else (len(self.heads),))
 
     @property
-    def sides(self) -> tuple[Batch, Batch]:
-        """The runs that states are taken from, and those that they are written into."""
+    def source_and_target(self) -> tuple[Batch, Batch]:
+        """The batch whose states are read, and the batch into whose runs they are written."""
         sides = self.pairs.clean, self.pairs.corrupted
         return sides if self.direction == "denoise" else sides[::-1]
 
-    def measures(self, vlm: VLM) -> list[Bound]:
-        """The metric of each row."""
-        rows = len(self.pairs)
-        return [bind(self.metric, vlm, rows, row) for row in range(rows)]
+    def clean_and_corrupted(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The metric of each row in the clean and in the corrupted run, from the metric in the source and the target run.
 
-    def ends(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The metric of each row on the clean and on the corrupted run, from that on the two sides.
-
-        Raises `InputError` where it is the same on both, so that no share of it can be said to come back.
+        Raises `InputError` if it is the same in both, so that no share of it can come back.
         """
         clean, corrupted = (source, target) if self.direction == "denoise" else (target, source)
         if not (clean - corrupted).mean().abs() > 1e-6:
             raise InputError(
-                f"the metric {name_of(self.metric)!r} is {clean.mean().item():.4g} on clean and {corrupted.mean().item():.4g} "
+                f"the metric {self.metric!r} is {clean.mean().item():.4g} on clean and {corrupted.mean().item():.4g} "
                 "on corrupted: expected runs with different answers"
             )
         return clean, corrupted
 
+    def result(
+        self,
+        per_row: Float[Tensor, "row layer position *head"],
+        clean: Float[Tensor, " row"],
+        corrupted: Float[Tensor, " row"],
+        notes: tuple[str, ...],
+        method: str,
+    ) -> PatchResult:
+        """The result with the metric of every cell in every row, and of the clean and the corrupted runs."""
+        effect, low, high = relative_effect(per_row, clean, corrupted, self.seed)
+        picture, boxes = picture_of(self.pairs)
+        batches = self.pairs.clean, self.pairs.corrupted
+        return PatchResult(
+            values=per_row.mean(dim=0),
+            effect=effect,
+            low=low,
+            high=high,
+            per_row=per_row,
+            clean_rows=clean,
+            corrupted_rows=corrupted,
+            layers=self.layers,
+            columns=[group.tolist() for group in self.pairs.groups[0]],
+            tokens=self.pairs.names,
+            site=self.site,
+            metric=self.metric,
+            direction=self.direction,
+            heads=self.heads,
+            method=method,
+            picture=picture,
+            boxes=boxes,
+            provenance=provenance_of_run(self.vlm, batches, self.interventions, self.seed, notes),
+        )
 
-def grid_of(
-    vlm: VLM,
-    clean: Batch,
-    corrupted: Batch,
-    site: str,
-    layers: Any,
-    positions: Any,
-    heads: Any,
-    direction: str,
-    metric: Metric | Measure,
-    interventions: Sequence[Intervention],
-) -> Grid:
-    """The grid that these arguments of a sweep describe; nothing is run but what proves a site.
 
-    Raises `InputError` for an unknown direction, site, layer, position or head, for heads at a site without, and for pairs
-    that do not match; `LayoutError` for a layer in which the site was not proved.
-    """
-    if direction not in DIRECTIONS:
-        raise InputError(f"direction={direction!r}: expected one of {', '.join(DIRECTIONS)}")
-    if site not in (*STATES, *HEADED):
-        raise InputError(f"site={site!r} is unknown: use one of {', '.join((*STATES, *HEADED))}")
-    pairs = matched(clean, corrupted, positions)
-    for batch in (clean, corrupted):
-        vlm.edits_of(batch, interventions)
-        _check_alone(vlm, batch, interventions)
-    chosen = chosen_layers(vlm, layers)
-    grid = Grid(pairs, site, chosen, _heads_of(vlm, site, chosen, heads), direction, metric, interventions)
-    grid.measures(vlm)
-    return grid
-
-
-def _check_alone(vlm: VLM, batch: Batch, interventions: Sequence[Intervention]) -> None:
-    """Refuse interventions that hold in a batch and not in each of its rows alone: masks of all rows, states of another."""
+def _check_rows_alone(vlm: VLM, batch: Batch, interventions: Sequence[Intervention]) -> None:
+    """Refuse interventions that hold in a batch but not in each row alone: a mask of all rows, the states of another row."""
     for row in range(len(batch)) if interventions and len(batch) > 1 else ():
         try:
             vlm.edits_of(batch.row(row), interventions)
@@ -104,16 +148,15 @@ def _check_alone(vlm: VLM, batch: Batch, interventions: Sequence[Intervention]) 
             ) from error
 
 
-def _heads_of(vlm: VLM, site: str, layers: list[int], heads: Any) -> list[int] | None:
-    """The heads that are patched one at a time, None where a site is patched whole."""
-    if site in STATES and heads is not None:
-        raise InputError(f"heads={heads!r}: {site} has no heads, leave heads out or use one of {', '.join(HEADED)}")
+def _heads_of_all(vlm: VLM, site: str, layers: list[int], heads: Any) -> list[int] | None:
+    """The heads that are patched one at a time, which every layer must have; None if all of a site is patched at once."""
+    check_heads_exist(site, heads)
     if site in ("resid_pre", "resid_post"):
         return None
-    found = [proved_place(vlm, layer, site) for layer in layers]
+    kinds = [proved_place(vlm, layer, site) for layer in layers]
     if heads is None:
         return None
-    counts = [each.number for each in found]
+    counts = [kind.number for kind in kinds]
     if isinstance(heads, str) and heads == "all":
         if len(set(counts)) > 1:
             raise InputError(
@@ -122,46 +165,4 @@ def _heads_of(vlm: VLM, site: str, layers: list[int], heads: Any) -> list[int] |
             )
         return list(range(counts[0]))
     fewest = min(range(len(layers)), key=lambda index: counts[index])
-    return chosen_heads(vlm, heads, counts[fewest], layers[fewest])
-
-
-def result_of(
-    vlm: VLM,
-    grid: Grid,
-    per_row: Float[Tensor, "row layer position *head"],
-    ends: tuple[Tensor, Tensor],
-    seed: int,
-    notes: tuple[str, ...] = (),
-    method: str = "exact",
-) -> PatchResult:
-    """The metric of every cell in every row, and of the clean and the corrupted rows, as a result."""
-    effect, low, high = on_the_scale(per_row, *ends, seed)
-    picture, boxes = picture_of(grid.pairs)
-    data = fingerprint(grid.pairs.clean, grid.pairs.corrupted)
-    return PatchResult(
-        values=per_row.mean(dim=0),
-        effect=effect,
-        low=low,
-        high=high,
-        per_row=per_row,
-        clean_rows=ends[0],
-        corrupted_rows=ends[1],
-        layers=grid.layers,
-        columns=[group.tolist() for group in grid.pairs.groups[0]],
-        tokens=grid.pairs.names,
-        site=grid.site,
-        metric=name_of(grid.metric),
-        direction=grid.direction,
-        heads=grid.heads,
-        method=method,
-        picture=picture,
-        boxes=boxes,
-        provenance=Provenance(
-            model=vlm.name,
-            revision=vlm.revision,
-            data=data,
-            seed=seed,
-            interventions=tuple(map(repr, grid.interventions)),
-            notes=notes,
-        ),
-    )
+    return select_heads(vlm, heads, counts[fewest], layers[fewest])

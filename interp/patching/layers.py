@@ -1,21 +1,21 @@
-"""Sweeps over layers: any intervention, moved through a model's depth in windows, and what is left of its answers.
+"""Sweeps over layers: any intervention, moved through a model's depth in windows, and the answers that are left.
 
-Which layers need to update the image tokens? Skip a window of them, ask, and go on to the next window. What is asked
-for is the metric itself, not a change of it; `score` is its share of the untouched model's.
+Which layers need to update the image tokens? Skip a window of them, ask, and go on to the next window. A sweep reports the
+metric itself, not a change of it; `score` is its share of the unchanged model's metric.
 
-One such sweep has a name. The *layer contribution* of ShortV (Yuan et al. 2025) freezes the image tokens in a layer,
-which leaves their keys and values to be read, and measures how far the prediction moves:
+One such sweep has a name. The *layer contribution* of ShortV (Yuan et al. 2025) freezes the image tokens in a layer, whose
+attention still reads their keys and values, and measures how far the prediction moves:
 
     LC[layer] = KL(prediction with the layer frozen || prediction of the whole model), in nats
 
-The layers of least contribution are those whose work on the image tokens can be spared.
+A model can do without the work of the layers of least contribution on the image tokens.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -27,11 +27,9 @@ from interp.arguments import checked_seed
 from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Skip
 from interp.models import VLM, Batch
-from interp.patching.controls import others_before
-from interp.patching.metrics import Measure, Metric, kl_divergence, name_of
-from interp.patching.rows import batches_of, logits_of, measures_of
-from interp.patching.windows import onward, sliding
-from interp.provenance import Provenance, fingerprint
+from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
+from interp.patching.window_sweeps import as_batches, draw_controls, last_logits, sliding_windows, windows_to_end
+from interp.provenance import provenance_of_run
 from interp.results import Result
 from interp.statistics.bootstrap import bootstrap_mean
 
@@ -43,12 +41,12 @@ _NOTHING = 1e-12
 class SweepResult(Result):
     """A metric over windows of layers.
 
-    `values[window]` is the mean over rows with the intervention in this window, `low` and `high` bound it (95 %,
-    bootstrap over rows; NaN for one row), `per_row[row, window]` are the rows, and `baseline_rows` those of the untouched
-    model, `baseline` their mean. `score` is ``values / baseline``. `windows` are ranges of layers.
+    `values[window]` is the mean over rows with the intervention in this window. `low` and `high` bound it (95 %, bootstrap
+    over rows; NaN for one row). `per_row[row, window]` are the rows, `baseline_rows` those of the unchanged model, and
+    `baseline` their mean. `score` is ``values / baseline``. `windows` are ranges of layers.
 
-    A layer contribution has a `control`: the same from random positions, `n_control` in a row on average where
-    `n_positions` were meant. It is None where there was none to draw, and in every other sweep.
+    A layer contribution has a `control`: the same at random positions. A row should have `n_positions` of them, and has
+    `n_control` on average. `control` is None if no other positions exist, and in every other sweep.
     """
 
     values: Float[Tensor, " window"]
@@ -73,16 +71,16 @@ class SweepResult(Result):
 
     @property
     def baseline(self) -> float:
-        """The metric of the untouched model, a mean over rows."""
+        """The metric of the unchanged model, a mean over rows."""
         return self.baseline_rows.mean().item()
 
     @property
     def score(self) -> Float[Tensor, " window"]:
-        """The share of the baseline that is left, NaN where the baseline is 0, as for a divergence from the model itself."""
+        """The share of the baseline that is left, NaN if the baseline is 0, as for a divergence from the model itself."""
         return self.values / self.baseline if abs(self.baseline) > _NOTHING else torch.full_like(self.values, torch.nan)
 
     def ranking(self) -> list[int]:
-        """The windows by their first layers, that of the smallest value first; of equal ones the earlier."""
+        """The first layers of the windows, by ascending value; of equal values the earlier window comes first."""
         return [self.windows[index].start for index in self.values.argsort(stable=True).tolist()]
 
     def to_frame(self) -> pd.DataFrame:
@@ -101,19 +99,19 @@ def layer_sweep(
     intervention: Callable[..., Any] = Skip,
     window: int = 1,
     *,
-    metric: Metric | Measure,
+    metric: Metric | MetricFunction,
     interventions: Sequence[Any] = (),
     **fixed: Any,
 ) -> SweepResult:
     """The metric with an intervention in each window of `window` layers: ``intervention(layers=window, **fixed)``.
 
-    `intervention` is a class of `interp.interventions`, or any function that takes `layers=` and gives an intervention or
-    a list of them. One that takes `from_layer=` in its place, as `Truncate` does, is moved from layer to layer and acts
-    from there to the last. `interventions` hold in all runs, the untouched ones too. `batch` is one batch or a data set in
-    batches; the metric's targets are one for all rows or one for each row of all batches.
+    `intervention` is a class of `interp.interventions`, or any function that takes `layers=` and returns an intervention or a
+    list of them. One that takes `from_layer=` instead, as `Truncate` does, moves from layer to layer and acts from there to
+    the last. `interventions` hold in all runs, also in those of the baseline. `batch` is one batch or a data set in batches;
+    the metric's targets are one for all rows or one for each row of all batches.
 
-    Raises before anything is run `InputError` for a window that is wider than the model is deep, for arguments that the
-    intervention does not take, and what it raises itself on this model and these batches.
+    Before anything is run, it raises `InputError` for a window that is wider than the model is deep, for arguments that the
+    intervention does not take, and for those that the intervention refuses on this model and these batches.
 
     >>> import interp
     >>> from interp.interventions import Truncate
@@ -124,28 +122,30 @@ def layer_sweep(
     >>> batch = vlm.prepare(texts=[question.prompt], images=[scene.image])
     >>> layer_sweep(vlm, batch, window=2, metric=probability(question.answer), positions="image").windows[-1]
     range(6, 8)
-    >>> gone = layer_sweep(vlm, batch, Truncate, metric=probability(question.answer), positions="image")
-    >>> [f"{share:.1f}" for share in gone.score[[0, 7]].tolist()]  # the image gone from layer 0 on, and from layer 7 on
+    >>> sweep = layer_sweep(vlm, batch, Truncate, metric=probability(question.answer), positions="image")
+    >>> [f"{share:.1f}" for share in sweep.score[[0, 7]].tolist()]  # without the image from layer 0 on, and from layer 7 on
     ['0.0', '1.0']
     """
-    batches = batches_of(batch)
-    fixed = {name: tuple(given) if isinstance(given, Iterator) else given for name, given in fixed.items()}
+    batches = as_batches(batch)
+    fixed = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in fixed.items()}
     windows, plans = _plans(intervention, vlm.structure.n_layers, window, fixed)
-    measures = measures_of(metric, vlm, batches)
-    _try(vlm, batches, plans, interventions)
-    swept = [
-        _swept(vlm, each, plans, _always(measure), interventions)
-        for each, measure in zip(batches, measures, strict=True)
+    metrics = bind_to_batches(metric, vlm, batches)
+    _check_plans(vlm, batches, plans, interventions)
+    parts = [
+        _run_plans(vlm, each, plans, interventions, function) for each, function in zip(batches, metrics, strict=True)
     ]
-    given = "".join(f", {name}={shown(value)}" for name, value in fixed.items())
-    return _result(
-        vlm,
-        batches,
-        swept,
-        windows,
-        (*map(repr, interventions), f"{_name(intervention)}(in each window{given})"),
+    per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
+    name = _name(intervention)
+    arguments = "".join(f", {key}={shown(value)}" for key, value in fixed.items())
+    provenance = provenance_of_run(vlm, batches, interventions, seed=0)
+    provenance = replace(provenance, interventions=(*provenance.interventions, f"{name}(in each window{arguments})"))
+    return SweepResult(
+        **_statistics(per_row, seed=0),
+        baseline_rows=baseline,
+        windows=windows,
         metric=name_of(metric),
-        intervention=_name(intervention),
+        intervention=name,
+        provenance=provenance,
     )
 
 
@@ -159,100 +159,107 @@ def layer_contribution(
     control: bool = True,
     seed: int = 0,
 ) -> SweepResult:
-    """ShortV's layer contribution: ``KL(frozen || untouched)`` at the last token, in nats, with ``Skip`` at `positions`.
+    """ShortV's layer contribution: ``KL(frozen || unchanged)`` at the last token, in nats, with ``Skip`` at `positions`.
 
     `ranking()` of the result gives the layers of least contribution first. `positions` are frozen in each window of
-    `window` layers; a mask fits one batch, so in a data set use names and spans. A row in which they select nothing has a
+    `window` layers; a mask fits one batch, so use names and spans in a data set. A row in which they select nothing has a
     contribution of 0.
 
-    With `control`, which doubles the runs, as many other positions as are frozen before the last one are frozen in their
-    place, drawn with `seed` in each row among those before the last, or all of these where they are fewer.
+    With `control`, which doubles the runs, the same is done at random positions: in each row as many as are frozen before the
+    last token, drawn with `seed` among the others before it, or all of these if they are fewer.
 
-    Raises what `Skip` raises, and `InputError` for a window that is wider than the model is deep and for a seed that is no
-    int from 0 on, before anything is run.
+    Before anything is run, it raises what `Skip` raises, and `InputError` for a window that is wider than the model is deep
+    and for a seed below 0 or of another type.
 
     >>> import interp
     >>> vlm = interp.load("toy")
     >>> scene = interp.toy.scenes(1, seed=0)[0]
     >>> batch = vlm.prepare(texts=[scene.questions[0].prompt], images=[scene.image])
     >>> contribution = interp.patching.layer_contribution(vlm, batch)
-    >>> contribution.values[7].item()  # what the last layer does to the image is read by nobody
+    >>> contribution.values[7].item()  # nothing reads what the last layer does to the image
     0.0
     """
-    batches, windows, seed = batches_of(batch), sliding(vlm.structure.n_layers, window), checked_seed(seed)
+    batches, windows, seed = as_batches(batch), sliding_windows(vlm.structure.n_layers, window), checked_seed(seed)
     positions = tuple(positions) if isinstance(positions, Iterator) else positions
     plans = [[Skip(layers=layers, positions=positions)] for layers in windows]
-    _try(vlm, batches, plans, interventions)
-    masks, wanted, drawn = _others(batches, positions, seed)
-    counted = control and bool(drawn.any())
-    swept = [
-        _swept(vlm, each, plans + (_frozen(mask, windows) if counted else []), contribution_from, interventions)
+    _check_plans(vlm, batches, plans, interventions)
+    masks, n_positions, n_control = _controls(batches, positions, seed)
+    has_control = control and bool(n_control.any())
+    parts = [
+        _run_plans(vlm, each, plans + (_plans_at(mask, windows) if has_control else []), interventions)
         for each, mask in zip(batches, masks, strict=True)
     ]
-    frozen = [(per_row[:, : len(windows)], untouched) for per_row, untouched in swept]
-    beside = torch.cat([per_row[:, len(windows) :] for per_row, _ in swept])
-    return _result(
-        vlm,
-        batches,
-        frozen,
-        windows,
-        (*map(repr, interventions), f"Skip(in each window, positions={shown(positions)})"),
+    per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
+    per_row, of_control = per_row[:, : len(windows)], per_row[:, len(windows) :]
+    provenance = provenance_of_run(vlm, batches, interventions, seed)
+    description = f"Skip(in each window, positions={shown(positions)})"
+    return SweepResult(
+        **_statistics(per_row, seed),
+        baseline_rows=baseline,
+        windows=windows,
         metric="KL divergence",
         intervention="Skip",
-        control=beside[drawn > 0].mean(dim=0) if counted else None,
-        n_positions=wanted.float().mean().item(),
-        n_control=drawn.float().mean().item() if control else None,
-        seed=seed,
+        control=of_control[n_control > 0].mean(dim=0) if has_control else None,
+        n_positions=n_positions.float().mean().item(),
+        n_control=n_control.float().mean().item() if control else None,
+        provenance=replace(provenance, interventions=(*provenance.interventions, description)),
     )
+
+
+def contribution_from(logits: Tensor) -> MetricFunction:
+    """The divergence from the prediction of these logits; a value below 0 is a rounding error and becomes 0."""
+    divergence = kl_divergence(logits)
+    return lambda changed: divergence(changed).clamp(min=0)
 
 
 # Plans -------------------------------------------------------------------------------------------------------------------
 
 
 def _plans(intervention: Any, n_layers: int, window: int, fixed: dict[str, Any]) -> tuple[list[range], list[Plan]]:
-    """The windows that suit an intervention, and what it makes of each."""
-    taken = _arguments(intervention)
-    if "layers" in taken:
-        windows = sliding(n_layers, window)
-        return windows, [_made(intervention, {"layers": layers}, fixed) for layers in windows]
-    if "from_layer" not in taken:
+    """The windows that suit an intervention, and its plan for each."""
+    parameters = _parameters(intervention)
+    if "layers" in parameters:
+        windows = sliding_windows(n_layers, window)
+        return windows, [_plan(intervention, {"layers": layers}, fixed) for layers in windows]
+    if "from_layer" not in parameters:
         raise InputError(
-            f"{_name(intervention)} takes {', '.join(taken) or 'no argument'}: expected an intervention or a function that "
-            "takes layers= or from_layer="
+            f"{_name(intervention)} takes {', '.join(parameters) or 'no argument'}: expected an intervention or a function "
+            "that takes layers= or from_layer="
         )
     if window != 1:
         raise InputError(
             f"window={shown(window)}: {_name(intervention)} acts from a layer to the last, leave window out"
         )
-    windows = onward(n_layers)
-    return windows, [_made(intervention, {"from_layer": layers.start}, fixed) for layers in windows]
+    windows = windows_to_end(n_layers)
+    return windows, [_plan(intervention, {"from_layer": layers.start}, fixed) for layers in windows]
 
 
-def _arguments(intervention: Any) -> list[str]:
-    """The names of what it takes."""
+def _parameters(intervention: Any) -> list[str]:
+    """The names of the parameters of an intervention."""
     if not callable(intervention):
         raise InputTypeError(
             f"intervention={shown(intervention)}: expected a class such as Skip, or a function that takes layers="
         )
     try:
         return list(inspect.signature(intervention).parameters)
-    except ValueError:  # something built in, which does not tell
+    except ValueError:  # a builtin without a signature
         return []
 
 
-def _made(intervention: Callable[..., Any], where: dict[str, Any], fixed: dict[str, Any]) -> Plan:
+def _plan(intervention: Callable[..., Any], layers: dict[str, Any], fixed: dict[str, Any]) -> Plan:
+    """The interventions of one window."""
     try:
-        made = intervention(**where, **fixed)
+        plan = intervention(**layers, **fixed)
     except TypeError as error:
         raise InputError(
             f"{_name(intervention)} cannot be made for each window with {', '.join(fixed) or 'nothing else'} ({error}): give "
             "the arguments that it takes, without layers"
         ) from error
-    return made if isinstance(made, list | tuple) else [made]
+    return plan if isinstance(plan, list | tuple) else [plan]
 
 
-def _frozen(mask: Tensor, windows: Sequence[range]) -> list[Plan]:
-    """Skipping each window at these positions; nothing to do where there are none."""
+def _plans_at(mask: Tensor, windows: Sequence[range]) -> list[Plan]:
+    """The plans that skip each window at these positions; empty plans if there are none."""
     return [[Skip(layers=layers, positions=mask)] if mask.any() else [] for layers in windows]
 
 
@@ -261,78 +268,43 @@ def _name(intervention: Any) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _others(batches: Sequence[Batch], positions: Any, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Random positions before the last token for each batch, and how many were wanted and drawn in each row of all."""
+def _controls(batches: Sequence[Batch], positions: Any, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Random positions before the last token for each batch, and for each row of all batches the numbers of positions that
+    they stand for and of those drawn."""
     generator = torch.Generator().manual_seed(seed)
     kinds = [each.positions for each in batches]
-    found = [others_before(each.select(positions), each["last"], each["all"], generator) for each in kinds]
-    masks, wanted, drawn = zip(*found, strict=True)
-    return list(masks), torch.cat(wanted), torch.cat(drawn)
+    draws = [draw_controls(each.select(positions), each["last"], each["all"], generator) for each in kinds]
+    masks, n_positions, n_control = zip(*draws, strict=True)
+    return list(masks), torch.cat(n_positions), torch.cat(n_control)
 
 
 # Runs --------------------------------------------------------------------------------------------------------------------
 
 
-def _try(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], interventions: Sequence[Any]) -> None:
-    """Raise what these interventions raise: for each window on the first batch, and for each batch in the first window."""
+def _check_plans(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], interventions: Sequence[Any]) -> None:
+    """Raise what these interventions raise: for every window on the first batch, for the first window on every batch."""
     for number, batch in enumerate(batches):
         vlm.edits_of(batch, interventions)
         for plan in plans if number == 0 else plans[:1]:
             vlm.edits_of(batch, plan)
 
 
-def contribution_from(untouched: Tensor) -> Measure:
-    """How far a prediction is from the untouched one; what falls below 0 is rounding."""
-    divergence = kl_divergence(untouched)
-    return lambda logits: divergence(logits).clamp(min=0)
-
-
-def _always(measure: Measure) -> Callable[[Tensor], Measure]:
-    """A metric that does not hang on the untouched logits."""
-    return lambda _: measure
-
-
-def _swept(
+def _run_plans(
     vlm: VLM,
     batch: Batch,
     plans: Sequence[Plan],
-    measure_from: Callable[[Tensor], Measure],
     interventions: Sequence[Any],
+    metric: MetricFunction | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The metric `[row, plan]` with each plan, and `[row]` of the untouched model, from whose logits the metric is made."""
-    held = vlm.edits_of(batch, interventions)
-    untouched = logits_of(vlm, batch, held)
-    measure = measure_from(untouched)
-    found = [measure(logits_of(vlm, batch, held, plan)).cpu() for plan in plans]
-    return torch.stack(found, dim=1), measure(untouched).cpu()
+    """The metric `[row, plan]` with each plan and `[row]` without; by default it is the divergence from the run without."""
+    edits = vlm.edits_of(batch, interventions)
+    baseline = last_logits(vlm, batch, edits)
+    metric = metric or contribution_from(baseline)
+    values = [metric(last_logits(vlm, batch, edits, plan)).cpu() for plan in plans]
+    return torch.stack(values, dim=1), metric(baseline).cpu()
 
 
-def _result(
-    vlm: VLM,
-    batches: Sequence[Batch],
-    swept: Sequence[tuple[Tensor, Tensor]],
-    windows: list[range],
-    interventions: tuple[str, ...],
-    seed: int = 0,
-    **fields: Any,
-) -> SweepResult:
-    """The result of what `_swept` gave for each batch."""
-    per_row, baseline = (torch.cat(parts) for parts in zip(*swept, strict=True))
+def _statistics(per_row: Tensor, seed: int) -> dict[str, Any]:
+    """The fields of a result that summarise the rows."""
     low, high = bootstrap_mean(per_row, seed)
-    provenance = Provenance(
-        model=vlm.name,
-        revision=vlm.revision,
-        data=fingerprint(*batches),
-        seed=seed,
-        interventions=interventions,
-    )
-    return SweepResult(
-        values=per_row.mean(dim=0),
-        low=low,
-        high=high,
-        per_row=per_row,
-        baseline_rows=baseline,
-        windows=windows,
-        provenance=provenance,
-        **fields,
-    )
+    return {"values": per_row.mean(dim=0), "low": low, "high": high, "per_row": per_row}

@@ -1,14 +1,20 @@
 """Metrics of an answer: functions that map logits Float `[batch, vocab]` to one number a row, Float `[batch]`.
 
-Each is made from targets and called by a sweep: ``logit_difference(a, b)`` is a metric. A target is a token id, or a
-string that is the one token which continues the prompt (looked up when a sweep binds the metric to its model); one for
-all rows, or one a row. Any function of the same kind can stand where a metric is expected.
+``logit_difference(a, b)`` is a metric of the targets a and b. A target is a token id, or a string that is the one token which
+continues the prompt; there is one for all rows, or one a row. A sweep looks words up when it *binds* the metric to its
+model and its rows. A plain function of logits can take the place of a metric:
+
+>>> import torch
+>>> logit_difference(0, 2)(torch.tensor([[3.0, 0.0, 1.0]]))
+tensor([2.])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -16,101 +22,71 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError, shown
-from interp.models import VLM
+from interp.models import VLM, Batch
 from interp.models.batches.targets import target_ids
 
 Rule = Callable[..., Tensor]
-Measure = Callable[[Tensor], Tensor]
+MetricFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A metric of one row: ``rule(logits, *against)`` of any number of versions of that row's logits `[version, vocab]`.
+class RowMetric:
+    """A metric of one row: ``rule(logits, *references)`` of any number of versions of that row's logits `[version, vocab]`.
 
-    Plain torch, so that a sweep can measure inside a trace and keep one number of each version.
+    It is plain torch, so a sweep can measure inside a trace and keep one number of each version.
     """
 
     rule: Rule
-    against: tuple[Tensor, ...] = ()
+    references: tuple[Tensor, ...] = ()
 
     def __call__(self, logits: Float[Tensor, "version vocab"]) -> Float[Tensor, " version"]:
-        """Raises `InputError` where the rule does not give one number a version."""
-        found = measured(logits, self.rule, self.against)
-        return one_a_row(found, logits, getattr(self.rule, "__name__", type(self.rule).__name__))
+        """Raises `InputError` if the rule does not give one number a version."""
+        values = apply_rule(logits, self.rule, self.references)
+        return check_per_row(values, logits, getattr(self.rule, "__name__", type(self.rule).__name__))
+
+    def of_run(self, logits: Float[Tensor, "1 vocab"], name: str) -> Float[Tensor, " 1"]:
+        """The metric of the row's own run. Raises `InputError` if two versions do not get a number each."""
+        two = logits.expand(2, -1)
+        return check_per_row(apply_rule(two, self.rule, self.references), two, name)[:1]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A rule on logits `[batch, vocab]` and what it compares them with, each Tensor or target one for all rows or one a row."""
+    """A rule on logits `[batch, vocab]` and what it compares them with: targets, one for all rows or one a row, or a
+    reference `[batch, vocab]`."""
 
     name: str
     rule: Rule
     targets: tuple[Any, ...] = ()
     reference: Tensor | None = None
 
-    def __post_init__(self) -> None:  # a metric is bound many times, iterators would be empty after one
-        kept = tuple(tuple(target) if isinstance(target, Iterator) else target for target in self.targets)
-        object.__setattr__(self, "targets", kept)
+    def __post_init__(self) -> None:  # a metric is bound many times, and an iterator would be empty after the first
+        targets = tuple(tuple(target) if isinstance(target, Iterator) else target for target in self.targets)
+        object.__setattr__(self, "targets", targets)
 
-    def against(self, vlm: VLM, rows: int) -> list[Tensor]:
-        """What the rule compares `rows` rows with, each with an entry a row. Raises `InputError` where one does not fit."""
-        against = [target_ids(vlm, target, rows) for target in self.targets]
+    def references(self, vlm: VLM, rows: int) -> list[Tensor]:
+        """What the rule compares the logits of `rows` rows with: tensors with one entry a row.
+
+        Raises `InputError` for targets or a reference that do not fit the rows.
+        """
+        references = [target_ids(vlm, target, rows) for target in self.targets]
         if self.reference is None:
-            return against
-        wanted = (rows, vlm.structure.vocab_size)
-        if tuple(self.reference.shape) != wanted:
+            return references
+        shape = (rows, vlm.structure.vocab_size)
+        if tuple(self.reference.shape) != shape:
             raise InputError(
-                f"reference of shape {tuple(self.reference.shape)}: expected logits of {rows} rows, {wanted} (batch, vocab)"
+                f"reference of shape {tuple(self.reference.shape)}: expected logits of {rows} rows, {shape} (batch, vocab)"
             )
-        return [*against, self.reference]
-
-    def bind(self, vlm: VLM, rows: int, row: int) -> Bound:
-        """The metric of row `row` of `rows`."""
-        return Bound(self.rule, tuple(each[row] for each in self.against(vlm, rows)))
+        return [*references, self.reference]
 
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
-        """The metric of a batch of logits; its targets must be token ids, words need a model to look them up."""
+        """The metric of a batch of logits. Its targets must be token ids, because words need a model to look them up."""
         if any(_has_words(target) for target in self.targets):
             raise InputError(f"targets {self.targets!r}: a metric that is called on its own needs token ids, not words")
-        against = [torch.as_tensor(target, device=logits.device) for target in self.targets]
+        references = [torch.as_tensor(target, device=logits.device) for target in self.targets]
         if self.reference is not None:
-            against.append(self.reference.to(logits.device))
-        return measured(logits, self.rule, against)
-
-
-def _has_words(target: Any) -> bool:
-    """Whether a target, one or one a row, is told in words."""
-    each = target if isinstance(target, list | tuple) else [target]
-    return any(isinstance(one, str) for one in each)
-
-
-def bind(metric: Metric | Measure, vlm: VLM, rows: int, row: int) -> Bound:
-    """A metric as a function of versions of one row; a plain function is taken as it is."""
-    if isinstance(metric, Metric):
-        return metric.bind(vlm, rows, row)
-    if not callable(metric):
-        raise InputTypeError(f"metric={metric!r}: expected logit_difference(a, b) or the like, or a function of logits")
-    return Bound(metric)
-
-
-def of_run(measure: Bound, logits: Float[Tensor, "1 vocab"], name: str) -> Float[Tensor, " 1"]:
-    """The metric of one row's run. Raises `InputError` where it does not give each of several versions a number of its own."""
-    two = logits.expand(2, -1)
-    return one_a_row(measured(two, measure.rule, measure.against), two, name)[:1]
-
-
-def name_of(metric: Metric | Measure) -> str:
-    """What a metric is called in results and figures."""
-    return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
-
-
-def one_a_row(found: Any, logits: Tensor, name: str) -> Tensor:
-    """What a metric gave, refused by its name where that is not one number a row of logits."""
-    if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
-        raise InputError(
-            f"the metric {name!r} gives {shown(found)} for {len(logits)} rows of logits: expected a tensor of one number a row"
-        )
-    return found
+            references.append(self.reference)
+        return apply_rule(logits, self.rule, references)
 
 
 def logit_difference(a: Any, b: Any) -> Metric:
@@ -124,50 +100,136 @@ def logit_difference(a: Any, b: Any) -> Metric:
 
 
 def probability(a: Any) -> Metric:
-    """``softmax(logits)[a]``: the probability of answer `a`."""
+    """``softmax(logits)[a]``: the probability of answer `a`.
+
+    >>> import torch
+    >>> probability(0)(torch.tensor([[0.0, 0.0]]))
+    tensor([0.5000])
+    """
     return Metric("probability", probability_of, (a,))
 
 
 def cross_entropy(a: Any) -> Metric:
-    """``-log softmax(logits)[a]``, in nats."""
+    """``-log softmax(logits)[a]``, in nats.
+
+    >>> import torch
+    >>> cross_entropy(0)(torch.tensor([[0.0, 0.0]]))
+    tensor([0.6931])
+    """
     return Metric("cross-entropy", surprise_of, (a,))
 
 
 def kl_divergence(reference: Float[Tensor, "batch vocab"]) -> Metric:
-    """``KL(changed || reference)`` in nats, `reference` being logits: how far the prediction has moved."""
+    """``KL(changed || reference)`` in nats: how far the prediction has moved from these reference logits.
+
+    >>> import torch
+    >>> kl_divergence(torch.tensor([[0.0, 1.0]]))(torch.tensor([[5.0, 6.0]]))
+    tensor([0.])
+    """
     if not isinstance(reference, Tensor):
         raise InputTypeError(f"reference={shown(reference)}: expected a tensor of logits, as vlm.logits gives them")
     return Metric("KL divergence", divergence_from, reference=reference)
 
 
+# Binding a metric to rows ------------------------------------------------------------------------------------------------
+
+
+def name_of(metric: Metric | MetricFunction) -> str:
+    """The name of a metric in results and figures."""
+    return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def bind_to_rows(metric: Any, vlm: VLM, rows: int) -> list[RowMetric]:
+    """The metric of each of `rows` rows; a plain function is the metric of every row.
+
+    Raises `InputTypeError` for what is not a metric, `InputError` for targets or a reference that do not fit the rows.
+    """
+    if not isinstance(metric, Metric):
+        return [RowMetric(_checked_function(metric))] * rows
+    references = metric.references(vlm, rows)
+    return [RowMetric(metric.rule, tuple(each[row] for each in references)) for row in range(rows)]
+
+
+def bind_to_batches(metric: Any, vlm: VLM, batches: Sequence[Batch]) -> list[MetricFunction]:
+    """The metric of each batch: a function of its logits `[batch, vocab]` that gives Float `[batch]` on the CPU.
+
+    Targets are one for all rows, or one for each row of all batches in order. Raises what `bind_to_rows` raises; the
+    functions raise `InputError` if the metric does not give one number a row.
+    """
+    if not isinstance(metric, Metric):
+        return [_on_cpu(_checked_function(metric), name_of(metric))] * len(batches)
+    sizes = [len(batch) for batch in batches]
+    references = metric.references(vlm, sum(sizes))
+    parts = zip(*(each.split(sizes) for each in references), strict=True) if references else repeat((), len(sizes))
+    return [_on_cpu(partial(apply_rule, rule=metric.rule, references=part), metric.name) for part in parts]
+
+
+def answer_ids(metric: Metric | MetricFunction, vlm: VLM, batches: Sequence[Batch]) -> Sequence[Tensor | None]:
+    """The right answer of each row, Int `[batch]` for each batch: the first target of the metric. None without targets."""
+    if not isinstance(metric, Metric) or not metric.targets:
+        return [None] * len(batches)
+    sizes = [len(batch) for batch in batches]
+    return target_ids(vlm, metric.targets[0], sum(sizes)).split(sizes)
+
+
+def check_per_row(values: Any, logits: Tensor, name: str) -> Tensor:
+    """The values of a metric. Raises `InputError`, with its name, if they are not one number for each row of logits."""
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        raise InputError(
+            f"the metric {name!r} gives {shown(values)} for {len(logits)} rows of logits: expected a tensor of one number a row"
+        )
+    return values
+
+
+def _checked_function(metric: Any) -> MetricFunction:
+    if not callable(metric):
+        raise InputTypeError(f"metric={shown(metric)}: expected a metric such as probability('red'), or a function")
+    return metric
+
+
+def _on_cpu(metric: MetricFunction, name: str) -> MetricFunction:
+    """The same metric with its values on the CPU, in float32 at least."""
+
+    def values_of(logits: Tensor) -> Tensor:
+        values = check_per_row(metric(logits), logits, name)
+        return values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32))
+
+    return values_of
+
+
+def _has_words(target: Any) -> bool:
+    """Whether a target, one for all rows or one a row, is a word."""
+    return any(isinstance(one, str) for one in (target if isinstance(target, list | tuple) else [target]))
+
+
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
-def measured(logits, rule, against):
-    """A rule on logits, in float32 and on their device. What is true or a count becomes a number."""
-    found = rule(logits.float(), *[each.to(logits.device) for each in against])
-    whole = isinstance(found, torch.Tensor) and not (found.is_floating_point() or found.is_complex())
-    return found.float() if whole else found
+def apply_rule(logits, rule, references):
+    """A rule on logits, in float32 and on their device. A bool or an int becomes a float."""
+    values = rule(logits.float(), *[each.to(logits.device) for each in references])
+    whole = isinstance(values, torch.Tensor) and not (values.is_floating_point() or values.is_complex())
+    return values.float() if whole else values
 
 
-def at(values, ids):
+def entries_at(values, ids):
     """The entry of each row at its id."""
     return values.gather(-1, ids.expand(len(values))[:, None])[:, 0]
 
 
 def difference_of(logits, a, b):
     """The rule of `logit_difference`."""
-    return at(logits, a) - at(logits, b)
+    return entries_at(logits, a) - entries_at(logits, b)
 
 
 def probability_of(logits, a):
     """The rule of `probability`."""
-    return at(logits.softmax(dim=-1), a)
+    return entries_at(logits.softmax(dim=-1), a)
 
 
 def surprise_of(logits, a):
     """The rule of `cross_entropy`."""
-    return -at(logits.log_softmax(dim=-1), a)
+    return -entries_at(logits.log_softmax(dim=-1), a)
 
 
 def divergence_from(logits, reference):

@@ -1,8 +1,8 @@
-"""What a patching sweep compares: pairs of runs of one layout, and the positions of the grid.
+"""The pairs of runs that a patching sweep compares, and the positions that it patches.
 
-A column of the grid is a single token, or a group of positions that are patched together: the patches of an object, a
-named span, all of the image. The rows of a pair must have the same layout, so that a position means the same in both;
-different pairs need not, as long as every one of them has the columns.
+A column of the grid is a single token, or a group of positions that are patched together: the patches of an object, a named
+span, all of the image. The two rows of a pair must have the same layout, so that a position means the same in both.
+Different pairs may have different layouts, as long as each of them has every column.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from torch import Tensor
 from interp.errors import InputError, shown
 from interp.models import Batch
 
-DIRECTIONS = ("denoise", "noise")
-# A picture in a result is for looking at: it need not be larger than this.
+# The longest side of the picture in a result, which is there to be looked at.
 _LARGEST_PICTURE = 512
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Clean and corrupted rows of equal layouts. `groups[row][column]` are the positions (Int, counted without padding)
-    that are patched together in a column of the grid, `names` what the columns are called."""
+class PairedBatches:
+    """Clean and corrupted rows of equal layouts. `groups[row][column]` are the positions (Int, counted without padding) that
+    a column of the grid patches together, and `names` the names of the columns."""
 
     clean: Batch
     corrupted: Batch
@@ -38,45 +37,47 @@ class Pairs:
         return len(self.clean)
 
 
-def matched(clean: Batch, corrupted: Batch, positions: Any) -> Pairs:
-    """The pairs of two batches and the columns that `positions` name.
+def pair_batches(clean: Batch, corrupted: Batch, positions: Any) -> PairedBatches:
+    """The pairs of two batches and the columns that `positions` selects.
 
-    A name, ints or a mask are single tokens, as many in each row; a list of names, or a dict that gives a name to
-    anything else, are groups.
+    A name, ints or a mask select single tokens, as many in each row. A list of names, or a dict from names to anything that
+    selects positions, makes groups.
 
-    Raises `InputError` where the batches have other numbers of rows or other layouts, where rows select different
+    Raises `InputError` for batches with different numbers of rows or different layouts, for rows that select different
     numbers of single tokens, and for a group without a position in one of the rows.
     """
-    for what, batch in (("clean", clean), ("corrupted", corrupted)):
+    for side, batch in (("clean", clean), ("corrupted", corrupted)):
         if not isinstance(batch, Batch):
-            raise InputError(f"{what} is a {type(batch).__name__}: expected a batch, made with vlm.prepare")
+            raise InputError(f"{side} is a {type(batch).__name__}: expected a batch, made with vlm.prepare")
     if len(clean) != len(corrupted):
         raise InputError(f"{len(clean)} clean and {len(corrupted)} corrupted rows: expected pairs")
     for row in range(len(clean)):
         _check_layout(clean, corrupted, row)
-    named = _as_groups(positions)
-    if named == {}:
-        raise InputError("positions={} names no group: expected one at least")
-    if named is None:
+    groups_by_name = _groups_by_name(positions)
+    if groups_by_name == {}:
+        raise InputError("positions={} names no group: expected at least one")
+    if groups_by_name is None:
         groups = [[column[None] for column in columns] for columns in _columns(clean, corrupted, positions)]
         counts = [len(columns) for columns in groups]
         if not counts[0] or len(set(counts)) > 1:
             raise InputError(f"positions={shown(positions)} selects {counts} positions: expected as many in each row")
         first = clean.row(0)
-        return Pairs(clean, corrupted, groups, [first.tokens[0][int(group)] for group in groups[0]])
-    found = {name: _columns(clean, corrupted, place) for name, place in named.items()}
-    for name, rows in found.items():
+        return PairedBatches(clean, corrupted, groups, [first.tokens[0][int(group)] for group in groups[0]])
+    columns_by_name = {name: _columns(clean, corrupted, group) for name, group in groups_by_name.items()}
+    for name, rows in columns_by_name.items():
         empty = next((row for row, columns in enumerate(rows) if not len(columns)), None)
         if empty is not None:
-            raise InputError(f"group {name!r} selects nothing in row {empty}: expected one position at least")
-    return Pairs(clean, corrupted, [list(row) for row in zip(*found.values(), strict=True)], list(found))
+            raise InputError(f"group {name!r} selects nothing in row {empty}: expected at least one position")
+    groups = [list(row) for row in zip(*columns_by_name.values(), strict=True)]
+    return PairedBatches(clean, corrupted, groups, list(columns_by_name))
 
 
-def picture_of(pairs: Pairs) -> tuple[Tensor | None, Float[Tensor, "position 4"] | None]:
-    """The first clean row's picture, UInt8 `[height, width, 3]`, and where on it each column of the grid lies, as shares.
+def picture_of(pairs: PairedBatches) -> tuple[Tensor | None, Float[Tensor, "position 4"] | None]:
+    """The picture of the first clean row, UInt8 `[height, width, 3]`, and the box of each column on it, as shares of its width
+    and height.
 
-    None twice where the row has not exactly one picture, where it is not known what its tokens see, or where no column is
-    a single one of them.
+    Both are None if the row does not have exactly one picture, if the boxes of its tokens are unknown, or if no column is a
+    single image token.
     """
     row = pairs.clean.row(0)
     boxes = row.positions.boxes(0)
@@ -85,49 +86,47 @@ def picture_of(pairs: Pairs) -> tuple[Tensor | None, Float[Tensor, "position 4"]
     box_of = dict(zip(row.positions["image"][0].nonzero().flatten().tolist(), boxes[0], strict=True))
     nowhere = torch.full((4,), torch.nan)
     of_columns = [box_of.get(int(group), nowhere) if len(group) == 1 else nowhere for group in pairs.groups[0]]
-    placed = torch.stack([box.float() for box in of_columns])
-    if placed.isnan().all():
+    stacked = torch.stack([box.float() for box in of_columns])
+    if stacked.isnan().all():
         return None, None
     picture = row.images[0][0].convert("RGB")
     picture.thumbnail((_LARGEST_PICTURE, _LARGEST_PICTURE))
-    return torch.from_numpy(np.array(picture)), placed
+    return torch.from_numpy(np.array(picture)), stacked
 
 
-def _as_groups(positions: Any) -> dict[str, Any] | None:
-    """Groups by their names, None for single tokens."""
+def _groups_by_name(positions: Any) -> dict[str, Any] | None:
+    """Groups by their names; None if `positions` are single tokens."""
     if isinstance(positions, Mapping):
-        return {str(name): place for name, place in positions.items()}
+        return {str(name): group for name, group in positions.items()}
     if isinstance(positions, list | tuple) and positions and all(isinstance(each, str) for each in positions):
-        twice = next((name for name in positions if positions.count(name) > 1), None)
-        if twice is not None:
-            raise InputError(f"positions={shown(positions)} names {twice!r} more than once: name each once")
+        repeated = next((name for name in positions if positions.count(name) > 1), None)
+        if repeated is not None:
+            raise InputError(f"positions={shown(positions)} names {repeated!r} more than once: name each once")
         return {name: name for name in positions}
     return None
 
 
 def _columns(clean: Batch, corrupted: Batch, positions: Any) -> list[Tensor]:
-    """The selected columns of each row, counted without padding. Raises `InputError` where a pair does not agree."""
-    found = []
+    """The selected columns of each row, counted without padding. Raises `InputError` for a pair that does not agree."""
+    columns = []
     for row in range(len(clean)):
-        mine, theirs = (
-            batch.positions.select(positions)[row][batch.positions["all"][row]] for batch in (clean, corrupted)
-        )
-        if not (mine == theirs).all():
+        masks = [batch.positions.select(positions)[row][batch.positions["all"][row]] for batch in (clean, corrupted)]
+        if not (masks[0] == masks[1]).all():
             raise InputError(
                 f"positions={shown(positions)} selects other positions in clean than in corrupted row {row}: expected "
                 "the same places"
             )
-        found.append(mine.nonzero().flatten())
-    return found
+        columns.append(masks[0].nonzero().flatten())
+    return columns
 
 
 def _check_layout(clean: Batch, corrupted: Batch, row: int) -> None:
-    """Refuse a pair whose rows have other lengths, or images in other places."""
+    """Raise `InputError` if the rows of a pair have different lengths, or images in different places."""
     kinds = [batch.positions["image"][row][batch.positions["all"][row]] for batch in (clean, corrupted)]
     if kinds[0].shape != kinds[1].shape or not bool((kinds[0] == kinds[1]).all()):
-        seen = [f"{len(kind)} tokens, {int(kind.sum())} of images" for kind in kinds]
+        sizes = [f"{len(kind)} tokens, {int(kind.sum())} of images" for kind in kinds]
         raise InputError(
-            f"row {row}: clean has {seen[0]} and corrupted {seen[1]}, or images in other places: expected equal layouts, "
+            f"row {row}: clean has {sizes[0]} and corrupted {sizes[1]}, or images in other places: expected equal layouts, "
             "as interp.toy.pairs gives"
         )
     grids = [batch.positions.grid(row) for batch in (clean, corrupted)]

@@ -1,12 +1,12 @@
-"""Activation patching over the whole grid: every layer, every position, every head where asked.
+"""Activation patching over a whole grid: every layer, every position, and every head if heads are asked for.
 
-Two runs of one prompt layout, a *clean* one and a *corrupted* one with another answer. The clean state of one layer
-and position is written into the corrupted run, and the metric says how much of the clean answer comes back:
-``effect = (patched - corrupted) / (clean - corrupted)``, 0 = nothing, 1 = all of it. The other direction, `noise`,
-writes corrupted states into the clean run and reports on the same scale: 1 = still clean, 0 = as corrupted.
+A sweep compares two runs of one prompt layout, a *clean* one and a *corrupted* one with another answer. It writes the clean
+state of one layer and position into the corrupted run, and the metric says how much of the clean answer comes back:
+``effect = (patched - corrupted) / (clean - corrupted)``, 0 = nothing, 1 = all of it. The other direction, `noise`, writes
+corrupted states into the clean run and reports on the same scale: 1 = still clean, 0 = as corrupted.
 
-The grid is exact, and yet most of each forward pass is not run: a cell is computed from the layer and the leftmost
-position at which it can differ. ``provenance.notes`` says whether that was so, or why not (`interp.patching.cells`).
+The grid is exact, and yet most of each forward pass is not run: a cell is computed from the layer and the leftmost position
+at which it can differ. ``provenance.notes`` says whether that was so, or why not (`interp.patching.cells`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.arguments import checked_seed
-from interp.models import VLM, Batch
+from interp.models import VLM, Batch, Intervention, Read
 from interp.models.running.resume import Cell, Versions
-from interp.models.running.steps import Read, take_each
+from interp.models.running.steps import take_each
 from interp.models.running.trace import run_forward
-from interp.models.vlm import Intervention
 from interp.patching.cells import run_cells
-from interp.patching.grid import Grid, grid_of, result_of
-from interp.patching.metrics import Bound, Measure, Metric, measured, name_of, of_run
+from interp.patching.grid import SweepGrid, SweepRequest
+from interp.patching.metrics import Metric, MetricFunction, apply_rule
 from interp.patching.result import PatchResult
 
 
@@ -41,25 +39,25 @@ def patch_sweep(
     heads: int | str | Iterable[int] | None = None,
     direction: str = "denoise",
     *,
-    metric: Metric | Measure,
+    metric: Metric | MetricFunction,
     interventions: Sequence[Intervention] = (),
     seed: int = 0,
 ) -> PatchResult:
     """Patch each layer and position on its own and measure how much of the answer moves with it.
 
-    `clean` and `corrupted` have as many rows, each pair of equal layout: as many tokens, images in the same places.
-    `positions` are single tokens, a column of the grid each, in the order of the prompt (a name, ints or a mask, as many in
-    every row), or groups that are patched together: a list of names, ``["image", "question", "last"]``, or a dict of
-    anything that selects positions, ``{"object": mask}``. `site` is any that `Patch` takes; with `heads` ("all", an int or
-    ints) at one that has heads, each head is patched on its own, and the grid has a third axis.
+    `clean` and `corrupted` have as many rows, and each pair has one layout: as many tokens, images in the same places.
+    `positions` are either single tokens, one column of the grid each, in the order of the prompt (a name, ints or a mask, as
+    many in every row), or groups that are patched together: a list of names, ``["image", "question", "last"]``, or a dict
+    from names to anything that selects positions, ``{"object": mask}``. `site` is any that `Patch` takes. With `heads`
+    ("all", an int or ints) at a site that has heads, each head is patched on its own, and the grid has a third axis.
 
-    `effect` is a ratio of means over rows, ``mean(patched - corrupted) / mean(clean - corrupted)``; its interval is a
-    bootstrap over rows, drawn with `seed`. `interventions` hold in all runs, in each row alone; each cell is a whole forward
+    `effect` is a ratio of means over rows, ``mean(patched - corrupted) / mean(clean - corrupted)``. Its interval is a
+    bootstrap over rows, drawn with `seed`. `interventions` hold in all runs, in each row alone; every cell is a whole forward
     pass then.
 
-    Raises `InputError` where the two batches do not have the same layout, the metric does not tell the two runs apart,
-    rows select different numbers of positions, a name is unknown, the metric does not give one number a row, or an
-    intervention does not hold in each row alone; `LayoutError` for a site that was not proved.
+    Raises `InputError` for batches with different layouts, for a metric that is the same in both runs or that does not give
+    one number a row, for rows that select different numbers of positions, for an unknown name, and for an intervention that
+    does not hold in each row alone; `LayoutError` for a site that was not proved.
 
     Source: activation patching as in Meng et al. 2022 and Heimersheim and Nanda 2024.
 
@@ -72,32 +70,33 @@ def patch_sweep(
     >>> result.effect.shape
     torch.Size([8, 2])
     """
-    seed = checked_seed(seed)
-    grid = grid_of(vlm, clean, corrupted, site, layers, positions, heads, direction, metric, interventions)
+    request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, seed)
+    grid = request.grid(vlm, clean, corrupted)
     each_head = [None] if grid.heads is None else grid.heads
-    cells = [Cell(*at) for at in product(grid.layers, range(len(grid.pairs.names)), each_head)]
-    source, target = grid.sides
+    cells = [Cell(*place) for place in product(grid.layers, range(len(grid.pairs.names)), each_head)]
+    source, target = grid.source_and_target
     ends: list[tuple[Tensor, Tensor]] = []
     values, notes = [], []
-    for row, measure in enumerate(grid.measures(vlm)):
-        versions, given_end = _versions(vlm, source.row(row), grid, cells, grid.pairs.groups[row], measure)
-        in_trace = partial(measured, rule=measure.rule, against=measure.against)
-        base, of_cells, note = run_cells(vlm, target.row(row), versions, in_trace, grid.interventions, seed)
-        ends.append((given_end.cpu(), base))
+    for row, metric_of_row in enumerate(grid.metrics):
+        versions, logits = _versions(grid, source.row(row), cells, grid.pairs.groups[row])
+        of_source = metric_of_row.of_run(logits, grid.metric)
+        in_trace = partial(apply_rule, rule=metric_of_row.rule, references=metric_of_row.references)
+        of_target, of_cells, note = run_cells(vlm, target.row(row), versions, in_trace, grid.interventions, grid.seed)
+        ends.append((of_source.cpu(), of_target))
         values.append(of_cells)
         notes.append(note)
-    both = grid.ends(*(torch.cat(end) for end in zip(*ends, strict=True)))
+    both = grid.clean_and_corrupted(*(torch.cat(end) for end in zip(*ends, strict=True)))
     per_row = torch.stack(values).reshape(len(values), *grid.shape)
-    return result_of(vlm, grid, per_row, both, seed, tuple(dict.fromkeys(notes)))
+    return grid.result(per_row, *both, tuple(dict.fromkeys(notes)), "exact")
 
 
 def _versions(
-    vlm: VLM, source: Batch, grid: Grid, cells: Sequence[Cell], groups: Sequence[Tensor], measure: Bound
+    grid: SweepGrid, source: Batch, cells: Sequence[Cell], groups: Sequence[Tensor]
 ) -> tuple[Versions, Tensor]:
-    """What one row's run gives to all cells, and the metric of that run."""
+    """The states that one row of the source writes into its cells, and the logits of that row."""
     columns = torch.cat(list(groups)).unique()
     places = torch.zeros_like(columns), columns, None
     reads = [Read(layer, grid.site, layer, take_each, places) for layer in grid.layers]
-    seen = run_forward(vlm, source, vlm.edits_of(source, grid.interventions), reads)
-    given = {layer: seen[layer] for layer in grid.layers}
-    return Versions(grid.site, cells, groups, columns, given), of_run(measure, seen["logits"], name_of(grid.metric))
+    outputs = run_forward(grid.vlm, source, grid.vlm.edits_of(source, grid.interventions), reads)
+    states = {layer: outputs[layer] for layer in grid.layers}
+    return Versions(grid.site, cells, groups, columns, states), outputs["logits"]

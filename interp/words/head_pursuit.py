@@ -30,10 +30,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.activations import Activations
 from interp.arguments import as_int, as_ints, checked_flag, checked_int, checked_number, checked_seed, checked_share
 from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Scale
-from interp.interventions.writes import is_activations
 from interp.models import VLM
 from interp.models.batches.targets import target_id, word_of
 from interp.models.running.places import proved_place
@@ -169,7 +169,7 @@ def head_pursuit(
     repeated word, fewer than two rows of data, and a vocabulary too small for random lists; for a seed that is not an int
     from 0; and for a `center` that is not True or False. Raises `InputTypeError` where `acts` are not activations.
     """
-    if not is_activations(acts):
+    if not isinstance(acts, Activations):
         raise InputTypeError(f"acts is a {type(acts).__name__}: expected what interp.capture(sites=('z',)) gives")
     if "z" not in acts:
         raise InputError(f"site 'z' was not captured: only {', '.join(acts)}, capture with sites=('z',)")

@@ -3,11 +3,13 @@ what cannot be is refused before the model runs."""
 
 import contextlib
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 import interp
+from interp import interventions
 from interp.interventions import Ablate, Knockout, Patch, Project, Reweight, Scale, Skip, Steer, Truncate
 from interp.lens import logit_lens
 from patterned import BOTH, KINDS, batch_of, load
@@ -84,6 +86,21 @@ def takers(vlm, batch):
     }
 
 
+EXPORTED = [kind for name in interventions.__all__ if hasattr(kind := getattr(interventions, name), "edits")]
+
+
+# The table -----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_exported_intervention_is_in_the_table(toy, mixed):
+    """A new intervention gets a row in EACH, and one in _SOUND with the fields that can be wrong."""
+    assert len(EXPORTED) >= 9
+    assert all(dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen for kind in EXPORTED)
+    assert {type(make(toy, mixed)) for make in EACH.values()} == set(EXPORTED) == set(_SOUND)
+    for kind in EXPORTED:
+        assert set(kind.__dataclass_fields__) <= set(_WRONG), kind
+
+
 # None --------------------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +166,7 @@ _SOUND = {
     Ablate: {"site": "resid_pre", "layers": 0, "positions": "last"},
     Steer: {"direction": torch.ones(128), "layers": 0, "positions": "last", "scale": 1.0},
     Project: {"direction": torch.ones(128), "layers": 0, "positions": "last"},
+    Scale: {"factor": 2.0, "layers": 0, "positions": "last"},
     Skip: {"layers": 0, "positions": "last"},
     Truncate: {"from_layer": 0, "positions": "image"},
     Knockout: {"source": "image", "target": "last", "layers": 0},
@@ -184,16 +202,24 @@ _WRONG = {
     ],
     "self_edges": [("no", "self_edges='no': expected True or False")],
     "scale": [(float(value), f"scale={value}: expected a finite number") for value in ("nan", "inf", "-inf")],
+    "factor": [(float("nan"), "factor=nan: expected a finite number")],
     "heads": [([], r"heads=\[\]"), (4, "heads=4: resid_pre has no heads|head 4: layer 0")],
-    "kind": [("flat", "kind='flat': expected one of"), (["uniform"], r"kind=\['uniform'\]: expected one of")],
+    "kind": [
+        ("flat", "kind='flat' is unknown: use one of uniform, random, reversed, shuffled"),
+        (["uniform"], r"kind=\['uniform'\] is unknown: use one of"),
+    ],
+    "mode": [("softmax", "mode='softmax' is unknown: use one of pre_softmax, post_softmax")],
+    "tower": [("ear", "tower='ear' is unknown: use one of language, vision")],
     "seed": [("0", "seed='0': expected an int of 0 or more"), (-1, "seed=-1: expected")],
 }
+# Fields with a default that are tried on every intervention that has them.
+OPTIONAL = ("value", "heads", "seed", "self_edges", "mode", "tower")
 _CASES = [
     (kind, name, wrong, words)
     for kind, sound in _SOUND.items()
     for name, each in _WRONG.items()
     for wrong, words in each
-    if name in sound or (name in kind.__dataclass_fields__ and name in ("value", "heads", "seed", "self_edges"))
+    if name in sound or (name in kind.__dataclass_fields__ and name in OPTIONAL)
 ]
 
 

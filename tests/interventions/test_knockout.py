@@ -282,7 +282,7 @@ def test_without_edges_to_the_image_the_answer_is_lost(toy):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"mode": "softmax"}, "mode='softmax': expected 'pre_softmax' or 'post_softmax'"),
+        ({"mode": "softmax"}, "mode='softmax' is unknown: use one of pre_softmax, post_softmax"),
         ({"layers": []}, r"layers=\[\] names no layer: expected 'all', an int or ints from 0 to 7"),
         ({"layers": [1, -7]}, r"layers=\[1, -7\] names layer 1 more than once"),
         ({"heads": []}, r"heads=\[\] names no head: expected None"),

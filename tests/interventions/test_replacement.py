@@ -1,10 +1,30 @@
-"""Patch and Ablate: the identity changes nothing, a patch moves what it should, and wrong values are refused."""
+"""Patch, Ablate and Skip: the identity changes nothing, a patch moves what it should, skipped layers still read what goes
+around them, and wrong values are refused."""
 
 import pytest
 import torch
 
 import interp
-from interp.interventions import Ablate, Patch
+import zoo
+from interp.interventions import Ablate, Patch, Skip, Steer
+from interp.models.running.steps import Read, reads_of_states, whole
+from interp.models.running.trace import run_forward
+
+
+def states(vlm, batch, *interventions):
+    """All states `[state, batch, seq, width]`."""
+    edits = vlm.edits_of(batch, interventions)
+    seen = run_forward(vlm, batch, edits, reads_of_states(vlm, whole, (), edits), logits=None)
+    return torch.stack([seen[state] for state in range(len(seen))])
+
+
+def hooked(vlm, batch, module, hook):
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            return vlm.model(**vlm.inputs_of(batch)).logits[:, -1]
+    finally:
+        handle.remove()
 
 
 def states_of(vlm, batch, layer):
@@ -121,3 +141,79 @@ def test_no_position_is_no_intervention(toy, mixed, value):
         with pytest.raises(interp.InputError, match="selects nothing in this batch, expected at least one") as caught:
             toy.logits(text, [change])
         assert "\n" not in str(caught.value)
+
+
+# Skip --------------------------------------------------------------------------------------------------------------------
+
+
+def test_in_all_layers_visual_states_stay_what_they_were_at_first(toy, mixed):
+    image = mixed.positions["image"]
+    found = states(toy, mixed, Skip(layers="all", positions="image"))
+    assert (found[:, image] == found[0, image]).all()
+    assert not torch.allclose(found[-1, ~image], states(toy, mixed)[-1, ~image])
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "gemma4", "qwen3_5", "cohere2_vision", "qwen3_vl"])
+def test_only_what_is_added_between_layers_reaches_what_skips_all_of_them(name):
+    """So under DeepStack alone the visual states move."""
+    vlm = interp.load(model=zoo.build(name), check=False)
+    batch = vlm.prepare(encoding=zoo.encode(name))
+    vlm.check(batch)
+    image = batch.positions["image"]
+    found = states(vlm, batch, Skip(layers="all", positions="image"))
+    assert bool((found[:, image] == found[0, image]).all()) == vlm.structure.continuous == (name != "qwen3_vl")
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl", "gemma4", "qwen3_5", "cohere2_vision", "chameleon"])
+def test_it_is_what_a_hook_does(name):
+    vlm = interp.load(model=zoo.build(name), check=False)
+    batch = vlm.prepare(encoding=zoo.encode(name))
+    mask = batch.positions["text"][..., None]
+    layer = vlm.model.get_submodule(f"{vlm.structure.layers}.1")
+
+    def around(module, args, kwargs, out):
+        entered = args[0] if args else kwargs["hidden_states"]
+        changed = torch.where(mask, entered, out[0] if isinstance(out, tuple) else out)
+        return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+    found = vlm.logits(batch, [Skip(layers=1, positions="text")])
+    torch.testing.assert_close(found, hooked(vlm, batch, layer, around), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, vlm.logits(batch), atol=1e-4)
+
+
+def test_keys_and_values_of_what_skips_stay_readable(toy, mixed):
+    """The layer's own attention gives what it gave; only what is added at these positions is gone."""
+    reads = [Read(site, site, 3, whole) for site in ("z", "attn_out", "mlp_out", "resid_pre", "resid_post")]
+    edits = toy.edits_of(mixed, [Skip(layers=3, positions="image")])
+    plain, found = (run_forward(toy, mixed, e, reads, logits=None) for e in ((), edits))
+    for site in ("z", "attn_out", "mlp_out"):
+        assert torch.equal(plain[site], found[site])
+    image = mixed.positions["image"]
+    assert torch.equal(found["resid_post"][image], plain["resid_pre"][image])
+    assert torch.equal(found["resid_post"][~image], plain["resid_post"][~image])
+
+
+def test_what_is_edited_on_its_way_in_leaves_as_it_entered(toy, mixed):
+    ahead = Steer(direction=torch.ones(128), layers=2, positions="all", scale=1.0)
+    found = states(toy, mixed, Skip(layers=2), ahead)
+    assert torch.equal(found[3][mixed.positions["all"]], found[2][mixed.positions["all"]])
+    assert not torch.allclose(found[2], states(toy, mixed)[2])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"layers": []}, r"layers=\[\] names no layer"),
+        ({"layers": 8}, "layer 8: 'toy' has layers 0 to 7"),
+        ({"layers": 0, "positions": []}, r"positions=\[\] selects nothing in this batch"),
+        ({"layers": 0, "positions": "picture"}, "positions='picture' is unknown"),
+    ],
+)
+def test_no_layer_and_no_position_to_skip(toy, mixed, wrong, words):
+    with pytest.raises(interp.InputError, match=words):
+        toy.logits(mixed, [Skip(**wrong)])
+
+
+def test_a_mask_of_nothing_is_no_position_to_skip(toy, mixed):
+    with pytest.raises(interp.InputError, match=r"positions=Tensor of shape \(3, 49\) selects nothing in this batch"):
+        toy.logits(mixed, [Skip(layers=0, positions=torch.zeros_like(mixed.positions["all"]))])

@@ -315,7 +315,7 @@ def test_a_model_without_blocks(name):
         ({"layers": []}, r"layers=\[\] names no layer: expected 'all', an int or ints from 0 to 3"),
         ({"layers": [1, -3]}, r"layers=\[1, -3\] names layer 1 more than once"),
         ({"layers": "some"}, "layers='some': expected 'all', an int or ints from 0 to 3"),
-        ({"kind": "flat"}, "kind='flat': expected one of"),
+        ({"kind": "flat"}, "kind='flat' is unknown: use one of uniform"),
     ],
 )
 def test_wrong_weights_of_the_tower(toy, mixed, wrong, words):

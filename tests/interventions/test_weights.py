@@ -281,8 +281,8 @@ def test_draws_depend_on_seed_layer_head_and_row(toy, mixed):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"kind": "flat"}, "kind='flat': expected one of uniform, random, reversed, shuffled"),
-        ({"tower": "ear"}, "tower='ear': expected 'language' or 'vision'"),
+        ({"kind": "flat"}, "kind='flat' is unknown: use one of uniform, random, reversed, shuffled"),
+        ({"tower": "ear"}, "tower='ear' is unknown: use one of language, vision"),
         ({"layers": []}, r"layers=\[\] names no layer"),
         ({"seed": -1}, "seed=-1: expected an int of 0 or more"),
         ({"seed": 0.5}, "seed=0.5: expected an int of 0 or more"),

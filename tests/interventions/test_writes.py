@@ -164,7 +164,7 @@ def test_examples_land_row_by_row_and_only_where_they_fit(toy, mixed):
     assert (toy.logits(mixed, [patch]) == toy.logits(mixed)).all()
     turned = captured(toy, toy.prepare(list(mixed.texts[:1] + mixed.texts[2:] + mixed.texts[1:2]), _images(mixed)), "z")
     for value, options, words in [
-        (acts, {"layers": 3}, "value has no z of layer 3: captured was z of layers 2, 4"),
+        (acts, {"layers": 3}, "value has no z of layer 3: it has z of layers 2, 4"),
         (acts, {"site": "q"}, "value has no q of layer 2"),
         (acts, {"positions": "text"}, r"value has \[43, 12, 49\] examples in its rows and \[6, 11, 12\] positions"),
         (turned, {}, r"value has .* examples in its rows"),

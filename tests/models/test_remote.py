@@ -38,19 +38,19 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         reads.append(steps.Read("z", "z", 3, steps.whole))
         from dataclasses import replace
         scheduled = [replace(step, envoy=None) for step in steps.schedule(vlm, 1, edits, reads)]
-        from interp.interventions import knockout, reweight, skip, writes
-        edits = [knockout.cut, knockout.drop, skip.go_around, writes.put_states, writes.add_states, reweight.reweigh]
+        from interp.interventions import knockout, replacement, reweight, writes
+        edits = [knockout.cut, knockout.drop, replacement.go_around, writes.put_states, writes.add_states, reweight.reweigh]
         from interp.models.running import gradients, readout, replay, resume
         from interp.patching import attribution_patching
-        backward = [gradients.with_zero, gradients.go_back, attribution_patching.toward, attribution_patching.measured_each]
-        backward.append(gradients.GradientRead)
+        backward = [gradients.with_zero, gradients.go_back, attribution_patching.first_order_change]
+        backward += [attribution_patching.apply_rules, attribution_patching.PositionsOfCells, gradients.GradientRead]
         from nnsight.intervention.serialization import dumps
         functions = [(steps.follow, scheduled, trace.shapes_of, edits, reweight.KINDS, backward)]
         from functools import partial
         from interp.patching import metrics
         from interp.models.running.slots import Argument
         signature = replay.Signature(Argument("past_key_values", 2), Argument("attention_mask", 1), True)
-        prefers = partial(metrics.measured, rule=metrics.difference_of, against=(torch.tensor(1), torch.tensor(0)))
+        prefers = partial(metrics.apply_rule, rule=metrics.difference_of, references=(torch.tensor(1), torch.tensor(0)))
         reading = readout.Readout, readout.LogitScaling(2.0, 30.0, (1,))
         one, two = torch.tensor([1]), {0: torch.tensor([[9.0, 2.0]])}
         versions = resume.Versions("resid_pre", [resume.Cell(0, 0)], [one], one, two)
@@ -111,13 +111,13 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         assert values == prefers(states[:, -1] + states.sum(dim=1)), values
         capped = Readout(identity, identity, 2, scaling).without_norm().logits(torch.tensor([[3.0, 4.0]]))
         assert capped[0, 0] == 30 * torch.tanh(torch.tensor(6.0 / 30)) and capped[0, 1] < -1e38
-        with_zero, go_back, toward, measured_each, GradientRead = backward
+        with_zero, go_back, first_order_change, apply_rules, PositionsOfCells, GradientRead = backward
         held, saved, one, second = {}, {}, torch.tensor([0]), torch.tensor([1])
         value = with_zero(torch.ones(1, 2, 3), held, 0)
         logits = (value * torch.tensor([1.0, 2.0, 3.0])).sum(dim=(1, 2))[:, None]
-        measured = measured_each(logits, [(lambda logits: logits[:, 0], ())])
-        arguments = torch.full((1, 3), 2.0), one, second, one, 1, None
-        go_back(measured, held, [GradientRead("moved", "z", 0, toward, arguments)], saved)
+        measured = apply_rules(logits, [(lambda logits: logits[:, 0], ())])
+        arguments = torch.full((1, 3), 2.0), PositionsOfCells(one, second, one, 1, None)
+        go_back(measured, held, [GradientRead("moved", "z", 0, first_order_change, arguments)], saved)
         assert saved["moved"].tolist() == [6.0], saved
 
         def near(a, b):

@@ -43,5 +43,5 @@ def runs(monkeypatch):
         counted.append(1)
         return run_forward(*arguments, **options)
 
-    monkeypatch.setattr("interp.patching.rows.run_forward", run)
+    monkeypatch.setattr("interp.patching.window_sweeps.run_forward", run)
     return counted

@@ -175,7 +175,7 @@ def test_the_top_cells_of_a_grid(guess, exact):
     assert guess.top_found(exact, guess.effect.numel()) == 1
     best = int(exact.effect.abs().argmax()) == int(guess.effect.abs().argmax())
     assert guess.top_found(exact, 1) == float(best)
-    with pytest.raises(interp.InputError, match="cells=0: these grids have 344 cells"):
+    with pytest.raises(interp.InputError, match="cells=0: expected an int from 1 to 344"):
         guess.top_found(exact, 0)
 
 

@@ -9,6 +9,7 @@ from interp.interventions import Knockout, Patch, Reweight
 from interp.models.architectures import architectures
 from interp.models.running.resume import leftmost
 from interp.patching import attribution_patch, cells, logit_difference, patch_sweep
+from interp.patching.metrics import bind_to_rows
 from zoo.table import load, report
 
 SUPPORTED = [row.name for row in architectures() if row.verdict == "supported"]
@@ -125,12 +126,12 @@ def test_what_disagrees_is_not_used(fresh, colour, monkeypatch):
     own = interp.models.running.replay.put_before
     monkeypatch.setattr("interp.models.running.replay.put_before", lambda old, new, start: own(old * 0.9, new, start))
     layered = patch_sweep(fresh, clean, corrupted, layers=[2, 5], positions=[20, -1], metric=metric)
-    assert layered.provenance.notes[0].startswith(f"{LAYER}: cells resumed were off by")
+    assert layered.provenance.notes[0].startswith(f"{LAYER}: logits of resumed cells were off by")
     torch.testing.assert_close(layered.values, right.values, atol=1e-4, rtol=0)
     fresh.tried.clear()
     monkeypatch.setattr("interp.models.running.resume.call_layer", lambda *given: given[2] * 1.1)
     whole = patch_sweep(fresh, clean, corrupted, layers=[2, 5], positions=[20, -1], metric=metric)
-    assert whole.provenance.notes[0].startswith(f"{cells._WHOLE}: cells resumed were off by")
+    assert whole.provenance.notes[0].startswith(f"{cells._WHOLE}: logits of resumed cells were off by")
     torch.testing.assert_close(whole.values, right.values, atol=1e-4, rtol=0)
 
 
@@ -230,10 +231,10 @@ def test_what_is_drawn_for_each_row_is_drawn_once_for_all_cells(fresh, colour, k
 def test_tokens_that_are_ruled_out_hide_no_disagreement(toy):
     """The lowest number of a precision would make any difference look small, and infinity any agreement a NaN."""
     logits = torch.tensor([[3.0, -4.0, torch.finfo(torch.float32).min, -torch.inf]])
-    assert cells._allowed(toy, logits) == pytest.approx(4e-4)
-    assert cells._off(logits, logits) == 0
-    assert cells._off(logits + torch.tensor([0, 0.5, 0, 0]), logits) == 0.5
-    assert cells._off(logits.masked_fill(logits == 3, torch.nan), logits) == torch.inf
+    assert cells._allowed_difference(toy, logits) == pytest.approx(4e-4)
+    assert cells._largest_difference(logits, logits) == 0
+    assert cells._largest_difference(logits + torch.tensor([0, 0.5, 0, 0]), logits) == 0.5
+    assert cells._largest_difference(logits.masked_fill(logits == 3, torch.nan), logits) == torch.inf
 
 
 def test_memory_that_runs_out_says_nothing_about_the_model(fresh, colour, monkeypatch):
@@ -334,7 +335,7 @@ def test_what_is_drawn_for_each_row_is_drawn_for_one(toy, colour):
     clean, corrupted, metric = colour
     drawn = Reweight(kind="random", layers=[5], seed=3)
     swept = patch_sweep(toy, clean, corrupted, layers=[2], positions=[20, 40], metric=metric, interventions=[drawn])
-    plain = metric.bind(toy, 1, 0)
+    (plain,) = bind_to_rows(metric, toy, 1)
     for index, (column,) in enumerate(swept.columns):
         patch = Patch(site="resid_pre", layers=2, positions=[column], value=clean)
         expected = plain(toy.logits(corrupted, [drawn, patch])).item()

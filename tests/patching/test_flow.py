@@ -230,7 +230,7 @@ def test_a_mask_fits_one_batch(toy, batch, metric):
 @pytest.mark.parametrize(
     ("metric_of", "words"),
     [
-        (lambda _: logit_difference("<bos>", "red"), "0 of 12 rows are answered rightly"),
+        (lambda _: logit_difference("<bos>", "red"), "0 of 12 rows are answered correctly by the unchanged model"),
         (kl_divergence, "is 0 or not finite in 12 of 12 rows"),
         (lambda _: lambda logits: logits, r"gives Tensor of shape \(12, 75\) for 12 rows"),
     ],

@@ -8,7 +8,7 @@ import torch
 
 import interp
 from interp.patching import cross_entropy, kl_divergence, logit_difference, probability
-from interp.patching.metrics import bind
+from interp.patching.metrics import bind_to_batches, bind_to_rows
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
 
@@ -27,15 +27,14 @@ def test_closed_forms():
 def test_a_metric_bound_to_a_row_is_that_rows(toy):
     logits = torch.randn(4, toy.structure.vocab_size)
     red, blue, top = (toy.tokenizer.convert_tokens_to_ids(word) for word in ("red", "blue", "top"))
-    bound = bind(logit_difference(["red", "top"], "blue"), toy, rows=2, row=1)
+    bound = bind_to_rows(logit_difference(["red", "top"], "blue"), toy, 2)[1]
     torch.testing.assert_close(bound(logits), logits[:, top] - logits[:, blue])
     assert (
-        bind(logit_difference(["red", "top"], "blue"), toy, rows=2, row=0)(logits)[0]
-        == logits[0, red] - logits[0, blue]
+        bind_to_rows(logit_difference(["red", "top"], "blue"), toy, 2)[0](logits)[0] == logits[0, red] - logits[0, blue]
     )
     reference = torch.randn(2, toy.structure.vocab_size)
     torch.testing.assert_close(
-        bind(kl_divergence(reference), toy, rows=2, row=1)(logits), kl_divergence(reference[1:].expand(4, -1))(logits)
+        bind_to_rows(kl_divergence(reference), toy, 2)[1](logits), kl_divergence(reference[1:].expand(4, -1))(logits)
     )
 
 
@@ -55,32 +54,57 @@ def test_a_metric_bound_to_a_row_is_that_rows(toy):
 )
 def test_what_is_no_target(toy, targets, words):
     with pytest.raises(interp.InputError, match=words):
-        bind(probability(targets), toy, rows=2, row=0)
+        bind_to_rows(probability(targets), toy, 2)[0]
 
 
 def test_ids_may_be_of_any_kind_of_int_and_come_one_by_one(toy):
     each = [5, np.int64(5), torch.tensor(5), [5, 6], np.array([5, 6]), torch.tensor([5, 6]), (id for id in (5, 6))]
     for ids in each:
         metric = probability(ids)
-        for _ in range(2):  # a metric is bound once for each row
-            assert bind(metric, toy, rows=2, row=0).against == (torch.tensor(5),)
+        for _ in range(2):  # a metric may be bound more than once
+            assert bind_to_rows(metric, toy, 2)[0].references == (torch.tensor(5),)
 
 
 @pytest.mark.parametrize("shape", [(3, 75), (2, 74)])
 def test_a_reference_has_the_shape_of_the_logits(toy, shape):
     with pytest.raises(interp.InputError, match=r"reference of shape \(.*expected logits of 2 rows, \(2, 75\)"):
-        bind(kl_divergence(torch.zeros(shape)), toy, rows=2, row=0)
+        bind_to_rows(kl_divergence(torch.zeros(shape)), toy, 2)[0]
 
 
 def test_a_function_gives_one_number_a_row_and_may_give_a_truth(toy):
-    right = bind(lambda logits: logits.argmax(dim=-1) == 1, toy, rows=1, row=0)
+    right = bind_to_rows(lambda logits: logits.argmax(dim=-1) == 1, toy, 1)[0]
     torch.testing.assert_close(right(torch.eye(3)), torch.tensor([0.0, 1.0, 0.0]))
     for wrong in (lambda logits: logits, lambda logits: logits.mean(), lambda logits: [1.0, 2.0]):
         with pytest.raises(interp.InputError, match=r"the metric '<lambda>' gives .* for 2 rows of logits: expected"):
-            bind(wrong, toy, rows=1, row=0)(LOGITS)
+            bind_to_rows(wrong, toy, 1)[0](LOGITS)
 
 
 def test_words_need_a_model():
     for words in ("red", ["red", "blue"]):
         with pytest.raises(interp.InputError, match="needs token ids"):
             probability(words)(LOGITS)
+
+
+def test_targets_and_references_are_shared_out_over_batches(toy, mixed):
+    parts = [mixed.row(0), mixed.part([1, 2])]
+    logits = [torch.randn(len(part), toy.structure.vocab_size) for part in parts]
+    ids = [toy.tokenizer.convert_tokens_to_ids(word) for word in ("red", "top", "two")]
+    blue = toy.tokenizer.convert_tokens_to_ids("blue")
+    found = bind_to_batches(logit_difference(["red", "top", "two"], "blue"), toy, parts)
+    expected = [
+        logits[0][0, ids[0]] - logits[0][0, blue],
+        *(logits[1][i, ids[i + 1]] - logits[1][i, blue] for i in (0, 1)),
+    ]
+    torch.testing.assert_close(
+        torch.cat([measure(each) for measure, each in zip(found, logits, strict=True)]), torch.stack(expected)
+    )
+    near = bind_to_batches(kl_divergence(torch.cat(logits)), toy, parts)
+    assert all(measure(each).abs().max() < 1e-5 for measure, each in zip(near, logits, strict=True))
+
+
+def test_what_is_no_metric(toy, mixed):
+    for bind in (lambda metric: bind_to_batches(metric, toy, [mixed]), lambda metric: bind_to_rows(metric, toy, 3)):
+        with pytest.raises(interp.errors.InputTypeError, match="metric='probability': expected a metric"):
+            bind("probability")
+        with pytest.raises(interp.InputError, match=r"reference of shape \(2, 75\): expected logits of 3 rows"):
+            bind(kl_divergence(torch.zeros(2, 75)))

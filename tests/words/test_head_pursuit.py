@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,16 +120,13 @@ def test_what_is_no_factor_is_said_at_once(result):
             result.scaling(factor, 1)
 
 
-class Changed(dict):
+def changed(acts, z):
     """Activations whose z is another one."""
-
-    def __init__(self, acts, z):
-        super().__init__(z=z)
-        self.layers, self.places, self.provenance = acts.layers, acts.places, acts.provenance
+    return replace(acts, sites={"z": z})
 
 
 def test_scores_do_not_depend_on_the_unit_of_z(toy, acts, result):
-    tiny = head_pursuit(toy, Changed(acts, acts["z"][...] * 2.0**-90), COLOURS, k=3, lists=20)
+    tiny = head_pursuit(toy, changed(acts, acts["z"][...] * 2.0**-90), COLOURS, k=3, lists=20)
     torch.testing.assert_close(tiny.scores, result.scores, atol=1e-4, rtol=0)
     assert tiny.words == result.words
 
@@ -139,7 +137,7 @@ def test_a_head_that_always_writes_the_same_changes_nothing(toy, acts, result, s
     z = acts["z"][...].clone()
     z[3, :, 1] = size * z[3, 0, 1]
     plain, centred = (
-        head_pursuit(toy, Changed(acts, z), COLOURS, k=3, lists=20, center=each) for each in (False, True)
+        head_pursuit(toy, changed(acts, z), COLOURS, k=3, lists=20, center=each) for each in (False, True)
     )
     assert not plain.scores.isnan().any()
     assert centred.scores.isnan().nonzero().tolist() == [[3, 1]]
