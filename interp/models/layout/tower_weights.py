@@ -7,7 +7,7 @@ are right,
     z = pattern @ v
 
 at every token that sees something. `z` is the input of the attention's last projection, whose output is the attention's,
-bit for bit. The equation is tried on the sites as an edit sees them (`interp.models.running.tower_places`), so the way to
+bit for bit. The equation is tried on the sites as an edit sees them (`interp.models.running.slots`), so the way to
 them is proved too. The pictures are noise: equal pictures would look the same whether they see each other or not. Values
 that are alike everywhere have one mean under any weights, so the equation must fail with even weights. Besides, no
 weight is negative, those of each token sum to one, a token that is hidden has none, and one that is visible has a weight
