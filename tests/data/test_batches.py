@@ -26,7 +26,7 @@ def test_all_kinds_are_one(toy, few, tmp_path):
     ("data", "size", "words"),
     [
         ([], 8, "data is empty"),
-        ([("a", "b")], 0, "batch_size=0: expected 1 or more rows"),
+        ([("a", "b")], 0, "batch_size=0: expected an int of 1 or more"),
         ([("a", "b")], True, "batch_size=True: expected"),
         ([("nowhere.png", "<image>")], 8, "'nowhere.png' is no file"),
         (3, 8, "data is a int: expected a list of Batch"),
