@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.activations.lazy import Stored
+from interp.activations.lazy import LazyTensor
 from interp.arguments import as_ints
 from interp.errors import InputError, InputTypeError
 from interp.provenance import Provenance
@@ -46,7 +46,7 @@ def means(rows: int) -> Places:
 class Activations(Mapping[str, Any]):
     """What was captured: `acts[site]` is `[state, example, ...]`, and `acts[site][...]` a Tensor.
 
-    In memory `acts[site]` is a Tensor; of a folder it is a `Stored`, which reads what it is indexed with. The site
+    In memory `acts[site]` is a Tensor; of a folder it is a `LazyTensor`, which reads what it is indexed with. The site
     `resid` has ``n_layers + 1`` states, every other site of the decoder one a layer; `layers[site]` says which were
     captured. `ids` names the rows of the data and `labels` holds what the data set knows of them, one value a row.
     `rows` and `columns` Int `[example]` say which row an example is of and which of its real tokens (the column is -1
@@ -280,14 +280,14 @@ def _examples_of(rows: Tensor, chosen: Sequence[int]) -> Int[Tensor, " example"]
 
 
 def _part(site: Any, states: Sequence[int], examples: Tensor | None) -> Any:
-    if isinstance(site, Stored):
+    if isinstance(site, LazyTensor):
         return site.narrowed(states, examples)
     part = site if len(states) == len(site) and list(states) == list(range(len(site))) else site[list(states)]
     return part if examples is None else part[:, examples]
 
 
 def _join(ours: Any, theirs: Any) -> Any:
-    if isinstance(ours, Stored) and isinstance(theirs, Stored):
+    if isinstance(ours, LazyTensor) and isinstance(theirs, LazyTensor):
         return ours.joined(theirs)
     return cat_examples([ours[...], theirs[...]])
 

@@ -1,11 +1,11 @@
 """Tensors that lie in many files and are read as they are needed.
 
-A captured site is `[state, example, ...]`, cut along its examples into shards. `Stored` stands for the whole of it: it
+A captured site is `[state, example, ...]`, cut along its examples into shards. `LazyTensor` stands for the whole of it: it
 has the shape and the dtype, and indexing it reads from the shards what was asked for and nothing else.
 
 >>> first = Part(lambda states, examples: torch.ones(9, 4, 2)[states, examples], examples=4)
 >>> second = Part(lambda states, examples: torch.zeros(9, 3, 2)[states, examples], examples=3)
->>> site = Stored((first, second), (9, 7, 2), torch.float32)
+>>> site = LazyTensor((first, second), (9, 7, 2), torch.float32)
 >>> site[8, 2:6].tolist()
 [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
 """
@@ -32,7 +32,7 @@ class Part:
     examples: int
 
 
-class Stored:
+class LazyTensor:
     """A tensor `[state, example, ...]` in parts, read when it is indexed; `stored[...]` is the whole of it.
 
     Indexing is torch's: ints, slices, lists, tensors of ints or of bools. What it gives is a Tensor. Of the first two axes
@@ -67,7 +67,7 @@ class Stored:
         return len(self._states)
 
     def __repr__(self) -> str:
-        return f"Stored(shape={tuple(self.shape)}, dtype={self.dtype}, in {len(self._parts)} parts)"
+        return f"LazyTensor(shape={tuple(self.shape)}, dtype={self.dtype}, in {len(self._parts)} parts)"
 
     def __iter__(self) -> Iterator[Tensor]:
         """The states one after the other, of which only one is in memory."""
@@ -89,15 +89,15 @@ class Stored:
         before = [slice(None)] * (2 - one_state - one_example)
         return taken[(*before, *rest)] if rest else taken
 
-    def narrowed(self, states: Sequence[int] | None, examples: Tensor | None) -> Stored:
+    def narrowed(self, states: Sequence[int] | None, examples: Tensor | None) -> LazyTensor:
         """These states and examples of it, still unread."""
         kept = self._states if states is None else [self._states[state] for state in states]
         own = self._examples
         if examples is not None:
             own = examples if own is None else own[examples]
-        return Stored(self._parts, self._whole, self.dtype, kept, own)
+        return LazyTensor(self._parts, self._whole, self.dtype, kept, own)
 
-    def joined(self, other: Stored) -> Stored:
+    def joined(self, other: LazyTensor) -> LazyTensor:
         """The examples of both, still unread."""
         ours, theirs = (
             torch.arange(each._whole[1]) if each._examples is None else each._examples for each in (self, other)
@@ -107,7 +107,7 @@ class Stored:
             raise InputError(f"states {self._states!r} and {other._states!r} cannot be joined: expected the same ones")
         shape = (self._whole[0], self._whole[1] + other._whole[1], *later)
         both = torch.cat([ours, theirs + self._whole[1]])
-        return Stored((*self._parts, *other._parts), shape, self.dtype, self._states, both)
+        return LazyTensor((*self._parts, *other._parts), shape, self.dtype, self._states, both)
 
     def _split(self, key: Any) -> tuple[Any, Any, tuple[Any, ...]]:
         """What is asked of the states, of the examples, and of what is behind them."""

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.activations.container import Activations, Places, means
-from interp.activations.lazy import Part, Stored
+from interp.activations.lazy import Part, LazyTensor
 from interp.activations.shards import FORMAT, Shard, as_activations, merge
 from interp.errors import InputError, InputTypeError, InterpError, shown
 
@@ -307,7 +307,7 @@ def _opened(path: Path, manifest: Mapping[str, Any]) -> Activations:
     )
 
 
-def _stored(folder: Path, shards: Sequence[Mapping[str, Any]], site: str, kind: str) -> Stored:
+def _stored(folder: Path, shards: Sequence[Mapping[str, Any]], site: str, kind: str) -> LazyTensor:
     parts = []
     shards = [entry for entry in shards if entry["rows"]]
     for entry in shards:
@@ -316,7 +316,7 @@ def _stored(folder: Path, shards: Sequence[Mapping[str, Any]], site: str, kind: 
     shapes = [entry["shapes"][site] for entry in shards]
     later = [max(sizes) for sizes in zip(*(shape[2:] for shape in shapes), strict=True)]
     shape = (shapes[0][0], sum(part.examples for part in parts), *later)
-    return Stored(parts, shape, getattr(torch, shards[0]["dtypes"][site]))
+    return LazyTensor(parts, shape, getattr(torch, shards[0]["dtypes"][site]))
 
 
 def _read_slice(path: Path, sha256: str, name: str, states: slice, examples: slice) -> Tensor:

@@ -72,7 +72,7 @@ def test_safetensors_alone_reads_it(written):
 
 def test_the_same_run_again_changes_nothing(toy, written, monkeypatch):
     before = contents(written), manifest_of(written)
-    monkeypatch.setattr(interp.activations.capturing, "take", None)  # nothing is run
+    monkeypatch.setattr(interp.activations.capturing, "extract", None)  # nothing is run
     run(toy, written)
     assert (contents(written), manifest_of(written)) == before
 
