@@ -96,7 +96,7 @@ def capture(
     source = source_of(data)
     _check_masks(source, selection)
     size = shard_rows(batch_size, reduce != "none", rows_per_shard)
-    reading = {"batch_size": batch_size, "rows_per_shard": size, "size": source.size}
+    reading: dict[str, Any] = {"batch_size": batch_size, "rows_per_shard": size, "size": source.size}
     reading |= {"columns": dict(data.columns or {}), "prompt": data.prompt, "chat": data.chat}
     plan = make_plan(vlm, selection, reading)
     run, work = _Pass(vlm, selection, batch_size, data), portions(source, size)
@@ -266,7 +266,9 @@ class _Pass:
             tensors=tensors,
             places=places,
             ids=tuple(portion.ids[number - portion.first] for number in numbers),
-            labels={name: [row.get(name) for row in labels] for name in dict.fromkeys(n for row in labels for n in row)},
+            labels={
+                name: [row.get(name) for row in labels] for name in dict.fromkeys(n for row in labels for n in row)
+            },
             data=add_hashes(hashes),
             source=portion.source,
             skipped=tuple(skipped),

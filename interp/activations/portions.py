@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from interp.activations.shards import add_hashes, row_hash
-from interp.data.rows import Batches, Row, Rows, open_rows
+from interp.data.rows import Batches, Row, Rows, Skip, open_rows
 from interp.errors import InputError
 from interp.models import VLM, Batch
 from interp.provenance import fingerprint
@@ -119,9 +119,7 @@ def _groups(batches: Sequence[Batch], size: int) -> Iterator[tuple[int, tuple[Ba
             first, group = first + rows, []
 
 
-def pieces(
-    vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Callable[[Row, InputError], None] | None
-) -> Iterator[tuple[Piece, str]]:
+def pieces(vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Skip | None) -> Iterator[tuple[Piece, str]]:
     """The batches of a portion, each with a hash of its data; a row that cannot be read goes to `skip`.
 
     Without `skip` such a row is an error.

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.activations.container import Activations, Places, means
-from interp.activations.lazy import Part, LazyTensor
+from interp.activations.lazy import LazyTensor, Part
 from interp.activations.shards import FORMAT, Shard, as_activations, merge
 from interp.errors import InputError, InputTypeError, InterpError, shown
 

@@ -34,22 +34,15 @@ def with_turns(cells: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     """
     if TURNS not in cells:
         return cells
-    turns = cells[TURNS]
-    first: dict[str, str] = {}
-    for turn in turns if isinstance(turns, list | tuple) else ():
-        speaker, words = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
-        if not isinstance(words, str):
-            continue
-        if speaker in _HUMAN:
-            first.setdefault("text", words)
-        elif speaker in _MODEL and "text" in first:
-            first.setdefault("answer", words)
-    if "text" not in first:
-        raise InputError(
-            f'{place} has the conversation {shown(turns)}: expected a list with {{"from": "human", "value": TEXT}}'
-        )
+    turns = cells[TURNS] if isinstance(cells[TURNS], list | tuple) else ()
+    words = [(turn.get("from"), turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
+    starts = [start for start, (speaker, text) in enumerate(words) if speaker in _HUMAN and isinstance(text, str)]
+    if not starts:
+        expected = 'a list with {"from": "human", "value": TEXT}'
+        raise InputError(f"{place} has the conversation {shown(cells[TURNS])}: expected {expected}")
+    answer = next((text for speaker, text in words[starts[0] :] if speaker in _MODEL), None)
     others = {name: cell for name, cell in cells.items() if name != TURNS}
-    return {"text": first["text"], "answer": first.get("answer"), **others}
+    return {"text": words[starts[0]][1], "answer": answer, **others}
 
 
 def read_json(file: Path) -> Sequence[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.arguments import checked_int
 from interp.data.data import as_data
-from interp.data.rows import Batches, Row, open_rows
+from interp.data.rows import Batches, Skip, open_rows
 from interp.data.sources import source_of
 from interp.errors import InputError
 from interp.models import Batch
@@ -34,18 +34,15 @@ def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     if isinstance(source, Batches):
         return list(source.batches)
     skipped: list[InputError] = []
-
-    def skip(row: Row, error: InputError) -> None:
-        skipped.append(error)
-
+    skip: Skip | None = (lambda row, error: skipped.append(error)) if data.on_error == "skip" else None
     batches, start = list[Batch](), 0
     while rows := source.read(start, start + size):
-        opened = open_rows(rows, skip if data.on_error == "skip" else None)
-        if opened:
-            images = [pictures for _, pictures in opened]
-            batches.append(
-                vlm.prepare([row.text for row, _ in opened], images if any(images) else None, chat=data.chat)
-            )
+        texts, images = [], []
+        for row, pictures in open_rows(rows, skip):
+            texts.append(row.text)
+            images.append(pictures)
+        if texts:
+            batches.append(vlm.prepare(texts, images if any(images) else None, chat=data.chat))
         start += size
     if not batches and skipped:
         raise InputError(f"none of {len(skipped)} rows of the data could be read: the first error was {skipped[0]}")

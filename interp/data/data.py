@@ -43,24 +43,25 @@ class Data:
     """
 
     source: Any
-    columns: Mapping[str, str] | None = None
-    prompt: str | None = None
-    chat: bool = False
-    on_error: str = "raise"
-    root: str | os.PathLike[str] | None = None
+    columns: Any = None
+    prompt: Any = None
+    chat: Any = False
+    on_error: Any = "raise"
+    root: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Data):
             raise InputTypeError("source is a Data already: expected what a Data is made from, or use it as it is")
-        if not isinstance(self.columns, Mapping | None):
-            raise InputTypeError(f"columns={shown(self.columns)}: expected a dict, as in {{'text': 'caption'}}")
+        for name, value, kind, expected in (
+            ("columns", self.columns, Mapping, "a dict, as in {'text': 'caption'}"),
+            ("prompt", self.prompt, str, "a text, as in '<image> {caption}'"),
+            ("root", self.root, str | os.PathLike, "the path of a folder"),
+        ):
+            if value is not None and not isinstance(value, kind):
+                raise InputTypeError(f"{name}={shown(value)}: expected {expected}")
         unknown = [role for role in self.columns or {} if role not in ROLES]
         if unknown:
             raise InputError(f"columns has the role {unknown[0]!r}: use {', '.join(ROLES)}")
-        if not isinstance(self.prompt, str | None):
-            raise InputTypeError(f"prompt={shown(self.prompt)}: expected a text, as in '<image> {{caption}}'")
-        if not isinstance(self.root, str | os.PathLike | None):
-            raise InputTypeError(f"root={shown(self.root)}: expected the path of a folder")
         checked_flag(self.chat, "chat")
         checked_choice(self.on_error, "on_error", ("raise", "skip"))
 
@@ -70,7 +71,9 @@ class Data:
             return default
         folder = Path(os.path.expanduser(self.root)).absolute()
         if not folder.is_dir():
-            raise InputError(f"root={os.fspath(self.root)!r} is no folder: expected the one that images are relative to")
+            raise InputError(
+                f"root={os.fspath(self.root)!r} is no folder: expected the one that images are relative to"
+            )
         return folder
 
 

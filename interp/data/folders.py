@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from interp.data.annotations import read_json
 from interp.data.data import Data
-from interp.data.records import Record, read_table, rows_of_records
-from interp.data.roles import check_ids, column_of, find_roles
+from interp.data.records import Record, read_records, rows_of_records
 from interp.data.rows import PICTURES, Rows
-from interp.data.tables import IndexedRows, rows_of_dataset, rows_of_files
+from interp.data.tables import rows_of_files
 from interp.errors import InputError, InputTypeError, shown
 
 _METADATA = re.compile(r"metadata(?:[-_.]?\d[\w.-]*)?\.(?:jsonl|csv)")
@@ -42,10 +39,8 @@ def rows_of_path(data: Data) -> Rows:
         return _rows_of_folder(path, data)
     if path.is_file() and path.suffix in _TABLES:
         return rows_of_files([path], data)
-    if path.is_file() and path.suffix == ".json":
-        return _rows_of_file(path, (Record(cells, path, number) for number, cells in enumerate(read_json(path))), data)
-    if path.is_file() and path.suffix in (".jsonl", ".csv"):
-        return _rows_of_file(path, read_table(path), data)
+    if path.is_file() and path.suffix in (".json", ".jsonl", ".csv"):
+        return rows_of_records(read_records([path]), data)
     what = "a file" if path.is_file() else "no folder there"
     raise InputTypeError(
         f"data is a {type(data.source).__name__}, {shown(os.fspath(data.source))}, and {what}: expected the path of a folder, "
@@ -53,45 +48,23 @@ def rows_of_path(data: Data) -> Rows:
     )
 
 
-def _rows_of_file(path: Path, records: Iterable[Record], data: Data) -> Rows:
-    rows = list(records)
-    if not rows:
-        raise InputError(f"{shown(str(path))} has no rows: expected at least one")
-    return rows_of_records(rows, data)
-
-
 def _rows_of_folder(folder: Path, data: Data) -> Rows:
     if any(all((folder / name).is_file() for name in names) for names in _SAVED):
-        return rows_of_dataset(_open_saved(folder), data)
+        return rows_of_files([folder], data)
     files = sorted(_files(folder), key=lambda file: file.relative_to(folder).as_posix())
     metadata = sorted((file for file in files if _METADATA.fullmatch(file.name)), key=_in_order_of_numbers)
     if len({file.suffix for file in metadata}) > 1:
         raise InputError(f"{shown(str(folder))} has a metadata.csv and a metadata.jsonl: expected one kind of them")
     if metadata:
-        return _rows_of_metadata(metadata, data)
+        return rows_of_records(read_records(metadata), data, metadata=True)
     if any(file.name == "metadata.parquet" for file in files):
-        raise InputError(
-            f"{shown(str(folder))} has a metadata.parquet: expected metadata.jsonl or metadata.csv, or give "
-            "datasets.load_dataset('imagefolder', data_dir=..., split=...)"
-        )
+        advice = "give datasets.load_dataset('imagefolder', data_dir=..., split=...)"
+        raise InputError(f"{shown(str(folder))} has a metadata.parquet: expected metadata.jsonl or .csv, or {advice}")
     pictures = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() in PICTURES]
     tables = sorted((file for file in files if file.suffix in _TABLES), key=_in_order_of_numbers)
     if tables and not pictures and len({file.suffix for file in tables}) == 1:
         return rows_of_files(tables, data)
     return _rows_of_pictures(folder, pictures, data)
-
-
-def _open_saved(folder: Path) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"{shown(str(folder))} was saved by the datasets package: pip install datasets") from None
-    try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise InputError(
-            f"{shown(str(folder))} was saved by the datasets package and cannot be opened ({shown(error)}): save it again"
-        ) from error
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -103,20 +76,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _in_order_of_numbers(file: Path) -> tuple[str, list[str | int]]:
     """A key that sorts 2 before 10 among the names of one folder."""
-    return f"{file.parent.as_posix()}/", [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
-
-
-def _rows_of_metadata(files: list[Path], data: Data) -> Rows:
-    records = [record for file in files for record in read_table(file)]
-    if not records:
-        raise InputError(f"{shown(str(files[0]))} has no rows: expected one for each picture")
-    names = list(dict.fromkeys(name for record in records for name in record.cells))
-    if not {"file_name", "file_names"} & set(names) and "image" not in (data.columns or {}):
-        raise InputError(
-            f"{shown(str(files[0]))} has the columns {', '.join(names)}: expected file_name, or say which it is with "
-            'columns={"image": ...}'
-        )
-    return rows_of_records(records, data, ("file_name", "file_names"))
+    return f"{file.parent.as_posix()}/", [
+        int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)
+    ]
 
 
 def _rows_of_pictures(folder: Path, pictures: list[str], data: Data) -> Rows:
@@ -125,15 +87,11 @@ def _rows_of_pictures(folder: Path, pictures: list[str], data: Data) -> Rows:
             f"{shown(str(folder))} has no pictures: expected files as {', '.join(list(PICTURES)[:5])}, ..."
         )
     if data.root is not None:
-        raise InputError(f"root={shown(os.fspath(data.root))}: {shown(str(folder))} has its pictures itself, leave root out")
-    known = ["id", "label"] if any("/" in name for name in pictures) else ["id"]
-    image = column_of("image", data, ["file_name"], default="file_name")
-    roles = find_roles(data, ["file_name", *known], known, image)
-
-    def row(name: str) -> tuple[Any, Mapping[str, Any]]:
-        parts = name.split("/")
-        return folder / name, {"id": name, "label": parts[-2] if len(parts) > 1 else None}
-
-    if roles.id != "id":
-        check_ids(row(name)[1][str(roles.id)] for name in pictures)
-    return IndexedRows(len(pictures), lambda start, stop: map(row, pictures[start:stop]), roles)
+        raise InputError(
+            f"root={shown(os.fspath(data.root))}: {shown(str(folder))} has its pictures itself, leave root out"
+        )
+    records = []
+    for number, name in enumerate(pictures):
+        label = {"label": name.split("/")[-2]} if "/" in name else {}
+        records.append(Record({"file_name": folder / name, "id": name, **label}, None, number))
+    return rows_of_records(records, data)

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.data.annotations import with_turns
+from interp.data.annotations import read_json, with_turns
 from interp.data.data import Data
 from interp.data.roles import check_ids, column_of, find_roles, is_plain, plain
 from interp.data.rows import Rows, pictures_in, pictures_of
 from interp.data.tables import IndexedRows
 from interp.errors import InputError, shown
 
-# Where pictures stand unless the user names the column.
-PICTURE_COLUMNS = ("image", "images", "file_name", "file_names")
+# Where pictures stand unless the user names the column; in the metadata of a folder, the last two alone.
+_PICTURES = ("image", "images", "file_name", "file_names")
 # A longer number is a name: a float would round it.
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
@@ -49,14 +49,20 @@ class Record:
         return f"{'item' if self.file.suffix == '.json' else 'line'} {self.number} of {shown(str(self.file))}"
 
 
-def rows_of_records(records: Sequence[Record], data: Data, pictures: Sequence[str] = PICTURE_COLUMNS) -> Rows:
-    """The rows of records, their pictures in the first of the columns `pictures` that they have.
+def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = False) -> Rows:
+    """The rows of records; of the `metadata` of a folder, each of pictures.
 
     Raises `InputError` for names of pictures that lead out of their folder and for what `interp.data.roles` refuses.
     """
     records = [Record(with_turns(record.cells, record.place), record.file, record.number) for record in records]
     names = list(dict.fromkeys(name for record in records for name in record.cells))
-    image = column_of("image", data, names, default=next((name for name in pictures if name in names), None))
+    default = next((name for name in _PICTURES[2 if metadata else 0 :] if name in names), None)
+    image = column_of("image", data, names, default)
+    if metadata and image is None:
+        raise InputError(
+            f"{shown(str(records[0].file))} has the columns {', '.join(names)}: expected file_name, or say which it is with "
+            'columns={"image": ...}'
+        )
     known = [name for name in names if name != image and all(is_plain(plain(r.cells.get(name))) for r in records)]
     in_csv = records[0].file is not None and records[0].file.suffix == ".csv"
     roles = find_roles(data, names, known, image, _kinds(records, known) if in_csv else {})
@@ -68,10 +74,9 @@ def rows_of_records(records: Sequence[Record], data: Data, pictures: Sequence[st
         return images if folder is None else pictures_in(folder, images, record.place)
 
     for record in records:
-        names_of = pictures_of(None if image is None or record.file is None else record.cells.get(image))
-        wrong = [name for name in names_of if not isinstance(name, str) or not name]
-        if wrong:
-            raise InputError(f"{record.place} names the picture {shown(wrong[0])}: expected the name of a file")
+        for name in pictures_of(None if image is None else record.cells.get(image)):
+            if record.file is not None and not (isinstance(name, str) and name):
+                raise InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
         images_of(record)
     if roles.id is not None:
         check_ids(record.cells.get(roles.id) for record in records)
@@ -82,8 +87,18 @@ def rows_of_records(records: Sequence[Record], data: Data, pictures: Sequence[st
     return IndexedRows(len(records), fetch, roles)
 
 
-def read_table(file: Path) -> Iterator[Record]:
-    """The records of a ``.jsonl`` or ``.csv`` file. Raises `InputError` for one that cannot be read."""
+def read_records(files: Sequence[Path]) -> list[Record]:
+    """The records of ``.json``, ``.jsonl`` or ``.csv`` files. Raises `InputError` for one that cannot be read."""
+    records = [record for file in files for record in _read_file(file)]
+    if not records:
+        raise InputError(f"{shown(str(files[0]))} has no rows: expected one or more")
+    return records
+
+
+def _read_file(file: Path) -> Iterator[Record]:
+    if file.suffix == ".json":
+        yield from (Record(cells, file, number) for number, cells in enumerate(read_json(file)))
+        return
     read = _read_csv if file.suffix == ".csv" else _read_jsonl
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:

@@ -69,6 +69,10 @@ class Rows(ABC):
         """
 
 
+# What is done with a row that cannot be read.
+Skip = Callable[[Row, InputError], None]
+
+
 @dataclass(frozen=True)
 class Batches:
     """Batches, taken as they are; their rows are counted through all of them, and a row's id is its number."""
@@ -78,10 +82,6 @@ class Batches:
     @property
     def size(self) -> int:
         return sum(len(batch) for batch in self.batches)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(str(index) for index in range(self.size))
 
 
 def check_range(start: int, stop: int) -> None:
@@ -120,9 +120,7 @@ def pictures_in(folder: Path, image: Any, place: str) -> Any:
     return folder / name
 
 
-def open_rows(
-    rows: Sequence[Row], skip: Callable[[Row, InputError], None] | None
-) -> list[tuple[Row, list[Image.Image]]]:
+def open_rows(rows: Sequence[Row], skip: Skip | None) -> list[tuple[Row, list[Image.Image]]]:
     """The rows with their pictures opened; a row that cannot be read goes to `skip`, or is an error without it."""
     opened = []
     for row in rows:
@@ -181,36 +179,31 @@ def _name_and_content(picture: Any) -> tuple[str, Any]:
     if isinstance(picture, bytes):
         return f"an image of {len(picture)} bytes", io.BytesIO(picture)
     if isinstance(picture, str | os.PathLike):
-        return shown(os.fspath(picture)), io.BytesIO(_bytes_of_file(os.fspath(picture)))
+        return shown(os.fspath(picture)), _read(os.fspath(picture), is_url=False)
     if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes):
         return f"the image {shown(picture.get('path'))}", io.BytesIO(picture["bytes"])
     if isinstance(picture, Mapping) and isinstance(picture.get("path"), str):
         path = picture["path"]
         # A stream of the datasets package names files inside archives and on servers by URLs.
-        return shown(path), io.BytesIO(_bytes_of_url(path) if "://" in path else _bytes_of_file(path))
+        return shown(path), _read(path, is_url="://" in path)
     raise InputError(
         f"{shown(picture)} is a {type(picture).__name__} and no image: expected a PIL image, the path or bytes of a file"
     )
 
 
-def _bytes_of_file(path: str | bytes) -> bytes:
+def _read(path: str | bytes, is_url: bool) -> io.BytesIO:
     try:
-        if not Path(os.fsdecode(path)).is_file():
-            hint = "" if os.path.isabs(path) else ", or Data(..., root=FOLDER) if it is relative to another folder"
-            raise InputError(f"{shown(path)} is no file: expected the path of an image{hint}")
-        return Path(os.fsdecode(path)).read_bytes()
-    except OSError as error:
-        raise InputError(f"{shown(path)} cannot be read ({shown(error)}): expected the path of an image") from error
+        if is_url:
+            import fsspec
 
-
-def _bytes_of_url(path: str) -> bytes:
-    import fsspec
-
-    try:
-        with fsspec.open(path, "rb") as file:
-            return file.read()
+            with fsspec.open(path, "rb") as file:
+                return io.BytesIO(file.read())
+        if Path(os.fsdecode(path)).is_file():
+            return io.BytesIO(Path(os.fsdecode(path)).read_bytes())
     except Exception as error:  # each protocol raises its own errors
-        raise InputError(f"{shown(path)} cannot be read ({shown(error)}): expected an image there") from error
+        raise InputError(f"{shown(path)} cannot be read ({shown(error)}): expected the path of an image") from error
+    hint = "" if os.path.isabs(path) else ", or Data(..., root=FOLDER) if it is relative to another folder"
+    raise InputError(f"{shown(path)} is no file: expected the path of an image{hint}")
 
 
 def _formats() -> list[str]:

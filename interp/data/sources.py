@@ -64,7 +64,9 @@ def source_of(data: Any, columns: Mapping[str, str] | None = None, prompt: str |
         raise InputError("data is empty: expected at least one row")
     if all(isinstance(item, Batch) for item in pairs):
         if data.columns or data.prompt is not None or data.root is not None:
-            raise InputError("data is made of batches, which have their texts: leave columns= and prompt= out, and root=")
+            raise InputError(
+                "data is made of batches, which have their texts: leave columns= and prompt= out, and root="
+            )
         return Batches(tuple(pairs))
     if all(isinstance(item, Mapping) for item in pairs):
         return rows_of_records([Record(cells, None, number) for number, cells in enumerate(pairs)], data)
@@ -83,7 +85,9 @@ def _rows_of_pairs(pairs: Sequence[Any], ids: Any, labels: Any, data: Data) -> R
         known["id"] = _one_a_row("ids", ids, len(pairs))
     roles = find_roles(data, ["text", *known], ["text", *known], image="image")
     if roles.id is not None:
-        check_ids([_pair(item, index)[1] for index, item in enumerate(pairs)] if roles.id == "text" else known[roles.id])
+        check_ids(
+            [_pair(item, index)[1] for index, item in enumerate(pairs)] if roles.id == "text" else known[roles.id]
+        )
     root = data.folder()
 
     def row(index: int) -> PicturesAndCells:
@@ -100,7 +104,9 @@ def _pair(item: Any, index: int) -> tuple[Any, str | None]:
     row = f"row {index} of the data"
     if isinstance(item, str):
         if len(item.split()) == 1 and Path(item).suffix.lower() in PICTURES:
-            raise InputError(f"{row} is {shown(item)}, the name of a picture: expected ({shown(item)}, None), or a text")
+            raise InputError(
+                f"{row} is {shown(item)}, the name of a picture: expected ({shown(item)}, None), or a text"
+            )
         return None, item
     if not isinstance(item, tuple) or len(item) != 2 or (item[0] is None and item[1] is None):
         raise InputError(f"{row} is {shown(item)}: expected (image, text), at most one of them None, or a text")

@@ -81,34 +81,39 @@ def rows_of_dataset(table: Any, data: Data) -> Rows:
 
 
 def rows_of_files(files: Sequence[Path], data: Data) -> Rows:
-    """The rows of parquet files, or of tars in WebDataset's format: the id is their key, the image their first picture.
+    """The rows of parquet files, of tars in WebDataset's format, or of a folder that `save_to_disk` wrote.
+
+    In a tar the id of a row is its key, and its image the first of its pictures.
 
     Raises `InputError` where the `datasets` package is missing and for files that it cannot read.
     """
-    name, is_tar = shown(str(files[0])), files[0].suffix == ".tar"
+    name, paths = shown(str(files[0])), list(map(str, files))
+    reader = {".parquet": "parquet", ".tar": "webdataset"}.get(files[0].suffix, "save_to_disk")
     try:
         import datasets
     except ImportError:
         raise InputError(f"{name} is read with the datasets package: pip install datasets") from None
-    reader, paths = "webdataset" if is_tar else "parquet", list(map(str, files))
     try:
-        table = datasets.load_dataset(reader, data_files={"train": paths}, split="train", streaming=True)
-        if is_tar:
+        if reader == "save_to_disk":
+            table = datasets.load_from_disk(paths[0])
+        else:
+            table = datasets.load_dataset(reader, data_files={"train": paths}, split="train", streaming=True)
+        if reader == "webdataset":
             images = [column for column, kind in table.features.items() if type(kind).__name__ == "Image"]
-            columns = {"id": "__key__", **{"image": image for image in images[:1]}, **(data.columns or {})}
+            columns = {"id": "__key__", **dict(zip(["image"], images, strict=False)), **(data.columns or {})}
             data, table = replace(data, columns=columns), table.remove_columns("__url__")
     except Exception as error:  # its readers raise errors of any type
-        raise InputError(f"{name} cannot be read ({shown(error)}): expected {reader} files") from error
-    rows = _streamed(table, data)
-    return StreamedRows(_readable(rows.rows, name), rows.roles)
+        raise InputError(f"{name} cannot be read ({shown(error)}): expected the format of {reader}") from error
+    rows = rows_of_dataset(table, data)
+    return StreamedRows(_readable(rows.rows, name), rows.roles) if isinstance(rows, StreamedRows) else rows
 
 
 def _readable(rows: Iterator[PicturesAndCells], name: str) -> Iterator[PicturesAndCells]:
     try:
         yield from rows
-    except InputError:
-        raise
     except Exception as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{name} cannot be read to its end ({shown(error)}): expected whole files") from error
 
 
@@ -121,8 +126,7 @@ def _indexed(table: Any, data: Data) -> Rows:
     # As Arrow a picture stays the path and bytes that the data set holds.
     cells = table.select_columns(columns.names).with_format("arrow")
     if columns.roles.id is not None and columns.roles.id in columns.names:
-        ids = table.select_columns([columns.roles.id]).with_format("arrow")
-        parts = (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+        parts = table.select_columns([columns.roles.id]).with_format("arrow").iter(_AT_ONCE)
         check_ids(columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
 
     def fetch(start: int, stop: int) -> Iterable[PicturesAndCells]:
@@ -131,24 +135,22 @@ def _indexed(table: Any, data: Data) -> Rows:
     return IndexedRows(len(table), fetch, columns.roles)
 
 
-def _streamed(table: Any, data: Data) -> StreamedRows:
+def _streamed(table: Any, data: Data) -> Rows:
     table = table.with_format(None)
     if table.features:
         columns = _columns(table.features, data)
         table = table.decode(False).select_columns(columns.names)
         return StreamedRows(map(columns.row, count(), table), columns.roles)
-    rows = iter(table)
+    rows = (with_turns(cells, f"row {index}") for index, cells in enumerate(table))
     first = next(rows, None)
     if first is None:
         raise InputError("data is empty: expected at least one row")
     # Only its first row shows what columns a generator has.
-    cells = with_turns(first, "row 0")
-    image = column_of("image", data, list(cells), default="image")
-    known = [name for name, cell in cells.items() if name != image and is_plain(plain(cell))]
-    roles = find_roles(data, list(cells), known, image)
-    columns = _Columns([], image, {}, data.folder(), roles)
-    empty = dict.fromkeys(known)
-    return StreamedRows(map(columns.row, count(), ({**empty, **row} for row in chain([first], rows))), roles)
+    image = column_of("image", data, list(first), default="image")
+    known = [name for name, cell in first.items() if name != image and is_plain(plain(cell))]
+    roles = find_roles(data, list(first), known, image)
+    columns, empty = _Columns([], image, {}, data.folder(), roles), dict.fromkeys(known)
+    return StreamedRows(map(columns.row, count(), ({**empty, **cells} for cells in chain([first], rows))), roles)
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
     image = column_of("image", data, list(features), default="image")
     turns = [TURNS] if TURNS in features and TURNS not in plain_names else []
     names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
-    known = list(dict.fromkeys(name for name in [*plain_names, *(("text", "answer") if turns else ())] if name != image))
+    known = list(
+        dict.fromkeys(name for name in [*plain_names, *(("text", "answer") if turns else ())] if name != image)
+    )
     classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
     return _Columns(names, image, classes, data.folder(), find_roles(data, list(features), known, image))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.activations.lazy import Part, LazyTensor
+from interp.activations.lazy import LazyTensor, Part
 
 WHOLE = torch.arange(5 * 11 * 3.0).reshape(5, 11, 3)
 CUTS = (0, 4, 4, 5, 11)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import interp
-from interp.activations.plan import one_line, fingerprint_of_weights
+from interp.activations.plan import fingerprint_of_weights, one_line
 from interp.interventions import Ablate, Knockout, Patch
 
 

@@ -91,7 +91,7 @@ def test_batches_are_taken_as_they_are(toy, few, mixed):
     source = source_of([mixed, one])
     assert isinstance(source, Batches)
     assert source.batches == (mixed, one)
-    assert source.ids == ("0", "1", "2", "3")
+    assert source.size == 4
     assert source_of(one).size == 1
     with pytest.raises(interp.InputError, match="leave columns= and prompt= out"):
         source_of(one, prompt="{text}")
@@ -296,5 +296,5 @@ def test_a_prompt_without_an_image_makes_rows_of_text(toy):
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (2, 1)])
 def test_a_range_that_is_none(start, stop):
-    with pytest.raises(interp.InputError, match="rows .* expected 0 <= start <= stop"):
+    with pytest.raises(interp.InputError, match=r"rows .* expected 0 <= start <= stop"):
         source_of([(None, "a")]).read(start, stop)
