@@ -35,8 +35,8 @@ from interp.activations.shards import Shard, add_hashes, in_memory
 from interp.activations.store import Store, open_activations
 from interp.arguments import checked_choice, checked_int
 from interp.data.data import Data, as_data
-from interp.data.rows import pictures_of
-from interp.data.sources import Batches, Row, Rows, source_of
+from interp.data.rows import Batches, Row, Rows, pictures_of
+from interp.data.sources import source_of
 from interp.errors import InputError, InputTypeError, InterpError, shown
 from interp.models import VLM, Intervention
 from interp.models.layout.patches import RowsNotApart

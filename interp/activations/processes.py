@@ -57,21 +57,14 @@ def progress_bar(total: int | None, visible: bool) -> Iterator[Advance]:
         return
     from rich.console import Console
     from rich.filesize import decimal
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("capture"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[size]}"),
-    )
+    parts: list[ProgressColumn] = [TextColumn("capture"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")]
+    parts += [TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[size]}")]
     console = Console(stderr=True)
     # In a file or a pipe it would leave its lines.
     hidden = not (console.is_terminal or console.is_jupyter)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with Progress(*parts, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("capture", total=total, rate="", size="")
         start, all_rows, all_bytes = time.monotonic(), 0, 0
 

@@ -46,9 +46,8 @@ def parse_prompt(prompt: str, fields: Sequence[str]) -> Prompt:
         if form or conversion or "." in name or "[" in name:
             raise InputError(f"prompt={shown(prompt)}: expected the plain name of a column in braces, as in {{text}}")
         if name not in fields:
-            raise InputError(
-                f"prompt={shown(prompt)} has the unknown field {name!r}: use {', '.join(fields) or 'none'}"
-            )
+            known = ", ".join(fields) or "none"
+            raise InputError(f"prompt={shown(prompt)} has the unknown field {name!r}: use {known}")
     return Prompt(tuple((words, name) for words, name, _, _ in parsed))
 
 

@@ -25,13 +25,11 @@ from interp.data.data import Data, as_data
 from interp.data.folders import rows_of_path
 from interp.data.records import Record, rows_of_records
 from interp.data.roles import check_ids, find_roles, is_plain, plain
-from interp.data.rows import PICTURES, Batches, Row, Rows, open_row, pictures_in, pictures_of
+from interp.data.rows import PICTURES, Batches, Rows, pictures_in, pictures_of
 from interp.data.tables import IndexedRows, PicturesAndCells, is_dataset, rows_of_dataset
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import Batch
 from interp.models.batches.batch import PLACEHOLDER
-
-__all__ = ["Batches", "Row", "Rows", "open_row", "source_of"]
 
 
 def source_of(data: Any, columns: Mapping[str, str] | None = None, prompt: str | None = None) -> Rows | Batches:
@@ -64,9 +62,7 @@ def source_of(data: Any, columns: Mapping[str, str] | None = None, prompt: str |
         raise InputError("data is empty: expected at least one row")
     if all(isinstance(item, Batch) for item in pairs):
         if data.columns or data.prompt is not None or data.root is not None:
-            raise InputError(
-                "data is made of batches, which have their texts: leave columns= and prompt= out, and root="
-            )
+            raise InputError("data is made of batches: leave columns= and prompt= out, and root=")
         return Batches(tuple(pairs))
     if all(isinstance(item, Mapping) for item in pairs):
         return rows_of_records([Record(cells, None, number) for number, cells in enumerate(pairs)], data)
@@ -80,14 +76,14 @@ def _rows_of_pairs(pairs: Sequence[Any], ids: Any, labels: Any, data: Data) -> R
     if data.columns and "image" in data.columns:
         column = data.columns["image"]
         raise InputError(f"columns says {column!r} for image: in (image, text) that is the first, leave it out")
-    known = _columns_of_labels(len(pairs), labels)
+    known = {name: _one_a_row(f"labels[{name!r}]", cells, len(pairs)) for name, cells in dict(labels or {}).items()}
+    known = {name: cells for name, cells in known.items() if all(map(is_plain, cells))}
     if ids is not None:
         known["id"] = _one_a_row("ids", ids, len(pairs))
     roles = find_roles(data, ["text", *known], ["text", *known], image="image")
     if roles.id is not None:
-        check_ids(
-            [_pair(item, index)[1] for index, item in enumerate(pairs)] if roles.id == "text" else known[roles.id]
-        )
+        texts = (_pair(item, index)[1] for index, item in enumerate(pairs))
+        check_ids(texts if roles.id == "text" else known[roles.id])
     root = data.folder()
 
     def row(index: int) -> PicturesAndCells:
@@ -104,21 +100,13 @@ def _pair(item: Any, index: int) -> tuple[Any, str | None]:
     row = f"row {index} of the data"
     if isinstance(item, str):
         if len(item.split()) == 1 and Path(item).suffix.lower() in PICTURES:
-            raise InputError(
-                f"{row} is {shown(item)}, the name of a picture: expected ({shown(item)}, None), or a text"
-            )
+            raise InputError(f"{row} is {shown(item)}, the name of a picture: expected (image, text) or a text")
         return None, item
     if not isinstance(item, tuple) or len(item) != 2 or (item[0] is None and item[1] is None):
         raise InputError(f"{row} is {shown(item)}: expected (image, text), at most one of them None, or a text")
     if not isinstance(item[1], str | None):
         raise InputError(f"{row} has the text {shown(item[1])}: expected a string or None")
     return item
-
-
-def _columns_of_labels(size: int, labels: Any) -> dict[str, list[Any]]:
-    """The labels of a data set that are plain values, as columns."""
-    columns = {name: _one_a_row(f"labels[{name!r}]", cells, size) for name, cells in dict(labels or {}).items()}
-    return {name: cells for name, cells in columns.items() if all(map(is_plain, cells))}
 
 
 def _one_a_row(name: str, cells: Any, size: int) -> list[Any]:

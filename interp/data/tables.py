@@ -73,10 +73,8 @@ def rows_of_dataset(table: Any, data: Data) -> Rows:
     Raises `InputError` for a dict of splits, a data set without rows or with a transform of its own, ids that repeat.
     """
     if isinstance(table, Mapping):
-        splits = list(map(str, table))
-        raise InputError(
-            f"data is a {type(table).__name__} with the splits {', '.join(splits)}: take one of them, data[...]"
-        )
+        splits = ", ".join(map(str, table))
+        raise InputError(f"data is a {type(table).__name__} with the splits {splits}: take one of them, data[...]")
     return _indexed(table, data) if hasattr(table, "__len__") else _streamed(table, data)
 
 
@@ -188,8 +186,7 @@ def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
     image = column_of("image", data, list(features), default="image")
     turns = [TURNS] if TURNS in features and TURNS not in plain_names else []
     names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
-    known = list(
-        dict.fromkeys(name for name in [*plain_names, *(("text", "answer") if turns else ())] if name != image)
-    )
+    of_turns = ["text", "answer"] if turns else []
+    known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
     classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
     return _Columns(names, image, classes, data.folder(), find_roles(data, list(features), known, image))

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import interp
-from interp.data.sources import open_row, source_of
+from interp.data.rows import open_row
+from interp.data.sources import source_of
 
 
 def write(folder, names):

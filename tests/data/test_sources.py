@@ -17,7 +17,8 @@ from PIL import Image
 
 import interp
 from interp.data.roles import parse_prompt
-from interp.data.sources import Batches, Row, open_row, source_of
+from interp.data.rows import Batches, Row, open_row
+from interp.data.sources import source_of
 
 
 def picture(value, size=(3, 2)):

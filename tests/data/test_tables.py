@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import interp
-from interp.data.sources import open_row, source_of
+from interp.data.rows import open_row
+from interp.data.sources import source_of
 
 
 def as_png(value):
