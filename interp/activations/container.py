@@ -25,6 +25,44 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def means(rows: int) -> Places:
+    """The places of one mean a row."""
+    return Places(torch.arange(rows), torch.full((rows,), -1))
+
+
+def _examples_of(rows: Tensor, chosen: Sequence[int]) -> Int[Tensor, " example"]:
+    """The examples of these rows, row by row; `rows` is sorted."""
+    values = torch.tensor(chosen)
+    starts, stops = torch.searchsorted(rows, values), torch.searchsorted(rows, values, right=True)
+    counts = stops - starts
+    within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return starts.repeat_interleave(counts) + within
+
+
+def _part(site: Any, states: Sequence[int], examples: Tensor | None) -> Any:
+    if isinstance(site, LazyTensor):
+        return site.narrowed(states, examples)
+    part = site if len(states) == len(site) and list(states) == list(range(len(site))) else site[list(states)]
+    return part if examples is None else part[:, examples]
+
+
+def _join(ours: Any, theirs: Any) -> Any:
+    if isinstance(ours, LazyTensor) and isinstance(theirs, LazyTensor):
+        return ours.joined(theirs)
+    return cat_examples([ours[...], theirs[...]])
+
+
+def cat_examples(parts: Sequence[Tensor]) -> Tensor:
+    """`[state, example, ...]` joined along the examples; a later axis that differs (keys) is filled with zeros."""
+    later = [max(part.shape[axis] for part in parts) for axis in range(2, parts[0].ndim)]
+    padded = []
+    for part in parts:
+        missing = [(0, size - own) for size, own in zip(later, part.shape[2:], strict=True)]
+        flat = [number for pair in reversed(missing) for number in pair]
+        padded.append(torch.nn.functional.pad(part, flat) if any(flat) else part)
+    return torch.cat(padded, dim=1)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where examples are from: the row of each and its token or patch in the row, Int `[example]`.
@@ -34,11 +72,6 @@ class Places:
 
     rows: Int[Tensor, " example"]
     columns: Int[Tensor, " example"]
-
-
-def means(rows: int) -> Places:
-    """The places of one mean a row."""
-    return Places(torch.arange(rows), torch.full((rows,), -1))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -265,36 +298,3 @@ class Activations(Mapping[str, Any]):
         places = self._located[kind]
         counts = torch.bincount(places.rows, minlength=len(self.ids))[torch.tensor(chosen)]
         return Places(torch.arange(len(chosen)).repeat_interleave(counts), places.columns[examples])
-
-
-def _examples_of(rows: Tensor, chosen: Sequence[int]) -> Int[Tensor, " example"]:
-    """The examples of these rows, row by row; `rows` is sorted."""
-    values = torch.tensor(chosen)
-    starts, stops = torch.searchsorted(rows, values), torch.searchsorted(rows, values, right=True)
-    counts = stops - starts
-    within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return starts.repeat_interleave(counts) + within
-
-
-def _part(site: Any, states: Sequence[int], examples: Tensor | None) -> Any:
-    if isinstance(site, LazyTensor):
-        return site.narrowed(states, examples)
-    part = site if len(states) == len(site) and list(states) == list(range(len(site))) else site[list(states)]
-    return part if examples is None else part[:, examples]
-
-
-def _join(ours: Any, theirs: Any) -> Any:
-    if isinstance(ours, LazyTensor) and isinstance(theirs, LazyTensor):
-        return ours.joined(theirs)
-    return cat_examples([ours[...], theirs[...]])
-
-
-def cat_examples(parts: Sequence[Tensor]) -> Tensor:
-    """`[state, example, ...]` joined along the examples; a later axis that differs (keys) is filled with zeros."""
-    later = [max(part.shape[axis] for part in parts) for axis in range(2, parts[0].ndim)]
-    padded = []
-    for part in parts:
-        missing = [(0, size - own) for size, own in zip(later, part.shape[2:], strict=True)]
-        flat = [number for pair in reversed(missing) for number in pair]
-        padded.append(torch.nn.functional.pad(part, flat) if any(flat) else part)
-    return torch.cat(padded, dim=1)

@@ -28,36 +28,7 @@ from interp.models.running.trace import Read, reads_of_states, reads_of_vision, 
 REDUCTIONS = ("mean", "last", "none", "sample")
 TOKENS = "tokens"
 PATCHED = ("vision", "projector")
-_PICKED = "picked positions"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a capture reads of each batch: sites and their layers, positions, and what becomes of those."""
-
-    sites: Mapping[str, tuple[int, ...]]
-    positions: Any
-    reduce: str
-    dtype: torch.dtype | None
-    interventions: Sequence[Intervention]
-    seed: int
-
-
-@dataclass(frozen=True)
-class BatchStates:
-    """`[state, example, ...]` of each site, and the places of each kind of example, rows counted within the batch."""
-
-    tensors: dict[str, Tensor]
-    places: dict[str, Places]
-
-
-@dataclass(frozen=True)
-class _Examples:
-    """Where the examples of one site are: `arguments` select them inside the trace, for `pooled` ones all that are pooled."""
-
-    pooled: bool
-    arguments: tuple[Tensor, ...]
-    places: Places
+_SPAN = "captured positions"
 
 
 def known_sites() -> tuple[str, ...]:
@@ -96,7 +67,7 @@ def is_mask(positions: Any) -> bool:
 
 def with_positions(batch: Batch, positions: Any) -> Batch:
     """The batch with the selected positions as a span, which stays with its rows when the batch is cut."""
-    return replace(batch, positions=batch.positions.named({_PICKED: batch.positions.select(positions)}))
+    return replace(batch, positions=batch.positions.named({_SPAN: batch.positions.select(positions)}))
 
 
 def extract(vlm: VLM, batch: Batch, selection: Selection, numbers: Sequence[int]) -> BatchStates:
@@ -157,7 +128,7 @@ def _stack(vlm: VLM, site: str, layers: Sequence[int], values: Mapping[Any, Tens
 
 def _tokens(vlm: VLM, batch: Batch, site: str, selection: Selection, numbers: Sequence[int]) -> _Examples:
     """The selected tokens, or the one of each row that the reduction picks."""
-    mask = batch.positions[_PICKED] if _PICKED in batch.positions else batch.positions.select(selection.positions)
+    mask = batch.positions[_SPAN] if _SPAN in batch.positions else batch.positions.select(selection.positions)
     for number, row in zip(numbers, mask, strict=True):
         if not row.any():
             raise InputError(
@@ -218,9 +189,8 @@ def _patches(vlm: VLM, batch: Batch, site: str, selection: Selection, numbers: S
         picks = counts.cumsum(0) - 1
     elif selection.reduce == "sample":
         of_row = [picks[patches.rows == row] for row in range(len(batch))]
-        picks = torch.stack(
-            [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
-        )
+        sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
+        picks = torch.stack(sample)
     rows = patches.rows[picks]
     return _Examples(False, (patches.index[picks], rows), Places(rows, picks - (counts.cumsum(0) - counts)[rows]))
 
@@ -234,3 +204,32 @@ def take_patch_means(value, index, rows, dtype):
     total = torch.zeros(count, *wide.shape[1:], dtype=wide.dtype, device=wide.device).index_add(0, rows, wide)
     mean = total / torch.bincount(rows, minlength=count)[:, None]
     return mean.to(value.dtype if dtype is None else dtype)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a capture reads of each batch: sites and their layers, positions, and what becomes of those."""
+
+    sites: Mapping[str, tuple[int, ...]]
+    positions: Any
+    reduce: str
+    dtype: torch.dtype | None
+    interventions: Sequence[Intervention]
+    seed: int
+
+
+@dataclass(frozen=True)
+class BatchStates:
+    """`[state, example, ...]` of each site, and the places of each kind of example, rows counted within the batch."""
+
+    tensors: dict[str, Tensor]
+    places: dict[str, Places]
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Where the examples of one site are: `arguments` select them inside the trace, for `pooled` ones all that are pooled."""
+
+    pooled: bool
+    arguments: tuple[Tensor, ...]
+    places: Places

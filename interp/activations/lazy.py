@@ -24,6 +24,19 @@ from torch import Tensor
 from interp.errors import InputError
 
 
+def _indices(key: Any, size: int, what: str) -> tuple[Tensor, bool]:
+    """An index of one axis as Int `[n]`, and whether it is one number, which removes the axis."""
+    try:
+        key = key.item() if isinstance(key, np.generic) else key
+        plain = isinstance(key, int | slice | Tensor)
+        index = torch.arange(size)[key if plain else torch.as_tensor(key, dtype=None if len(key) else torch.long)]
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{what} index {key!r}: {error}, expected what fits an axis of {size}") from None
+    if index.ndim > 1:
+        raise InputError(f"{what} index of shape {tuple(index.shape)}: expected a number or a list of them")
+    return index.reshape(-1), index.ndim == 0
+
+
 @dataclass(frozen=True)
 class Part:
     """The examples of one shard: `read(states, examples)` gives `[state, example, ...]` of two slices."""
@@ -138,16 +151,3 @@ class LazyTensor:
             place: tuple[Any, ...] = (slice(None), here, *(slice(size) for size in part.shape[2:]))
             result[place] = part
         return result
-
-
-def _indices(key: Any, size: int, what: str) -> tuple[Tensor, bool]:
-    """An index of one axis as Int `[n]`, and whether it is one number, which removes the axis."""
-    try:
-        key = key.item() if isinstance(key, np.generic) else key
-        plain = isinstance(key, int | slice | Tensor)
-        index = torch.arange(size)[key if plain else torch.as_tensor(key, dtype=None if len(key) else torch.long)]
-    except (IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{what} index {key!r}: {error}, expected what fits an axis of {size}") from None
-    if index.ndim > 1:
-        raise InputError(f"{what} index of shape {tuple(index.shape)}: expected a number or a list of them")
-    return index.reshape(-1), index.ndim == 0

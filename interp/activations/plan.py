@@ -39,7 +39,7 @@ def make_plan(vlm: VLM, selection: Selection, reading: Mapping[str, Any]) -> dic
         "sites": {site: {"layers": list(layers), "kind": kind_of(site)} for site, layers in selection.sites.items()},
         "positions": selection.positions if isinstance(selection.positions, str) else one_line(selection.positions),
         "reduce": selection.reduce,
-        "dtype": None if selection.dtype is None else _dtype(selection),
+        "dtype": None if selection.dtype is None else _dtype_name(selection),
         "seed": selection.seed,
         "interventions": [one_line(each) for each in selection.interventions],
         **reading,
@@ -51,7 +51,7 @@ def _any(selection: Selection, need: str) -> bool:
     return any(getattr(each, need, False) for each in selection.interventions)
 
 
-def _dtype(value: Any) -> str:
+def _dtype_name(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
@@ -85,7 +85,7 @@ def _hash_line(value: Any, parts: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"{_dtype(value)}{list(value.shape)} {digest.hexdigest()[:16]}"
+    return f"{_dtype_name(value)}{list(value.shape)} {digest.hexdigest()[:16]}"
 
 
 def fingerprint_of_weights(model: Any) -> str | None:

@@ -30,44 +30,9 @@ WINDOW = 4
 # A shard of pooled rows has about so many rows: 70 MB of a model of 7 B parameters. Where every position is an example
 # it has one window.
 SHARD_ROWS = 256
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A batch and the numbers of its rows in the data."""
-
-    batch: Batch
-    numbers: tuple[int, ...]
-
-    def part(self, rows: Sequence[int]) -> Piece:
-        """These rows of it."""
-        return Piece(self.batch.part(rows), tuple(self.numbers[row] for row in rows))
-
-
-@dataclass(frozen=True)
-class Portion:
-    """What goes into one shard: unopened rows of the data, or batches."""
-
-    first: int
-    ids: tuple[str, ...]
-    labels: tuple[dict[str, Any], ...]
-    rows: tuple[Row, ...] = ()
-    batches: tuple[Batch, ...] = ()
-
-    @property
-    def source(self) -> str:
-        """A hash that shows changed data: of the rows' ids, texts and labels, or of the batches' inputs and spans."""
-        content: list[Any] = [[row.id, row.text, dict(row.labels)] for row in self.rows]
-        if self.batches:
-            spans = [{name: mask.tolist() for name, mask in batch.positions.spans.items()} for batch in self.batches]
-            content = [fingerprint(*self.batches), spans]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 # Portions that are read when they are called; None is the end of the data.
-Work = Iterator[Callable[[], Portion | None]]
+Work = Iterator["Callable[[], Portion | None]"]
 
 
 def shard_rows(batch_size: int, pooled: bool, least: int | None) -> int:
@@ -152,6 +117,44 @@ def _prepare(vlm: VLM, opened: Sequence[tuple[Row, list[Image.Image]]], chat: bo
 # When memory runs out ----------------------------------------------------------------------------------------------------
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A batch and the numbers of its rows in the data."""
+
+    batch: Batch
+    numbers: tuple[int, ...]
+
+    def part(self, rows: Sequence[int]) -> Piece:
+        """These rows of it."""
+        return Piece(self.batch.part(rows), tuple(self.numbers[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What goes into one shard: unopened rows of the data, or batches."""
+
+    first: int
+    ids: tuple[str, ...]
+    labels: tuple[dict[str, Any], ...]
+    rows: tuple[Row, ...] = ()
+    batches: tuple[Batch, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """A hash that shows changed data: of the rows' ids, texts and labels, or of the batches' inputs and spans."""
+        content: list[Any] = [[row.id, row.text, dict(row.labels)] for row in self.rows]
+        if self.batches:
+            spans = [{name: mask.tolist() for name, mask in batch.positions.spans.items()} for batch in self.batches]
+            content = [fingerprint(*self.batches), spans]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 class Halving:
     """Runs batches, and halves all of them after one did not fit in memory.
 
@@ -197,9 +200,3 @@ class Halving:
         if self.limit is None:
             self._warn(f"{rows} rows do not fit in memory ({reason}): the run goes on with smaller batches")
         self.limit = -(-rows // 2)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

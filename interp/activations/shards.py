@@ -22,37 +22,6 @@ FORMAT = "interp-activations-1"
 _OF_ALL = ("ids", "labels")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The activations of consecutive rows: `[state, example, ...]` for each site, and the places of the examples.
-
-    The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
-    hash of texts and pictures, `source` one of the rows' ids, texts and labels.
-    """
-
-    tensors: Mapping[str, Tensor]
-    places: Mapping[str, Places]
-    ids: tuple[str, ...]
-    labels: Mapping[str, Sequence[Any]]
-    data: str
-    source: str
-    skipped: tuple[Mapping[str, Any], ...] = ()
-
-    def about(self) -> dict[str, Any]:
-        """Its description for the manifest, as plain values."""
-        return {
-            "rows": len(self.ids),
-            "examples": {kind: len(places.rows) for kind, places in self.places.items()},
-            "shapes": {site: list(tensor.shape) for site, tensor in self.tensors.items()},
-            "dtypes": {site: str(tensor.dtype).removeprefix("torch.") for site, tensor in self.tensors.items()},
-            "data": self.data,
-            "source": self.source,
-            "skipped": [dict(each) for each in self.skipped],
-            "ids": list(self.ids),
-            "labels": {label: list(values) for label, values in self.labels.items()},
-        }
-
-
 def row_hash(number: int, content: bytes) -> str:
     """The hash of a row and its number in the data."""
     return hashlib.sha256(f"{number}:".encode() + content).hexdigest()
@@ -118,3 +87,34 @@ def as_activations(manifest: Mapping[str, Any], sites: Mapping[str, Any], locate
         kinds={site: about["kind"] for site, about in manifest["sites"].items()},
         located=located,
     )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The activations of consecutive rows: `[state, example, ...]` for each site, and the places of the examples.
+
+    The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
+    hash of texts and pictures, `source` one of the rows' ids, texts and labels.
+    """
+
+    tensors: Mapping[str, Tensor]
+    places: Mapping[str, Places]
+    ids: tuple[str, ...]
+    labels: Mapping[str, Sequence[Any]]
+    data: str
+    source: str
+    skipped: tuple[Mapping[str, Any], ...] = ()
+
+    def about(self) -> dict[str, Any]:
+        """Its description for the manifest, as plain values."""
+        return {
+            "rows": len(self.ids),
+            "examples": {kind: len(places.rows) for kind, places in self.places.items()},
+            "shapes": {site: list(tensor.shape) for site, tensor in self.tensors.items()},
+            "dtypes": {site: str(tensor.dtype).removeprefix("torch.") for site, tensor in self.tensors.items()},
+            "data": self.data,
+            "source": self.source,
+            "skipped": [dict(each) for each in self.skipped],
+            "ids": list(self.ids),
+            "labels": {label: list(values) for label, values in self.labels.items()},
+        }

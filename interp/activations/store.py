@@ -49,6 +49,164 @@ _FIELDS = {
 }
 
 
+def open_activations(folder: str | os.PathLike[str]) -> Activations:
+    """Open the activations that `capture(..., out=folder)` wrote; their states are read when they are indexed.
+
+    A shard's checksum is compared once a process, when the shard is first read.
+
+    Raises `InputError` where there is no manifest, where the run is not finished, and for a shard that is missing or
+    damaged, by its name.
+    """
+    path = _folder("folder", folder)
+    manifest = _read_manifest(path)
+    with _naming_manifest(path):
+        return _open_shards(path, manifest)
+
+
+def _folder(name: str, path: Any) -> Path:
+    """The absolute path of a folder, which stays the same when the working directory changes."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InputTypeError(f"{name}={path!r}: expected the path of a folder")
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def _read_entry(path: Path) -> dict[str, Any] | None:
+    """The entry at a path, None where it is missing or not whole."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return entry if isinstance(entry, dict) and entry.keys() >= _FIELDS else None
+
+
+def _entries_of(manifest: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The entries that a manifest took in, by their numbers."""
+    entries, start = {}, 0
+    for index, shard in enumerate(manifest["shards"]):
+        stop = start + shard["rows"]
+        labels = {name: values[start:stop] for name, values in manifest["labels"].items()}
+        entry = {**shard, "ids": manifest["ids"][start:stop], "labels": labels}
+        if not entry.keys() >= _FIELDS:
+            raise KeyError(*sorted(_FIELDS - entry.keys())[:1])
+        entries[index] = entry
+        start = stop
+    return entries
+
+
+@contextmanager
+def _naming_manifest(folder: Path) -> Iterator[None]:
+    """What a manifest lacks, in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{str(folder / MANIFEST)!r} is not as capture writes it ({reason}): capture anew, into another folder"
+        ) from error
+
+
+def _open_shards(path: Path, manifest: Mapping[str, Any]) -> Activations:
+    if not manifest["complete"]:
+        done = len(list(path.glob("shard-*.json")))
+        raise InputError(f"{str(path)!r} is not finished ({done} shards are): run the same capture again")
+    shards = manifest["shards"]
+    for entry in shards:
+        if not _SHARD.fullmatch(entry["file"]):
+            raise InputError(f"{str(path)!r} names a shard {entry['file']!r}: expected shard-00000.safetensors or so")
+        file = path / entry["file"]
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise _damaged(file, f"it has {file.stat().st_size} bytes" if file.is_file() else "it is missing")
+    pooled = manifest["reduce"] == "mean"  # then the places of examples are known
+    return as_activations(
+        manifest,
+        {site: _lazy_site(path, shards, site, about["kind"]) for site, about in manifest["sites"].items()},
+        {
+            kind: means(manifest["rows"]) if pooled else functools.partial(_read_places, path, shards, kind)
+            for kind in manifest["examples"]
+        },
+    )
+
+
+def _lazy_site(folder: Path, shards: Sequence[Mapping[str, Any]], site: str, kind: str) -> LazyTensor:
+    parts = []
+    shards = [entry for entry in shards if entry["rows"]]
+    for entry in shards:
+        path, sha256 = folder / entry["file"], entry["sha256"]
+        parts.append(Part(functools.partial(_read_slice, path, sha256, site), entry["examples"][kind]))
+    shapes = [entry["shapes"][site] for entry in shards]
+    later = [max(sizes) for sizes in zip(*(shape[2:] for shape in shapes), strict=True)]
+    shape = (shapes[0][0], sum(part.examples for part in parts), *later)
+    return LazyTensor(parts, shape, getattr(torch, shards[0]["dtypes"][site]))
+
+
+def _read_slice(path: Path, sha256: str, name: str, states: slice, examples: slice) -> Tensor:
+    with _open_shard(path, sha256) as shard:
+        return shard.get_slice(name)[states, examples]
+
+
+def _read_places(folder: Path, shards: Sequence[Mapping[str, Any]], kind: str) -> Places:
+    rows, columns, before = [], [], 0
+    for entry in (each for each in shards if each["rows"]):
+        with _open_shard(folder / entry["file"], entry["sha256"]) as shard:
+            rows.append(shard.get_tensor(f"{kind}.rows") + before)
+            columns.append(shard.get_tensor(f"{kind}.columns"))
+        before += entry["rows"]
+    return Places(torch.cat(rows), torch.cat(columns))
+
+
+def _open_shard(path: Path, sha256: str) -> Any:
+    """Open a shard; its checksum is compared unless it was compared with this version of the file."""
+    try:
+        stat = path.stat()
+        _verify(path, sha256, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return safe_open(str(path), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+@functools.cache
+def _verify(path: Path, sha256: str, version: tuple[int, ...]) -> None:
+    checksum = _checksum(path)
+    if checksum != sha256:
+        raise _damaged(path, f"its checksum is {checksum[:12]}..., the manifest has {sha256[:12]}...")
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{str(path)!r} is damaged ({reason}): run the same capture again, it writes this shard anew")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{str(folder)!r} holds no activations: expected a folder with a {MANIFEST} that capture wrote"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = "is no JSON" if isinstance(error, ValueError) else "cannot be read"
+        raise InputError(
+            f"{str(path)!r} {what} ({error}): expected a manifest that capture wrote, capture anew into another folder"
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        value = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{str(path)!r} has the format {value!r}: expected {FORMAT!r}")
+    return {"complete": False, **manifest}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def _entry_name(index: int) -> str:
+    return f"shard-{index:05d}.json"
+
+
 @dataclass
 class Store:
     """A folder that is filled according to a `plan`: what is captured of which model, as plain values."""
@@ -224,164 +382,3 @@ class Store:
                 f"{str(self.folder / name)!r} cannot be written ({error}): {finished} finished shards stay, check the "
                 "room on the disk and the rights, and run the same again"
             ) from error
-
-
-def _folder(name: str, path: Any) -> Path:
-    """The absolute path of a folder, which stays the same when the working directory changes."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise InputTypeError(f"{name}={path!r}: expected the path of a folder")
-    return Path(os.path.expanduser(path)).absolute()
-
-
-def _read_entry(path: Path) -> dict[str, Any] | None:
-    """The entry at a path, None where it is missing or not whole."""
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return entry if isinstance(entry, dict) and entry.keys() >= _FIELDS else None
-
-
-def _entries_of(manifest: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The entries that a manifest took in, by their numbers."""
-    entries, start = {}, 0
-    for index, shard in enumerate(manifest["shards"]):
-        stop = start + shard["rows"]
-        labels = {name: values[start:stop] for name, values in manifest["labels"].items()}
-        entry = {**shard, "ids": manifest["ids"][start:stop], "labels": labels}
-        if not entry.keys() >= _FIELDS:
-            raise KeyError(*sorted(_FIELDS - entry.keys())[:1])
-        entries[index] = entry
-        start = stop
-    return entries
-
-
-# Reading -----------------------------------------------------------------------------------------------------------------
-
-
-def open_activations(folder: str | os.PathLike[str]) -> Activations:
-    """Open the activations that `capture(..., out=folder)` wrote; their states are read when they are indexed.
-
-    A shard's checksum is compared once a process, when the shard is first read.
-
-    Raises `InputError` where there is no manifest, where the run is not finished, and for a shard that is missing or
-    damaged, by its name.
-    """
-    path = _folder("folder", folder)
-    manifest = _read_manifest(path)
-    with _naming_manifest(path):
-        return _open_shards(path, manifest)
-
-
-@contextmanager
-def _naming_manifest(folder: Path) -> Iterator[None]:
-    """What a manifest lacks, in one line."""
-    try:
-        yield
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{str(folder / MANIFEST)!r} is not as capture writes it ({reason}): capture anew, into another folder"
-        ) from error
-
-
-def _open_shards(path: Path, manifest: Mapping[str, Any]) -> Activations:
-    if not manifest["complete"]:
-        done = len(list(path.glob("shard-*.json")))
-        raise InputError(f"{str(path)!r} is not finished ({done} shards are): run the same capture again")
-    shards = manifest["shards"]
-    for entry in shards:
-        if not _SHARD.fullmatch(entry["file"]):
-            raise InputError(f"{str(path)!r} names a shard {entry['file']!r}: expected shard-00000.safetensors or so")
-        file = path / entry["file"]
-        if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise _damaged(file, f"it has {file.stat().st_size} bytes" if file.is_file() else "it is missing")
-    pooled = manifest["reduce"] == "mean"  # then the places of examples are known
-    return as_activations(
-        manifest,
-        {site: _lazy_site(path, shards, site, about["kind"]) for site, about in manifest["sites"].items()},
-        {
-            kind: means(manifest["rows"]) if pooled else functools.partial(_read_places, path, shards, kind)
-            for kind in manifest["examples"]
-        },
-    )
-
-
-def _lazy_site(folder: Path, shards: Sequence[Mapping[str, Any]], site: str, kind: str) -> LazyTensor:
-    parts = []
-    shards = [entry for entry in shards if entry["rows"]]
-    for entry in shards:
-        path, sha256 = folder / entry["file"], entry["sha256"]
-        parts.append(Part(functools.partial(_read_slice, path, sha256, site), entry["examples"][kind]))
-    shapes = [entry["shapes"][site] for entry in shards]
-    later = [max(sizes) for sizes in zip(*(shape[2:] for shape in shapes), strict=True)]
-    shape = (shapes[0][0], sum(part.examples for part in parts), *later)
-    return LazyTensor(parts, shape, getattr(torch, shards[0]["dtypes"][site]))
-
-
-def _read_slice(path: Path, sha256: str, name: str, states: slice, examples: slice) -> Tensor:
-    with _open_shard(path, sha256) as shard:
-        return shard.get_slice(name)[states, examples]
-
-
-def _read_places(folder: Path, shards: Sequence[Mapping[str, Any]], kind: str) -> Places:
-    rows, columns, before = [], [], 0
-    for entry in (each for each in shards if each["rows"]):
-        with _open_shard(folder / entry["file"], entry["sha256"]) as shard:
-            rows.append(shard.get_tensor(f"{kind}.rows") + before)
-            columns.append(shard.get_tensor(f"{kind}.columns"))
-        before += entry["rows"]
-    return Places(torch.cat(rows), torch.cat(columns))
-
-
-def _open_shard(path: Path, sha256: str) -> Any:
-    """Open a shard; its checksum is compared unless it was compared with this version of the file."""
-    try:
-        stat = path.stat()
-        _verify(path, sha256, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return safe_open(str(path), framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-@functools.cache
-def _verify(path: Path, sha256: str, version: tuple[int, ...]) -> None:
-    checksum = _checksum(path)
-    if checksum != sha256:
-        raise _damaged(path, f"its checksum is {checksum[:12]}..., the manifest has {sha256[:12]}...")
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(f"{str(path)!r} is damaged ({reason}): run the same capture again, it writes this shard anew")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{str(folder)!r} holds no activations: expected a folder with a {MANIFEST} that capture wrote"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = "is no JSON" if isinstance(error, ValueError) else "cannot be read"
-        raise InputError(
-            f"{str(path)!r} {what} ({error}): expected a manifest that capture wrote, capture anew into another folder"
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        value = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{str(path)!r} has the format {value!r}: expected {FORMAT!r}")
-    return {"complete": False, **manifest}
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _name(index: int) -> str:
-    return f"shard-{index:05d}.safetensors"
-
-
-def _entry_name(index: int) -> str:
-    return f"shard-{index:05d}.json"

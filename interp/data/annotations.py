@@ -38,8 +38,9 @@ def with_turns(cells: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     words = [(turn.get("from"), turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
     starts = [start for start, (speaker, text) in enumerate(words) if speaker in _HUMAN and isinstance(text, str)]
     if not starts:
-        expected = 'a list with {"from": "human", "value": TEXT}'
-        raise InputError(f"{place} has the conversation {shown(cells[TURNS])}: expected {expected}")
+        raise InputError(
+            f'{place} has the conversation {shown(cells[TURNS])}: expected a list with a turn from "human"'
+        )
     answer = next((text for speaker, text in words[starts[0] :] if speaker in _MODEL), None)
     others = {name: cell for name, cell in cells.items() if name != TURNS}
     return {"text": words[starts[0]][1], "answer": answer, **others}

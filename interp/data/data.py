@@ -19,6 +19,23 @@ from interp.errors import InputError, InputTypeError, shown
 ROLES = ("image", "text", "id", "label", "group")
 
 
+def as_data(data: Any, **keywords: Any) -> Data:
+    """Any data as a `Data` with these keywords.
+
+    Raises `InputError` for a keyword beside a `Data` that already says it.
+    """
+    if not isinstance(data, Data):
+        return Data(data, **keywords)
+    defaults = {field.name: field.default for field in fields(Data)}
+    changes = {name: value for name, value in keywords.items() if value and value != defaults[name]}
+    for name, value in changes.items():
+        if getattr(data, name) != defaults[name]:
+            raise InputError(
+                f"{name}={shown(value)} stands beside a Data with {name}={shown(getattr(data, name))}: say it once"
+            )
+    return replace(data, **changes)
+
+
 @dataclass(frozen=True)
 class Data:
     """Where rows come from and how their texts are written.
@@ -75,20 +92,3 @@ class Data:
                 f"root={os.fspath(self.root)!r} is no folder: expected the one that images are relative to"
             )
         return folder
-
-
-def as_data(data: Any, **keywords: Any) -> Data:
-    """Any data as a `Data` with these keywords.
-
-    Raises `InputError` for a keyword beside a `Data` that already says it.
-    """
-    if not isinstance(data, Data):
-        return Data(data, **keywords)
-    defaults = {field.name: field.default for field in fields(Data)}
-    changes = {name: value for name, value in keywords.items() if value and value != defaults[name]}
-    for name, value in changes.items():
-        if getattr(data, name) != defaults[name]:
-            raise InputError(
-                f"{name}={shown(value)} stands beside a Data with {name}={shown(getattr(data, name))}: say it once"
-            )
-    return replace(data, **changes)

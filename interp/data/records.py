@@ -33,22 +33,6 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """The cells of one row by column, the file that they are from, and their line or place in it."""
-
-    cells: Mapping[str, Any]
-    file: Path | None
-    number: int
-
-    @property
-    def place(self) -> str:
-        """What messages call it."""
-        if self.file is None:
-            return f"row {self.number} of the data"
-        return f"{'item' if self.file.suffix == '.json' else 'line'} {self.number} of {shown(str(self.file))}"
-
-
 def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = False) -> Rows:
     """The rows of records; of the `metadata` of a folder, each of pictures.
 
@@ -148,3 +132,19 @@ def _kinds(records: Sequence[Record], names: Sequence[str]) -> dict[str, Callabl
         if cells and all(map(_NUMBER.fullmatch, cells)):
             kinds[name] = int if all(map(_WHOLE.fullmatch, cells)) else float
     return kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The cells of one row by column, the file that they are from, and their line or place in it."""
+
+    cells: Mapping[str, Any]
+    file: Path | None
+    number: int
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        if self.file is None:
+            return f"row {self.number} of the data"
+        return f"{'item' if self.file.suffix == '.json' else 'line'} {self.number} of {shown(str(self.file))}"

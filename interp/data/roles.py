@@ -21,19 +21,6 @@ from interp.errors import InputError, shown
 from interp.models.batches.batch import PLACEHOLDER
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A template as its pieces in order: words as they are, each followed by the name of a column or by None."""
-
-    pieces: tuple[tuple[str, str | None], ...]
-
-    def fill(self, cells: Mapping[str, Any]) -> str:
-        """The text of one row; empty where one of its cells is, for half a text is a wrong one."""
-        if any(name is not None and cells[name] is None for _, name in self.pieces):
-            return ""
-        return "".join(words + ("" if name is None else str(cells[name])) for words, name in self.pieces)
-
-
 def parse_prompt(prompt: str, fields: Sequence[str]) -> Prompt:
     """A template with `fields` in braces. Raises `InputError` for any other field and for an open brace."""
     try:
@@ -49,50 +36,6 @@ def parse_prompt(prompt: str, fields: Sequence[str]) -> Prompt:
             known = ", ".join(fields) or "none"
             raise InputError(f"prompt={shown(prompt)} has the unknown field {name!r}: use {known}")
     return Prompt(tuple((words, name) for words, name, _, _ in parsed))
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The columns of `text` and `id` (None where the data has none) and of each label by its name, and the `prompt`.
-
-    `kinds` holds, for a column whose cells are text, the type that its labels are made with (`int`, `float`).
-    """
-
-    text: str | None
-    id: str | None
-    labels: Mapping[str, str]
-    prompt: Prompt | None = None
-    kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
-
-    def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
-        """The row of these pictures and cells. Raises `InputError` if its own text has no place for its pictures."""
-        name = str(index) if self.id is None else as_id(index, cells[self.id])
-        count = len(pictures_of(image))
-        text = self._text(cells, count)
-        if count and text and PLACEHOLDER not in text:
-            if self.prompt is None:
-                raise InputError(
-                    f'row {index} ({name!r}): its text {shown(text)} has no {PLACEHOLDER}: give prompt="{PLACEHOLDER} '
-                    f'{{{self.text}}}", or prompt="{{{self.text}}}" for the text without its image'
-                )
-            count = 0
-        labels = {label: self._label(index, column, cells[column]) for label, column in self.labels.items()}
-        return Row(index, name, image if count else None, text, labels)
-
-    def _text(self, cells: Mapping[str, Any], count: int) -> str:
-        if self.prompt is not None:
-            return self.prompt.fill(cells)
-        text = None if self.text is None else cells[self.text]
-        return " ".join([PLACEHOLDER] * count) if text is None else str(text)
-
-    def _label(self, index: int, column: str, cell: Any) -> Any:
-        value = plain(cell)
-        if not is_plain(value):
-            raise InputError(
-                f"row {index}: column {column!r} holds {shown(value)}: expected a plain value as in the rows before, or "
-                "remove that column"
-            )
-        return self.kinds[column](value) if column in self.kinds and value is not None else value
 
 
 def find_roles(
@@ -158,3 +101,60 @@ def plain(value: Any) -> Any:
 def is_plain(value: Any) -> bool:
     """Whether a value can be a label."""
     return value is None or isinstance(value, str | int | float | bool)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template as its pieces in order: words as they are, each followed by the name of a column or by None."""
+
+    pieces: tuple[tuple[str, str | None], ...]
+
+    def fill(self, cells: Mapping[str, Any]) -> str:
+        """The text of one row; empty where one of its cells is, for half a text is a wrong one."""
+        if any(name is not None and cells[name] is None for _, name in self.pieces):
+            return ""
+        return "".join(words + ("" if name is None else str(cells[name])) for words, name in self.pieces)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of `text` and `id` (None where the data has none) and of each label by its name, and the `prompt`.
+
+    `kinds` holds, for a column whose cells are text, the type that its labels are made with (`int`, `float`).
+    """
+
+    text: str | None
+    id: str | None
+    labels: Mapping[str, str]
+    prompt: Prompt | None = None
+    kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+
+    def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
+        """The row of these pictures and cells. Raises `InputError` if its own text has no place for its pictures."""
+        name = str(index) if self.id is None else as_id(index, cells[self.id])
+        count = len(pictures_of(image))
+        text = self._text(cells, count)
+        if count and text and PLACEHOLDER not in text:
+            if self.prompt is None:
+                raise InputError(
+                    f'row {index} ({name!r}): its text {shown(text)} has no {PLACEHOLDER}: give prompt="{PLACEHOLDER} '
+                    f'{{{self.text}}}", or prompt="{{{self.text}}}" for the text without its image'
+                )
+            count = 0
+        labels = {label: self._label(index, column, cells[column]) for label, column in self.labels.items()}
+        return Row(index, name, image if count else None, text, labels)
+
+    def _text(self, cells: Mapping[str, Any], count: int) -> str:
+        if self.prompt is not None:
+            return self.prompt.fill(cells)
+        text = None if self.text is None else cells[self.text]
+        return " ".join([PLACEHOLDER] * count) if text is None else str(text)
+
+    def _label(self, index: int, column: str, cell: Any) -> Any:
+        value = plain(cell)
+        if not is_plain(value):
+            raise InputError(
+                f"row {index}: column {column!r} holds {shown(value)}: expected a plain value as in the rows before, or "
+                "remove that column"
+            )
+        return self.kinds[column](value) if column in self.kinds and value is not None else value

@@ -38,50 +38,8 @@ PICTURES = {
     ".tga": "TGA",
     ".ico": "ICO",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a data set: its number from 0, its name, its pictures (not opened), its text and its labels.
-
-    `image` is a PIL image, a path, the bytes of a file, a dict of "bytes" and "path", a list of these, or None.
-    `text` has one ``<image>`` for each of them; it is empty where the data has nothing to make a text from.
-    """
-
-    index: int
-    id: str
-    image: Any
-    text: str
-    labels: Mapping[str, Any]
-
-
-class Rows(ABC):
-    """A source of rows. `size` is how many there are, None for a stream of unknown length."""
-
-    size: int | None
-
-    @abstractmethod
-    def read(self, start: int, stop: int) -> list[Row]:
-        """The rows from `start` up to `stop`, fewer only where the data ends; no picture is opened.
-
-        Raises `InputError` for a start after the stop, for a stream that would have to go back, and for a text without
-        places for the row's images.
-        """
-
-
 # What is done with a row that cannot be read.
-Skip = Callable[[Row, InputError], None]
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Batches, taken as they are; their rows are counted through all of them, and a row's id is its number."""
-
-    batches: tuple[Batch, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(len(batch) for batch in self.batches)
+Skip = Callable[["Row", InputError], None]
 
 
 def check_range(start: int, stop: int) -> None:
@@ -209,3 +167,43 @@ def _read(path: str | bytes, is_url: bool) -> io.BytesIO:
 def _formats() -> list[str]:
     Image.init()
     return [name for name in dict.fromkeys(PICTURES.values()) if name in Image.OPEN]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data set: its number from 0, its name, its pictures (not opened), its text and its labels.
+
+    `image` is a PIL image, a path, the bytes of a file, a dict of "bytes" and "path", a list of these, or None.
+    `text` has one ``<image>`` for each of them; it is empty where the data has nothing to make a text from.
+    """
+
+    index: int
+    id: str
+    image: Any
+    text: str
+    labels: Mapping[str, Any]
+
+
+class Rows(ABC):
+    """A source of rows. `size` is how many there are, None for a stream of unknown length."""
+
+    size: int | None
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> list[Row]:
+        """The rows from `start` up to `stop`, fewer only where the data ends; no picture is opened.
+
+        Raises `InputError` for a start after the stop, for a stream that would have to go back, and for a text without
+        places for the row's images.
+        """
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches, taken as they are; their rows are counted through all of them, and a row's id is its number."""
+
+    batches: tuple[Batch, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(batch) for batch in self.batches)

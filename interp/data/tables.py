@@ -26,42 +26,6 @@ _PLAIN = r"(large_)?string|bool|null|u?int\d+|float\d+"
 _AT_ONCE = 10_000
 
 
-@dataclass(frozen=True)
-class IndexedRows(Rows):
-    """Rows that are read in any order: `fetch(start, stop)` gives their pictures and cells."""
-
-    size: int | None
-    fetch: Callable[[int, int], Iterable[PicturesAndCells]]
-    roles: Roles
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        check_range(start, stop)
-        stop = min(stop, self.size or 0)
-        if start >= stop:
-            return []
-        return [self.roles.row(index, *row) for index, row in enumerate(self.fetch(start, stop), start)]
-
-
-class StreamedRows(Rows):
-    """Rows that are read once and forward; rows before the start of a range are passed over."""
-
-    size = None
-
-    def __init__(self, rows: Iterator[PicturesAndCells], roles: Roles):
-        self.rows, self.roles, self._next = rows, roles, 0
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        check_range(start, stop)
-        if start < self._next:
-            raise InputError(
-                f"row {start} of a stream that is at row {self._next}: a stream is only read forward, make it anew"
-            )
-        self._next += sum(1 for _ in islice(self.rows, start - self._next))
-        rows = list(islice(self.rows, stop - start))
-        first, self._next = self._next, self._next + len(rows)
-        return [self.roles.row(index, *row) for index, row in enumerate(rows, first)]
-
-
 def is_dataset(data: Any) -> bool:
     """Whether this is a data set (or several splits of one) of the `datasets` package."""
     return hasattr(data, "column_names") and (isinstance(data, Mapping) or hasattr(data, "features"))
@@ -151,6 +115,58 @@ def _streamed(table: Any, data: Data) -> Rows:
     return StreamedRows(map(columns.row, count(), ({**empty, **cells} for cells in chain([first], rows))), roles)
 
 
+def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
+    # Strings, numbers, bools and classes are plain; lists, structures, arrays and dates are not.
+    plain_names = [
+        name
+        for name, feature in features.items()
+        if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
+    ]
+    image = column_of("image", data, list(features), default="image")
+    turns = [TURNS] if TURNS in features and TURNS not in plain_names else []
+    names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
+    of_turns = ["text", "answer"] if turns else []
+    known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
+    classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
+    return _Columns(names, image, classes, data.folder(), find_roles(data, list(features), known, image))
+
+
+@dataclass(frozen=True)
+class IndexedRows(Rows):
+    """Rows that are read in any order: `fetch(start, stop)` gives their pictures and cells."""
+
+    size: int | None
+    fetch: Callable[[int, int], Iterable[PicturesAndCells]]
+    roles: Roles
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        check_range(start, stop)
+        stop = min(stop, self.size or 0)
+        if start >= stop:
+            return []
+        return [self.roles.row(index, *row) for index, row in enumerate(self.fetch(start, stop), start)]
+
+
+class StreamedRows(Rows):
+    """Rows that are read once and forward; rows before the start of a range are passed over."""
+
+    size = None
+
+    def __init__(self, rows: Iterator[PicturesAndCells], roles: Roles):
+        self.rows, self.roles, self._next = rows, roles, 0
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        check_range(start, stop)
+        if start < self._next:
+            raise InputError(
+                f"row {start} of a stream that is at row {self._next}: a stream is only read forward, make it anew"
+            )
+        self._next += sum(1 for _ in islice(self.rows, start - self._next))
+        rows = list(islice(self.rows, stop - start))
+        first, self._next = self._next, self._next + len(rows)
+        return [self.roles.row(index, *row) for index, row in enumerate(rows, first)]
+
+
 @dataclass(frozen=True)
 class _Columns:
     """The columns that are read of a table, the one of its pictures, the names of classes, and its roles."""
@@ -174,19 +190,3 @@ class _Columns:
             number = named[column]
             named[column] = None if number is None or number < 0 else self.classes[column][number]
         return named
-
-
-def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
-    # Strings, numbers, bools and classes are plain; lists, structures, arrays and dates are not.
-    plain_names = [
-        name
-        for name, feature in features.items()
-        if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
-    ]
-    image = column_of("image", data, list(features), default="image")
-    turns = [TURNS] if TURNS in features and TURNS not in plain_names else []
-    names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
-    of_turns = ["text", "answer"] if turns else []
-    known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
-    classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
-    return _Columns(names, image, classes, data.folder(), find_roles(data, list(features), known, image))
