@@ -125,7 +125,7 @@ def test_captions_are_a_row_each_and_grouped_by_their_image(tmp_path):
         ("7", "holds 7: expected a list of objects"),
         ("[1]", r"holds \[1\]: expected a list of objects"),
         ('{"a": 1}', r"holds \{'a': 1\}: expected a list of objects"),
-        ([{"conversations": "hello"}], "item 0 of .* has the conversation 'hello': expected),
+        ([{"conversations": "hello"}], "item 0 of .* has the conversation 'hello': expected a list with a turn from"),
         (
             [{"conversations": turns("a")}, {"conversations": [{"from": "gpt", "value": "b"}]}],
             "item 1 of .* expected a list",
