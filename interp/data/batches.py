@@ -37,11 +37,9 @@ def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     skip: Skip | None = (lambda row, error: skipped.append(error)) if data.on_error == "skip" else None
     batches, start = list[Batch](), 0
     while rows := source.read(start, start + size):
-        texts, images = [], []
-        for row, pictures in open_rows(rows, skip):
-            texts.append(row.text)
-            images.append(pictures)
-        if texts:
+        opened = open_rows(rows, skip)
+        if opened:
+            texts, images = [row.text for row, _ in opened], [pictures for _, pictures in opened]
             batches.append(vlm.prepare(texts, images if any(images) else None, chat=data.chat))
         start += size
     if not batches and skipped:

@@ -23,7 +23,6 @@ from interp.errors import InputError, shown
 # The pictures of a row and its cells by column.
 PicturesAndCells = tuple[Any, Mapping[str, Any]]
 _PLAIN = r"(large_)?string|bool|null|u?int\d+|float\d+"
-_AT_ONCE = 10_000
 
 
 def is_dataset(data: Any) -> bool:
@@ -50,7 +49,7 @@ def rows_of_files(files: Sequence[Path], data: Data) -> Rows:
     Raises `InputError` where the `datasets` package is missing and for files that it cannot read.
     """
     name, paths = shown(str(files[0])), list(map(str, files))
-    reader = {".parquet": "parquet", ".tar": "webdataset"}.get(files[0].suffix, "save_to_disk")
+    reader = "save_to_disk" if files[0].is_dir() else {".parquet": "parquet"}.get(files[0].suffix, "webdataset")
     try:
         import datasets
     except ImportError:
@@ -88,7 +87,7 @@ def _indexed(table: Any, data: Data) -> Rows:
     # As Arrow a picture stays the path and bytes that the data set holds.
     cells = table.select_columns(columns.names).with_format("arrow")
     if columns.roles.id is not None and columns.roles.id in columns.names:
-        parts = table.select_columns([columns.roles.id]).with_format("arrow").iter(_AT_ONCE)
+        parts = table.select_columns([columns.roles.id]).with_format("arrow").iter(10_000)
         check_ids(columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
 
     def fetch(start: int, stop: int) -> Iterable[PicturesAndCells]:
