@@ -26,7 +26,14 @@ def conversations(tmp_path):
         {"id": "a", "image": "train/2.png", "conversations": turns("<image>\nWhat ?", "A cat.", "Sure ?", "Yes.")},
         {"id": "b", "conversations": turns("Who ?", "Me.")},
         {"id": "c", "image": ["train/0.png", "train/1.png"], "conversations": turns("<image> <image> Same ?")},
-        {"id": "d", "conversations": [{"from": "system", "value": "Be brief."}, *turns("Where ?", "Here.")]},
+        {
+            "id": "d",
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                *turns("-", "Hello.")[1:],
+                *turns("Where ?", "Here."),
+            ],
+        },
     ]
     (tmp_path / "conversations.json").write_text(json.dumps(items))
     return tmp_path, items

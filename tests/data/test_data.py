@@ -41,6 +41,12 @@ def test_capture_takes_it(toy, folder):
         interp.capture(toy, interp.Data(folder, prompt="<image> {caption}"), progress=False)
 
 
+def test_capture_honours_its_chat(toy):
+    for options in ({"data": interp.Data([(None, "a")], chat=True)}, {"data": [(None, "a")], "chat": True}):
+        with pytest.raises(interp.InputError, match="no chat template"):
+            interp.capture(toy, positions="all", progress=False, **options)
+
+
 def test_keywords_fill_in_what_it_does_not_say(toy, folder):
     data = interp.Data(folder, prompt="<image> {caption}")
     acts = interp.capture(toy, data, on_error="skip", columns={"id": "caption"}, progress=False)
