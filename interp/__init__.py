@@ -37,6 +37,7 @@ _EXPORTS = {
     "Positions": "interp.models",
     "Structure": "interp.models",
     "CheckReport": "interp.models",
+    "Data": "interp.data",
     "capture": "interp.activations",
     "Activations": "interp.activations",
     "open_activations": "interp.activations",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         words,
     )
     from interp.activations import Activations, capture, open_activations
+    from interp.data import Data
     from interp.models import VLM, Batch, CheckReport, Positions, Structure, load
     from interp.provenance import Provenance
     from interp.results import Result

@@ -189,9 +189,7 @@ def doctor(
 @app.command()
 def capture(
     model: Annotated[str, typer.Argument(help="A toy's name, a folder or a hub repository.")],
-    data: Annotated[
-        str, typer.Argument(help="A folder of pictures, a saved data set; or scenes:200, captions:200 of the toy.")
-    ],
+    data: Annotated[str, typer.Argument(help="A folder or a file of data; or scenes:200, captions:200 of the toy.")],
     out: Annotated[Path, typer.Option(help="The folder to write, or to go on with.")],
     site: Annotated[list[str], typer.Option(help="What is captured; may be given several times.")] = ["resid"],  # noqa: B006
     layers: Annotated[str, typer.Option(help="all, or numbers: 0,4,8.")] = "all",
@@ -206,6 +204,7 @@ def capture(
     column: Annotated[
         list[str], typer.Option(help="ROLE=NAME, of the roles image, text, id, label, group; several times.")
     ] = [],  # noqa: B006
+    root: Annotated[Path | None, typer.Option(help="The folder that pictures are relative to.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip rows that cannot be read.")] = "raise",
     resume: Annotated[bool, typer.Option(help="Go on with a folder that was begun.")] = True,
     revision: Annotated[str | None, typer.Option(help="Of a hub repository.")] = None,
@@ -213,32 +212,27 @@ def capture(
     debug: Debug = False,
 ) -> None:
     """Capture activations of a data set into a folder; stopped at any moment, the same command goes on."""
-    columns = dict(_column(each) for each in column)
-    chosen = _numbers("--layers", layers)
-    where = _numbers("--positions", positions)
-    rows = _rows(data)
+    columns = dict(_role_and_name(each) for each in column)
+    layer_numbers, token_positions = _name_or_numbers("--layers", layers), _name_or_numbers("--positions", positions)
+    source = _source(data)
     import interp
 
     vlm = interp.load(model, device=device, revision=revision)
     acts = interp.capture(
         vlm,
-        rows,
+        interp.Data(source, columns=columns, prompt=prompt, chat=chat, on_error=on_error, root=root),
         sites=site,
-        positions=where,
+        positions=token_positions,
         reduce=reduce,
         batch_size=batch_size,
         dtype=dtype,
         seed=seed,
         out=out,
         resume=resume,
-        layers=chosen,
-        columns=columns,
-        prompt=prompt,
-        chat=chat,
-        on_error=on_error,
+        layers=layer_numbers,
         rows_per_shard=rows_per_shard,
     )
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    if os.environ.get("RANK", "0") != "0":  # only one of several processes prints
         return
     table = [(name, str(list(acts[name].shape)), str(acts[name].dtype).removeprefix("torch.")) for name in acts]
     skipped = acts.manifest["skipped"]
@@ -248,30 +242,30 @@ def capture(
     print(f"activations: {out}")
 
 
-def _column(given: str) -> tuple[str, str]:
-    role, _, name = given.partition("=")
+def _role_and_name(text: str) -> tuple[str, str]:
+    role, _, name = text.partition("=")
     if not role or not name:
-        raise InputError(f"--column {given!r}: expected a role and a column's name, as in label=category")
+        raise InputError(f"--column {text!r}: expected a role and a column's name, as in label=category")
     return role, name
 
 
-def _numbers(option: str, given: str) -> Any:
+def _name_or_numbers(option: str, text: str) -> Any:
     """A name as it is, numbers with commas as a list of ints."""
-    if not any(each.isdigit() for each in given) or any(each.isalpha() for each in given):
-        return given
+    if not any(each.isdigit() for each in text) or any(each.isalpha() for each in text):
+        return text
     try:
-        return [int(each) for each in given.split(",")]
+        return [int(each) for each in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} {given!r}: expected a name, or numbers with commas between them, 0,4,8") from None
+        raise InputError(f"{option} {text!r}: expected a name, or numbers with commas between them, 0,4,8") from None
 
 
-def _rows(data: str) -> Any:
-    """The data that an argument names: the toy's scenes or their captions, so many of them, or a path."""
-    kind, _, count = data.partition(":")
-    if kind not in ("scenes", "captions") or Path(data).exists():
-        return data
+def _source(text: str) -> Any:
+    """The data that an argument names: a number of the toy's scenes or of their captions, or a path."""
+    kind, _, count = text.partition(":")
+    if kind not in ("scenes", "captions") or Path(text).exists():
+        return text
     if not count.isdecimal() or not int(count):
-        raise InputError(f"{data!r}: expected how many, as in {kind}:200, or a folder")
+        raise InputError(f"{text!r}: expected how many, as in {kind}:200, or a folder")
     import interp
 
     scenes = interp.toy.scenes(int(count), seed=0)

@@ -92,6 +92,17 @@ def test_rows_that_are_left_out_are_named(photos, capfd):
     assert said.startswith("skipped: row 3")
 
 
+def test_a_file_of_conversations(photos):
+    turns = [{"from": "human", "value": "<image>\nwhat colour is it ?"}, {"from": "gpt", "value": "red"}]
+    items = [{"id": f"n{number}", "image": f"{number}.png", "conversations": turns} for number in range(3)]
+    (photos.parent / "asked.json").write_text(json.dumps(items))
+    command = ["capture", "toy", "../asked.json", "--out", "acts", "--device", "cpu"]
+    assert cli.run(command) == 2
+    assert cli.run([*command, "--root", "../photos"]) == 0
+    acts = interp.open_activations("acts")
+    assert (acts.ids, acts.labels) == (("n0", "n1", "n2"), {"answer": ["red"] * 3})
+
+
 def test_scenes_of_the_toy(photos):
     assert cli.run(["capture", "toy", "captions:3", "--positions", "0,-1", "--reduce", "none", "--out", "acts"]) == 0
     acts = interp.open_activations("acts")
@@ -115,6 +126,7 @@ def test_scenes_of_the_toy(photos):
         (["capture", "toy", "scenes:2", "--out", "acts", "--on-error", "hide"], "on_error='hide'"),
         (["capture", "toy", "scenes:2", "--out", "acts", "--column", "label"], "as in label=category"),
         (["capture", "toy", "scenes:2", "--out", "acts", "--prompt", "{name} ?"], "name"),
+        (["capture", "toy", "../photos", "--out", "acts", "--root", "../none"], "root='../none' is no folder"),
         (["capture", "toy", "scenes:\u00b2", "--out", "acts"], "as in scenes:200"),
         (
             ["capture", "toy", "scenes:2", "--out", "acts", "--positions", "0,-1,"],

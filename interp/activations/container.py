@@ -1,8 +1,8 @@
-"""Activations: what was captured of a data set, in memory or in a folder, with the names and labels of its rows.
+"""Activations: the states of a data set, in memory or in a folder, with the ids and labels of its rows.
 
 A *row* is a row of the data; an *example* is one vector of each state. Where a row's positions were pooled or one of them
-was picked, an example is a row; with ``reduce="none"`` it is one selected position, in row order. The states of text and
-image tokens share their examples; those of the vision tower and of the projector are patches, and have their own.
+was picked, an example is a row; with ``reduce="none"`` it is one selected position, in row order. All sites of the
+decoder share their examples, which are tokens; the vision tower and the projector have patches as examples of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.activations.lazy import Stored
+from interp.activations.lazy import LazyTensor
 from interp.arguments import as_ints
 from interp.errors import InputError, InputTypeError
 from interp.provenance import Provenance
@@ -25,37 +25,69 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def means(rows: int) -> Places:
+    """The places of one mean a row."""
+    return Places(torch.arange(rows), torch.full((rows,), -1))
+
+
+def _examples_of(rows: Tensor, chosen: Sequence[int]) -> Int[Tensor, " example"]:
+    """The examples of these rows, row by row; `rows` is sorted."""
+    values = torch.tensor(chosen)
+    starts, stops = torch.searchsorted(rows, values), torch.searchsorted(rows, values, right=True)
+    counts = stops - starts
+    within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return starts.repeat_interleave(counts) + within
+
+
+def _part(site: Any, states: Sequence[int], examples: Tensor | None) -> Any:
+    if isinstance(site, LazyTensor):
+        return site.narrowed(states, examples)
+    part = site if len(states) == len(site) and list(states) == list(range(len(site))) else site[list(states)]
+    return part if examples is None else part[:, examples]
+
+
+def _join(ours: Any, theirs: Any) -> Any:
+    if isinstance(ours, LazyTensor) and isinstance(theirs, LazyTensor):
+        return ours.joined(theirs)
+    return cat_examples([ours[...], theirs[...]])
+
+
+def cat_examples(parts: Sequence[Tensor]) -> Tensor:
+    """`[state, example, ...]` joined along the examples; a later axis that differs (keys) is filled with zeros."""
+    later = [max(part.shape[axis] for part in parts) for axis in range(2, parts[0].ndim)]
+    padded = []
+    for part in parts:
+        missing = [(0, size - own) for size, own in zip(later, part.shape[2:], strict=True)]
+        flat = [number for pair in reversed(missing) for number in pair]
+        padded.append(torch.nn.functional.pad(part, flat) if any(flat) else part)
+    return torch.cat(padded, dim=1)
+
+
 @dataclass(frozen=True)
 class Places:
-    """Where examples were taken: Int `[example]` each, the row and which of its tokens or patches.
+    """Where examples are from: the row of each and its token or patch in the row, Int `[example]`.
 
-    A token is counted among the row's real ones, a patch among the row's patches, from 0; it is -1 where an example is
-    a mean over several.
+    Tokens are counted among the row's real ones, patches among the row's patches, from 0; the column of a mean is -1.
     """
 
     rows: Int[Tensor, " example"]
     columns: Int[Tensor, " example"]
 
 
-def means(rows: int) -> Places:
-    """The places of so many means, one a row."""
-    return Places(torch.arange(rows), torch.full((rows,), -1))
-
-
 @dataclass(frozen=True, repr=False, eq=False)
 class Activations(Mapping[str, Any]):
-    """What was captured: `acts[site]` is `[state, example, ...]`, and `acts[site][...]` a Tensor.
-
-    In memory `acts[site]` is a Tensor; of a folder it is a `Stored`, which reads what it is indexed with. The site
-    `resid` has ``n_layers + 1`` states, every other site of the decoder one a layer; `layers[site]` says which were
-    captured. `ids` names the rows of the data and `labels` holds what the data set knows of them, one value a row.
-    `rows` and `columns` Int `[example]` say which row an example is of and which of its real tokens (the column is -1
-    where it is a mean over several); `places(site)` says so for any site. `manifest` is where all of it came from.
+    """Captured activations: `acts[site]` is `[state, example, ...]`, and `acts[site][...]` a Tensor.
 
     >>> import interp
     >>> acts = interp.capture(interp.load("toy"), interp.toy.scenes(4, seed=0), progress=False)
     >>> acts.select(rows=[2, 0])["resid"].shape
     torch.Size([9, 2, 128])
+
+    In memory `acts[site]` is a Tensor; of a folder it is a `LazyTensor`, which reads what is indexed. The site `resid` has
+    ``n_layers + 1`` states, every other site of the decoder one a layer; `layers[site]` are those that were captured.
+    `ids` names the rows of the data, and `labels` has one value a row for each label of the data set. `rows` and `columns`
+    Int `[example]` are the row of each example and its real token in that row (-1 for a mean over several);
+    `places(site)` has both for any site. `manifest` describes the model, the data and the run.
     """
 
     sites: Mapping[str, Any]
@@ -67,11 +99,11 @@ class Activations(Mapping[str, Any]):
     located: Mapping[str, Any]  # kind of example -> Places, or a function that reads them
 
     def __repr__(self) -> str:
-        sites = ", ".join(f"{site} {list(held.shape)} {held.dtype}" for site, held in self.sites.items())
+        sites = ", ".join(f"{site} {list(value.shape)} {value.dtype}" for site, value in self.sites.items())
         return f"Activations({sites}; {len(self.ids)} rows of {self.manifest.get('model')!r})"
 
     def __getitem__(self, site: str) -> Any:
-        self._known(site)
+        self._check_site(site)
         return self.sites[site]
 
     def __iter__(self) -> Iterator[str]:
@@ -87,18 +119,18 @@ class Activations(Mapping[str, Any]):
         """`acts[site]` where it was captured, else the default."""
         return self.sites.get(site, default)
 
-    def _known(self, site: str) -> None:
+    def _check_site(self, site: str) -> None:
         if site not in self.sites:
-            raise InputError(f"site {site!r} was not captured: these were, {', '.join(self.sites)}")
+            raise InputError(f"site {site!r} was not captured: expected one of {', '.join(self.sites)}")
 
     def places(self, site: str) -> Places:
         """The row and the column of each example of a site."""
-        self._known(site)
+        self._check_site(site)
         return self._located[self.kinds[site]]
 
     @cached_property
     def _located(self) -> dict[str, Places]:
-        return {kind: found() if callable(found) else found for kind, found in self.located.items()}
+        return {kind: places() if callable(places) else places for kind, places in self.located.items()}
 
     @property
     def rows(self) -> Int[Tensor, " example"]:
@@ -107,12 +139,12 @@ class Activations(Mapping[str, Any]):
 
     @property
     def columns(self) -> Int[Tensor, " example"]:
-        """Which of its row's real tokens (or patches) each example of the first site is, -1 for a mean."""
+        """The real token (or patch) of its row that each example of the first site is, -1 for a mean."""
         return self.places(next(iter(self.sites))).columns
 
     @property
     def provenance(self) -> Provenance:
-        """Model, data, seed, versions and interventions, as every result names them; of joined parts, of all of them."""
+        """Model, data, seed, versions and interventions, as every result has them; joined parts name all of theirs."""
         names = ("model", "revision", "seed", "versions")
         known = {name: self.manifest[name] for name in names if name in self.manifest}
         parts = self.manifest.get("parts", [self.manifest])
@@ -121,7 +153,8 @@ class Activations(Mapping[str, Any]):
         return Provenance(**known, data=" + ".join(data), interventions=tuple(changes))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example of the first site: its number, the id of its row, the row, the column, and the labels."""
+        """A frame with a row for each example of the first site: its number, the id and the number of its row, the column,
+        and the labels."""
         import pandas as pd
 
         rows = self.rows.tolist()
@@ -134,8 +167,6 @@ class Activations(Mapping[str, Any]):
         known = {name: [values[row] for row in rows] for name, values in self.labels.items() if name not in columns}
         return pd.DataFrame({**columns, **known})
 
-    # Parts of it
-
     def select(
         self,
         rows: Any = None,
@@ -143,26 +174,26 @@ class Activations(Mapping[str, Any]):
         sites: str | Sequence[str] | None = None,
         layers: Any = None,
     ) -> Activations:
-        """A part of these activations; no site is read for it.
+        """Select rows, sites and layers; no site is read for it.
 
         `rows` are row numbers in any order, a Bool `[row]`, or ids, in a list, an array or a column of a frame; `where`
-        keeps the rows whose label has this value, or one of several: ``{"colour": ["red", "blue"]}``. `layers` are
+        selects the rows whose label has this value, or one of several: ``{"colour": ["red", "blue"]}``. `layers` are
         numbers of layers (of states, for `resid`).
 
-        Raises `InputError` for rows, labels, sites or layers that are not there, and where nothing is left.
+        Raises `InputError` for unknown rows, labels, sites or layers, and where no row is left.
         """
         chosen = self._rows_of(rows)
         for name, value in (where or {}).items():
             if name not in self.labels:
                 raise InputError(f"label {name!r} is unknown: these rows have {', '.join(self.labels) or 'none'}")
             value = value.tolist() if hasattr(value, "tolist") else value
-            wanted = list(value) if isinstance(value, list | tuple | set | range) else [value]
+            options = list(value) if isinstance(value, list | tuple | set | range) else [value]
             values = self.labels[name]
-            unknown = [each for each in wanted if each not in values]
+            unknown = [each for each in options if each not in values]
             if unknown:
-                there = ", ".join(repr(each) for each in list(dict.fromkeys(values))[:8])
-                raise InputError(f"label {name!r} is nowhere {unknown[0]!r}: it is {there}")
-            chosen = [row for row in chosen if values[row] in wanted]
+                known = ", ".join(repr(each) for each in list(dict.fromkeys(values))[:8])
+                raise InputError(f"no row has {unknown[0]!r} as its label {name!r}: expected one of {known}")
+            chosen = [row for row in chosen if values[row] in options]
         if not chosen:
             raise InputError(
                 f"rows={rows!r} where={where!r} selects none of {len(self.ids)} rows: expected one or more"
@@ -171,22 +202,24 @@ class Activations(Mapping[str, Any]):
         if not names:
             raise InputError(f"sites={sites!r} selects none: expected one or more of {', '.join(self.sites)}")
         for site in names:
-            self._known(site)
-        kept = {site: self._layers_of(site, layers) for site in names}
+            self._check_site(site)
+        places = {site: self._layer_places(site, layers) for site in names}
         whole = rows is None and where is None
         examples = {} if whole else {kind: _examples_of(self._located[kind].rows, chosen) for kind in self.located}
         return replace(
             self,
-            sites={site: _part(self.sites[site], kept[site], examples.get(self.kinds[site])) for site in names},
-            layers={site: tuple(self.layers[site][place] for place in kept[site]) for site in names},
+            sites={site: _part(self.sites[site], places[site], examples.get(self.kinds[site])) for site in names},
+            layers={site: tuple(self.layers[site][place] for place in places[site]) for site in names},
             ids=tuple(self.ids[row] for row in chosen),
             labels={name: [values[row] for row in chosen] for name, values in self.labels.items()},
             kinds={site: self.kinds[site] for site in names},
-            located=self.located if whole else {kind: self._moved(kind, examples[kind], chosen) for kind in examples},
+            located=self.located
+            if whole
+            else {kind: self._chosen_places(kind, examples[kind], chosen) for kind in examples},
         )
 
     def concat(self, *others: Activations) -> Activations:
-        """The rows of these and of others, one after the other; still unread where they lie in folders.
+        """Join the rows of these and of other activations; those in folders stay unread.
 
         Raises `InputError` where model, sites, layers, reduction or dtype differ.
         """
@@ -234,70 +267,34 @@ class Activations(Mapping[str, Any]):
         if rows is None:
             return list(range(count))
         # Arrays, tensors and columns of a frame become lists.
-        given = rows.tolist() if hasattr(rows, "tolist") else rows
-        if isinstance(given, list | tuple) and given and all(isinstance(each, bool) for each in given):
-            if len(given) != count:
-                raise InputError(f"rows is a mask of shape ({len(given)},): expected ({count},), one a row")
-            return [row for row, wanted in enumerate(given) if wanted]
-        if isinstance(given, str):
-            given = [given]
-        if isinstance(given, list | tuple | set) and all(isinstance(each, str) for each in given):
-            numbers = {name: row for row, name in enumerate(self.ids)}
-            unknown = [each for each in given if each not in numbers]
+        items = rows.tolist() if hasattr(rows, "tolist") else [rows] if isinstance(rows, str) else rows
+        if isinstance(items, list | tuple) and items and all(isinstance(each, bool) for each in items):
+            if len(items) != count:
+                raise InputError(f"rows is a mask of shape ({len(items)},): expected ({count},), one a row")
+            return [row for row, chosen in enumerate(items) if chosen]
+        if isinstance(items, list | tuple | set) and all(isinstance(each, str) for each in items):
+            row_of = {name: row for row, name in enumerate(self.ids)}
+            unknown = [each for each in items if each not in row_of]
             if unknown:
-                raise InputError(f"row {unknown[0]!r} is not there: ids are {', '.join(self.ids[:3])}, ...")
-            return [numbers[each] for each in given]
-        found = as_ints(given)
-        if found is None or any(not -count <= row < count for row in found):
+                raise InputError(f"row {unknown[0]!r} is unknown: ids are {', '.join(self.ids[:3])}, ...")
+            return [row_of[each] for each in items]
+        numbers = as_ints(items)
+        if numbers is None or any(not -count <= row < count for row in numbers):
             raise InputError(f"rows={rows!r}: expected numbers from 0 to {count - 1}, ids, or a Bool mask")
-        return [row % count for row in found]
+        return [row % count for row in numbers]
 
-    def _layers_of(self, site: str, layers: Any) -> list[int]:
+    def _layer_places(self, site: str, layers: Any) -> list[int]:
         """The places of these layers among the captured ones."""
-        there = self.layers[site]
+        captured = self.layers[site]
         if layers is None or (isinstance(layers, str) and layers == "all"):
-            return list(range(len(there)))
-        found = None if isinstance(layers, str) else as_ints(layers)
-        missing = [layer for layer in found or () if layer not in there]
-        if not found or missing:
-            raise InputError(f"layers={layers!r} of {site!r}: captured are {', '.join(map(str, there))}")
-        return [there.index(layer) for layer in found]
+            return list(range(len(captured)))
+        numbers = None if isinstance(layers, str) else as_ints(layers)
+        if not numbers or not set(numbers) <= set(captured):
+            raise InputError(f"layers={layers!r} of {site!r}: expected some of {', '.join(map(str, captured))}")
+        return [captured.index(layer) for layer in numbers]
 
-    def _moved(self, kind: str, examples: Tensor, chosen: Sequence[int]) -> Places:
+    def _chosen_places(self, kind: str, examples: Tensor, chosen: Sequence[int]) -> Places:
         """The places of some examples, their rows numbered as the chosen ones."""
-        here = self._located[kind]
-        counts = torch.bincount(here.rows, minlength=len(self.ids))[torch.tensor(chosen)]
-        return Places(torch.arange(len(chosen)).repeat_interleave(counts), here.columns[examples])
-
-
-def _examples_of(rows: Tensor, chosen: Sequence[int]) -> Int[Tensor, " example"]:
-    """The examples of these rows, row by row; `rows` never falls."""
-    wanted = torch.tensor(chosen)
-    starts, stops = torch.searchsorted(rows, wanted), torch.searchsorted(rows, wanted, right=True)
-    counts = stops - starts
-    within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return starts.repeat_interleave(counts) + within
-
-
-def _part(site: Any, states: Sequence[int], examples: Tensor | None) -> Any:
-    if isinstance(site, Stored):
-        return site.narrowed(states, examples)
-    part = site if len(states) == len(site) and list(states) == list(range(len(site))) else site[list(states)]
-    return part if examples is None else part[:, examples]
-
-
-def _join(ours: Any, theirs: Any) -> Any:
-    if isinstance(ours, Stored) and isinstance(theirs, Stored):
-        return ours.joined(theirs)
-    return cat_examples([ours[...], theirs[...]])
-
-
-def cat_examples(parts: Sequence[Tensor]) -> Tensor:
-    """`[state, example, ...]` one after the other; a later axis that differs (keys) is filled up with zeros."""
-    later = [max(part.shape[axis] for part in parts) for axis in range(2, parts[0].ndim)]
-    filled = []
-    for part in parts:
-        missing = [(0, size - have) for size, have in zip(later, part.shape[2:], strict=True)]
-        flat = [number for pair in reversed(missing) for number in pair]
-        filled.append(torch.nn.functional.pad(part, flat) if any(flat) else part)
-    return torch.cat(filled, dim=1)
+        places = self._located[kind]
+        counts = torch.bincount(places.rows, minlength=len(self.ids))[torch.tensor(chosen)]
+        return Places(torch.arange(len(chosen)).repeat_interleave(counts), places.columns[examples])

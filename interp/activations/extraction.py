@@ -1,14 +1,14 @@
-"""What is taken of one batch: which positions, at which sites, and what becomes of them inside the trace.
+"""Extraction: the states of one batch, at which sites and positions, and what becomes of them inside the trace.
 
 Pooling, picking and casting are functions of plain torch that run where the activation is made, so nothing else leaves
 the trace. The examples of the decoder's sites are tokens; a column counts the real tokens of its row, so that padding
-never shows. The examples of `vision`, the states of the image tower, and of `projector`, what it gives to the stream,
-are patches: `positions` does not speak of them, a row has all of its own.
+never shows. The examples of `vision`, the states of the image tower, and of `projector`, its output, are patches:
+`positions` does not select among them, each row has all of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,27 +29,7 @@ from interp.models.running.trace import run_forward
 REDUCTIONS = ("mean", "last", "none", "sample")
 TOKENS = "tokens"
 PATCHED = ("vision", "projector")
-_PICKED = "picked positions"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a capture takes of each batch: sites and their layers, positions, and what becomes of those."""
-
-    sites: Mapping[str, tuple[int, ...]]
-    positions: Any
-    reduce: str
-    dtype: torch.dtype | None
-    interventions: Sequence[Intervention]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Taken:
-    """`[state, example, ...]` of each site, and the places of each kind of example, rows counted within the batch."""
-
-    tensors: dict[str, Tensor]
-    places: dict[str, Places]
+_SPAN = "captured positions"
 
 
 def known_sites() -> tuple[str, ...]:
@@ -58,12 +38,12 @@ def known_sites() -> tuple[str, ...]:
 
 
 def kind_of(site: str) -> str:
-    """What the examples of a site are: "tokens" of the stream, or patches of "vision" or of the "projector"."""
+    """The kind of a site's examples: "tokens" of the stream, or patches of "vision" or of the "projector"."""
     return site if site in PATCHED else TOKENS
 
 
 def layers_of(vlm: VLM, site: str, layers: Any) -> tuple[int, ...]:
-    """The numbers of these layers at a site: of states where it is `resid` or `vision`, of layers elsewhere.
+    """The numbers of these layers at a site: of states for `resid` and `vision`, of layers for all others.
 
     The projector has one, 0. Raises `InputError` for a number that the site does not have.
     """
@@ -74,85 +54,106 @@ def layers_of(vlm: VLM, site: str, layers: Any) -> tuple[int, ...]:
     chosen = None if isinstance(layers, str | Mapping) else as_ints(layers)
     if not chosen or any(not -count <= layer < count for layer in chosen):
         what = "states" if site in ("resid", "vision") else "layers"
-        there = f"{what} 0 to {count - 1}" if count > 1 else "0 alone"
+        known = f"{what} 0 to {count - 1}" if count > 1 else "0 alone"
         raise InputError(
-            f"layers={layers!r}: {site!r} of {vlm.name!r} has {there}: expected such numbers, 'all', or a dict by site"
+            f"layers={layers!r}: {site!r} of {vlm.name!r} has {known}: expected such numbers, 'all', or a dict by site"
         )
     return tuple(layer % count for layer in chosen)
 
 
 def is_mask(positions: Any) -> bool:
-    """Whether positions are a Bool `[batch, seq]`, which speaks of the rows of one batch."""
+    """Whether positions are a Bool `[batch, seq]`, which holds for the rows of one batch alone."""
     return getattr(positions, "dtype", None) in (torch.bool, np.dtype(bool))
 
 
-def hold_positions(batch: Batch, positions: Any) -> Batch:
-    """The batch with the selected positions as a span, which stays with its rows where the batch is cut."""
-    return replace(batch, positions=batch.positions.named({_PICKED: batch.positions.select(positions)}))
+def with_positions(batch: Batch, positions: Any) -> Batch:
+    """The batch with the selected positions as a span, which stays with its rows when the batch is cut."""
+    return replace(batch, positions=batch.positions.named({_SPAN: batch.positions.select(positions)}))
 
 
-def take(vlm: VLM, batch: Batch, wanted: Wanted, numbers: Sequence[int]) -> Taken:
-    """Run the batch and take what is wanted; `numbers` are those of its rows in the data.
+def extract(vlm: VLM, batch: Batch, selection: Selection, numbers: Sequence[int]) -> BatchStates:
+    """Run the batch and read the selection; `numbers` are those of its rows in the data.
 
-    Raises `InputError` where no position of a row is selected or a row has no image whose patches are wanted,
+    Raises `InputError` where no position of a row is selected or a row has no image for a site of patches, and
     `RowsNotApart` where patches can be told apart only in rows that are run alone.
     """
-    edits = vlm.edits_of(batch, wanted.interventions)
+    edits = vlm.edits_of(batch, selection.interventions)
     reads: list[Read] = []
     places: dict[str, Places] = {}
-    for site, layers in wanted.sites.items():
+    for site, layers in selection.sites.items():
         kind = kind_of(site)
-        if kind == TOKENS:
-            mask = _picked(batch, wanted, numbers)
-            places[kind] = _places(batch, mask, wanted.reduce)
-            of_site = _reads(vlm, batch, site, layers, mask, wanted, edits)
+        find = _tokens if kind == TOKENS else _patches
+        examples = find(vlm, batch, site, selection, numbers)
+        places[kind] = examples.places
+        function, arguments = _reduction(batch, site, examples, selection.dtype)
+        if site == "resid":
+            of_site = [read for read in reads_of_states(vlm, function, arguments, edits) if read.key in layers]
+        elif site == "vision":
+            of_site = reads_of_vision(vlm, function, arguments, layers, edits)
         else:
-            patches = _patches(vlm, batch, site, wanted, numbers)
-            places[kind] = patches.places
-            of_site = _reads_of_patches(vlm, site, layers, patches, wanted, edits)
+            of_site = [Read(layer, site, layer, function, arguments) for layer in layers]
         reads += [replace(read, key=(site, read.key)) for read in of_site]
-    seen = run_forward(vlm, batch, edits, reads, logits=None)
-    return Taken({site: _stacked(vlm, site, layers, seen) for site, layers in wanted.sites.items()}, places)
+    values = run_forward(vlm, batch, edits, reads, logits=None)
+    return BatchStates({site: _stack(vlm, site, layers, values) for site, layers in selection.sites.items()}, places)
 
 
-def _stacked(vlm: VLM, site: str, layers: Sequence[int], seen: Mapping[Any, Tensor]) -> Tensor:
-    taken = [seen[site, layer].to("cpu") for layer in layers]
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for layer, each in zip(layers, taken, strict=True):
-        alike.setdefault(tuple(each.shape[1:]), []).append(layer)
-    if len(alike) > 1:
-        there = "; ".join(f"{list(shape)} in layers {', '.join(map(str, mine))}" for shape, mine in alike.items())
+def _reduction(
+    batch: Batch, site: str, examples: _Examples, dtype: torch.dtype | None
+) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    """The function that takes the examples inside the trace, and its arguments."""
+    arguments = (*examples.arguments, dtype)
+    if site in PATCHED:
+        return (take_patch_means, arguments) if examples.pooled else (take_patches, (examples.arguments[0], dtype))
+    function = take_mean if examples.pooled else take_each
+    if site != "pattern":
+        return function, arguments
+    return take_over_keys, (function, arguments, _keys(batch.positions["all"])[examples.places.rows])
+
+
+def _stack(vlm: VLM, site: str, layers: Sequence[int], values: Mapping[Any, Tensor]) -> Tensor:
+    states = [values[site, layer].to("cpu") for layer in layers]
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for layer, state in zip(layers, states, strict=True):
+        shapes.setdefault(tuple(state.shape[1:]), []).append(layer)
+    if len(shapes) > 1:
+        known = "; ".join(f"{list(shape)} in layers {', '.join(map(str, mine))}" for shape, mine in shapes.items())
         raise InputError(
-            f"examples of {site!r} of {vlm.name!r} have more than one shape, {there}: capture layers of one shape, as in "
-            f"layers={{{site!r}: {next(iter(alike.values()))}}}"
+            f"examples of {site!r} of {vlm.name!r} have more than one shape, {known}: capture layers of one shape, as in "
+            f"layers={{{site!r}: {next(iter(shapes.values()))}}}"
         )
-    return torch.stack(taken)
+    return torch.stack(states)
 
 
 # Tokens ------------------------------------------------------------------------------------------------------------------
 
 
-def _reads(
-    vlm: VLM, batch: Batch, site: str, layers: Sequence[int], mask: Tensor, wanted: Wanted, edits: Sequence[Any]
-) -> list[Read]:
-    pooled = wanted.reduce == "mean"
-    function = take_mean if pooled else take_each
-    arguments: tuple[Any, ...] = (mask, wanted.dtype) if pooled else (*mask.nonzero(as_tuple=True), wanted.dtype)
-    if site == "resid":
-        return [read for read in reads_of_states(vlm, function, arguments, edits) if read.key in layers]
-    if site == "pattern":
-        rows = torch.arange(len(batch)) if pooled else arguments[0]
-        arguments = (function, arguments, _keys(batch.positions["all"])[rows])
-        function = take_over_keys
-    return [Read(layer, site, layer, function, arguments) for layer in layers]
+def _tokens(vlm: VLM, batch: Batch, site: str, selection: Selection, numbers: Sequence[int]) -> _Examples:
+    """The selected tokens, or the one of each row that the reduction picks."""
+    mask = batch.positions[_SPAN] if _SPAN in batch.positions else batch.positions.select(selection.positions)
+    for number, row in zip(numbers, mask, strict=True):
+        if not row.any():
+            raise InputError(
+                f"positions={shown(selection.positions)} selects no position of row {number}: expected one or more in each row"
+            )
+    if selection.reduce == "mean":
+        return _Examples(True, (mask,), means(len(mask)))
+    if selection.reduce == "last":
+        mask = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    elif selection.reduce == "sample":
+        of_row = [row.nonzero().flatten() for row in mask]
+        sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
+        mask = torch.zeros_like(mask).scatter(1, torch.stack(sample)[:, None], True)
+    rows, columns = mask.nonzero(as_tuple=True)
+    real = batch.positions["all"].long().cumsum(dim=1) - 1
+    return _Examples(False, (rows, columns), Places(rows, real[rows, columns]))
 
 
 def _keys(real: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch key"]:
-    """The columns of each row's real tokens, -1 behind them."""
+    """The columns of each row's real tokens, -1 after them."""
     keys = torch.full((len(real), int(real.sum(dim=1).max())), -1)
     for row, mine in enumerate(real):
-        places = mine.nonzero().flatten()
-        keys[row, : len(places)] = places
+        columns = mine.nonzero().flatten()
+        keys[row, : len(columns)] = columns
     return keys
 
 
@@ -161,83 +162,38 @@ def take_over_keys(value, function, arguments, keys):
 
     Of its keys those of each example's row are taken, Int `[example, key]`, and 0 where that is -1.
     """
-    taken = function(value, *arguments)
-    keys = keys.to(taken.device)[:, None, :].expand(-1, taken.shape[1], -1)
-    return taken.gather(-1, keys.clamp(min=0)) * (keys >= 0)
-
-
-def _picked(batch: Batch, wanted: Wanted, numbers: Sequence[int]) -> Bool[Tensor, "batch seq"]:
-    """The positions that are read: all selected ones, or the one of each row that the reduction wants."""
-    mask = batch.positions[_PICKED] if _PICKED in batch.positions else batch.positions.select(wanted.positions)
-    for number, row in zip(numbers, mask, strict=True):
-        if not row.any():
-            raise InputError(
-                f"positions={shown(wanted.positions)} selects no position of row {number}: expected one or more in each row"
-            )
-    if wanted.reduce == "last":
-        return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    if wanted.reduce == "sample":
-        of_row = [row.nonzero().flatten() for row in mask]
-        chosen = [_one_of(mine, wanted.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
-        return torch.zeros_like(mask).scatter(1, torch.stack(chosen)[:, None], True)
-    return mask
+    weights = function(value, *arguments)
+    keys = keys.to(weights.device)[:, None, :].expand(-1, weights.shape[1], -1)
+    return weights.gather(-1, keys.clamp(min=0)) * (keys >= 0)
 
 
 def _one_of(places: Tensor, seed: int, number: int) -> Tensor:
-    """One of a row's places: which depends on the seed and on the row's number, not on its batch."""
+    """One of a row's places, which depends on the seed and on the row's number and not on its batch."""
     return places[int(np.random.default_rng([seed, number]).integers(len(places)))]
-
-
-def _places(batch: Batch, mask: Tensor, reduce: str) -> Places:
-    if reduce == "mean":
-        return means(len(mask))
-    rows, columns = mask.nonzero(as_tuple=True)
-    counted = batch.positions["all"].long().cumsum(dim=1) - 1
-    return Places(rows, counted[rows, columns])
 
 
 # Patches -----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Patches:
-    """The patches that are read, as indices of the tokens of their module; and the places of the examples they make."""
-
-    index: Tensor
-    rows: Tensor
-    places: Places
-
-
-def _patches(vlm: VLM, batch: Batch, site: str, wanted: Wanted, numbers: Sequence[int]) -> _Patches:
-    """All patches of each row, or the one of each row that the reduction wants."""
-    found = patches_of(vlm, batch, site) if batch.has_images else None
-    counts = torch.bincount(found.rows if found else torch.zeros(0, dtype=torch.long), minlength=len(batch))
+def _patches(vlm: VLM, batch: Batch, site: str, selection: Selection, numbers: Sequence[int]) -> _Examples:
+    """All patches of each row, or the one of each row that the reduction picks."""
+    patches = patches_of(vlm, batch, site) if batch.has_images else None
+    counts = torch.bincount(patches.rows if patches else torch.zeros(0, dtype=torch.long), minlength=len(batch))
     for number, count in zip(numbers, counts.tolist(), strict=True):
         if not count:
             raise InputError(f"row {number} has no image, so no {site}: expected an image in each row")
-    assert found is not None
-    columns = torch.arange(len(found)) - (counts.cumsum(0) - counts)[found.rows]
-    if wanted.reduce == "mean":
-        return _Patches(found.index, found.rows, means(len(batch)))
-    chosen = torch.arange(len(found))
-    if wanted.reduce == "last":
-        chosen = counts.cumsum(0) - 1
-    elif wanted.reduce == "sample":
-        of_row = [chosen[found.rows == row] for row in range(len(batch))]
-        chosen = torch.stack([_one_of(mine, wanted.seed, number) for mine, number in zip(of_row, numbers, strict=True)])
-    rows = found.rows[chosen]
-    return _Patches(found.index[chosen], rows, Places(rows, columns[chosen]))
-
-
-def _reads_of_patches(
-    vlm: VLM, site: str, layers: Sequence[int], patches: _Patches, wanted: Wanted, edits: Sequence[Any]
-) -> list[Read]:
-    pooled = wanted.reduce == "mean"
-    function = take_patch_means if pooled else take_patches
-    arguments = (patches.index, patches.rows, wanted.dtype) if pooled else (patches.index, wanted.dtype)
-    if site == "vision":
-        return reads_of_vision(vlm, function, arguments, layers, edits)
-    return [Read(layer, site, layer, function, arguments) for layer in layers]
+    assert patches is not None
+    if selection.reduce == "mean":
+        return _Examples(True, (patches.index, patches.rows), means(len(batch)))
+    picks = torch.arange(len(patches))
+    if selection.reduce == "last":
+        picks = counts.cumsum(0) - 1
+    elif selection.reduce == "sample":
+        of_row = [picks[patches.rows == row] for row in range(len(batch))]
+        sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
+        picks = torch.stack(sample)
+    rows = patches.rows[picks]
+    return _Examples(False, (patches.index[picks], rows), Places(rows, picks - (counts.cumsum(0) - counts)[rows]))
 
 
 def take_patch_means(value, index, rows, dtype):
@@ -249,3 +205,32 @@ def take_patch_means(value, index, rows, dtype):
     total = torch.zeros(count, *wide.shape[1:], dtype=wide.dtype, device=wide.device).index_add(0, rows, wide)
     mean = total / torch.bincount(rows, minlength=count)[:, None]
     return mean.to(value.dtype if dtype is None else dtype)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a capture reads of each batch: sites and their layers, positions, and what becomes of those."""
+
+    sites: Mapping[str, tuple[int, ...]]
+    positions: Any
+    reduce: str
+    dtype: torch.dtype | None
+    interventions: Sequence[Intervention]
+    seed: int
+
+
+@dataclass(frozen=True)
+class BatchStates:
+    """`[state, example, ...]` of each site, and the places of each kind of example, rows counted within the batch."""
+
+    tensors: dict[str, Tensor]
+    places: dict[str, Places]
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Where the examples of one site are: `arguments` select them inside the trace, for `pooled` ones all that are pooled."""
+
+    pooled: bool
+    arguments: tuple[Tensor, ...]
+    places: Places

@@ -1,11 +1,11 @@
-"""Tensors that lie in many files and are read as they are needed.
+"""Lazy tensors: tensors in many files, which are read when they are indexed.
 
-A captured site is `[state, example, ...]`, cut along its examples into shards. `Stored` stands for the whole of it: it
-has the shape and the dtype, and indexing it reads from the shards what was asked for and nothing else.
+A captured site is `[state, example, ...]`, cut along its examples into shards. A `LazyTensor` is the whole of it unread:
+it has the shape and the dtype, and indexing it reads what is indexed from the shards and nothing else.
 
 >>> first = Part(lambda states, examples: torch.ones(9, 4, 2)[states, examples], examples=4)
 >>> second = Part(lambda states, examples: torch.zeros(9, 3, 2)[states, examples], examples=3)
->>> site = Stored((first, second), (9, 7, 2), torch.float32)
+>>> site = LazyTensor((first, second), (9, 7, 2), torch.float32)
 >>> site[8, 2:6].tolist()
 [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
 """
@@ -24,6 +24,19 @@ from torch import Tensor
 from interp.errors import InputError
 
 
+def _indices(key: Any, size: int, what: str) -> tuple[Tensor, bool]:
+    """An index of one axis as Int `[n]`, and whether it is one number, which removes the axis."""
+    try:
+        key = key.item() if isinstance(key, np.generic) else key
+        plain = isinstance(key, int | slice | Tensor)
+        index = torch.arange(size)[key if plain else torch.as_tensor(key, dtype=None if len(key) else torch.long)]
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{what} index {key!r}: {error}, expected what fits an axis of {size}") from None
+    if index.ndim > 1:
+        raise InputError(f"{what} index of shape {tuple(index.shape)}: expected a number or a list of them")
+    return index.reshape(-1), index.ndim == 0
+
+
 @dataclass(frozen=True)
 class Part:
     """The examples of one shard: `read(states, examples)` gives `[state, example, ...]` of two slices."""
@@ -32,12 +45,12 @@ class Part:
     examples: int
 
 
-class Stored:
-    """A tensor `[state, example, ...]` in parts, read when it is indexed; `stored[...]` is the whole of it.
+class LazyTensor:
+    """A tensor `[state, example, ...]` in parts, read when it is indexed; `site[...]` reads the whole of it.
 
-    Indexing is torch's: ints, slices, lists, tensors of ints or of bools. What it gives is a Tensor. Of the first two axes
-    only the range that holds what was asked for is read, shard by shard. Where the parts differ in a later axis (the
-    keys of an attention pattern), it is filled up with zeros.
+    Indexing is torch's, by ints, slices, lists, tensors of ints or of bools, and gives a Tensor. Of the first two axes the
+    smallest range that has all indices is read, shard by shard. Where the parts differ in a later axis (the keys of an
+    attention pattern), it is filled with zeros.
     """
 
     def __init__(
@@ -48,7 +61,7 @@ class Stored:
         states: Sequence[int] | None = None,
         examples: Tensor | None = None,
     ) -> None:
-        """`states` and `examples` are those of the parts' that this tensor has, in its order; all of them where None."""
+        """`states` and `examples` select from the parts, in the order of this tensor; None selects all."""
         self._parts, self._whole, self.dtype = tuple(parts), tuple(shape), dtype
         self._states = list(range(shape[0])) if states is None else list(states)
         self._examples = examples
@@ -67,10 +80,10 @@ class Stored:
         return len(self._states)
 
     def __repr__(self) -> str:
-        return f"Stored(shape={tuple(self.shape)}, dtype={self.dtype}, in {len(self._parts)} parts)"
+        return f"LazyTensor(shape={tuple(self.shape)}, dtype={self.dtype}, in {len(self._parts)} parts)"
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The states one after the other, of which only one is in memory."""
+        """The states one after the other; only one of them is in memory."""
         return (self[state] for state in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -82,22 +95,22 @@ class Stored:
         first, second, rest = self._split(key)
         states, one_state = _indices(first, len(self), "state")
         examples, one_example = _indices(second, self.shape[1], "example")
-        taken = self._read([self._states[state] for state in states.tolist()], examples)
-        taken = taken[0] if one_state else taken
-        axis = 0 if one_state else 1
-        taken = taken.select(axis, 0) if one_example else taken
+        value = self._read([self._states[state] for state in states.tolist()], examples)
+        first_two = (0 if one_state else slice(None), 0 if one_example else slice(None))
+        value = value[first_two]
         before = [slice(None)] * (2 - one_state - one_example)
-        return taken[(*before, *rest)] if rest else taken
+        return value[(*before, *rest)] if rest else value
 
-    def narrowed(self, states: Sequence[int] | None, examples: Tensor | None) -> Stored:
+    def narrowed(self, states: Sequence[int] | None, examples: Tensor | None) -> LazyTensor:
         """These states and examples of it, still unread."""
-        kept = self._states if states is None else [self._states[state] for state in states]
-        own = self._examples
-        if examples is not None:
-            own = examples if own is None else own[examples]
-        return Stored(self._parts, self._whole, self.dtype, kept, own)
+        chosen = self._states if states is None else [self._states[state] for state in states]
+        if examples is None:
+            examples = self._examples
+        elif self._examples is not None:
+            examples = self._examples[examples]
+        return LazyTensor(self._parts, self._whole, self.dtype, chosen, examples)
 
-    def joined(self, other: Stored) -> Stored:
+    def joined(self, other: LazyTensor) -> LazyTensor:
         """The examples of both, still unread."""
         ours, theirs = (
             torch.arange(each._whole[1]) if each._examples is None else each._examples for each in (self, other)
@@ -107,48 +120,34 @@ class Stored:
             raise InputError(f"states {self._states!r} and {other._states!r} cannot be joined: expected the same ones")
         shape = (self._whole[0], self._whole[1] + other._whole[1], *later)
         both = torch.cat([ours, theirs + self._whole[1]])
-        return Stored((*self._parts, *other._parts), shape, self.dtype, self._states, both)
+        return LazyTensor((*self._parts, *other._parts), shape, self.dtype, self._states, both)
 
     def _split(self, key: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-        """What is asked of the states, of the examples, and of what is behind them."""
+        """The indices of the states, of the examples, and of the axes after them."""
         keys = list(key) if isinstance(key, tuple) else [key]
         dots = [place for place, each in enumerate(keys) if each is Ellipsis]
         if len(dots) > 1 or any(each is None for each in keys) or len(keys) - len(dots) > self.ndim:
             raise InputError(f"index {key!r} does not fit shape {tuple(self.shape)}: take [...] of it first")
         if dots:
-            missing = [slice(None)] * (self.ndim - len(keys) + 1)
-            keys[dots[0] : dots[0] + 1] = missing
+            keys[dots[0] : dots[0] + 1] = [slice(None)] * (self.ndim - len(keys) + 1)
         keys += [slice(None)] * (2 - len(keys))
         return keys[0], keys[1], tuple(keys[2:])
 
     def _read(self, states: list[int], examples: Tensor) -> Tensor:
         """`[state, example, ...]` of these states of the parts and these of our examples."""
-        wanted = examples if self._examples is None else self._examples[examples]
-        result = torch.zeros(len(states), len(wanted), *self._whole[2:], dtype=self.dtype)
-        if not states or not len(wanted):
+        examples = examples if self._examples is None else self._examples[examples]
+        result = torch.zeros(len(states), len(examples), *self._whole[2:], dtype=self.dtype)
+        if not states or not len(examples):
             return result
         low, high = min(states), max(states) + 1
-        picked = torch.tensor(states) - low
-        order = torch.argsort(wanted, stable=True)
-        cuts = torch.searchsorted(wanted[order], self._starts)
+        order = torch.argsort(examples, stable=True)
+        cuts = torch.searchsorted(examples[order], self._starts)
         for index in cuts.diff().nonzero().flatten().tolist():
             here = order[cuts[index] : cuts[index + 1]]
-            local = wanted[here] - self._starts[index]
+            local = examples[here] - self._starts[index]
             first, last = int(local.min()), int(local.max()) + 1
-            read = self._parts[index].read(slice(low, high), slice(first, last))[picked][:, local - first]
-            place: tuple[Any, ...] = (slice(None), here, *(slice(size) for size in read.shape[2:]))
-            result[place] = read
+            part = self._parts[index].read(slice(low, high), slice(first, last))
+            part = part[torch.tensor(states) - low][:, local - first]
+            place: tuple[Any, ...] = (slice(None), here, *(slice(size) for size in part.shape[2:]))
+            result[place] = part
         return result
-
-
-def _indices(key: Any, size: int, what: str) -> tuple[Tensor, bool]:
-    """An index of one axis as Int `[n]`, and whether it was one number, which takes the axis away."""
-    try:
-        key = key.item() if isinstance(key, np.generic) else key
-        plain = isinstance(key, int | slice | Tensor)
-        found = torch.arange(size)[key if plain else torch.as_tensor(key, dtype=None if len(key) else torch.long)]
-    except (IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{what} index {key!r}: {error}, expected what fits an axis of {size}") from None
-    if found.ndim > 1:
-        raise InputError(f"{what} index of shape {tuple(found.shape)}: expected a number or a list of them")
-    return found.reshape(-1), found.ndim == 0

@@ -1,9 +1,9 @@
-"""Windows: in what portions a data set goes through the model, so that the same data makes the same bytes.
+"""Portions: how a data set goes through the model, so that the same data makes the same bytes.
 
 Rows are taken in windows of a few batches. Within a window they are sorted by length and cut into batches, which wastes
-little on padding; the results are put back into the order of the data. A shard is whole windows. Which rows share a
-batch so depends on the data, its order and `batch_size`, and not on where a run was stopped or on how many processes
-there are. Batches in hand are taken as they are.
+little on padding; the results are put back into the order of the data. A shard is whole windows. So which rows share a
+batch depends on the data, its order and `batch_size`, and not on where a run was stopped or on how many processes share
+it. Batches in memory stay as they are.
 """
 
 from __future__ import annotations
@@ -20,18 +20,107 @@ import torch
 from PIL import Image
 
 from interp.activations.shards import add_hashes, row_hash
-from interp.data.sources import Batches, Row, Rows, open_row
+from interp.data.rows import Batches, Row, Rows, Skip, open_rows
 from interp.errors import InputError
 from interp.models import VLM, Batch
 from interp.provenance import fingerprint
 
 # A window is this many batches.
 WINDOW = 4
-# A shard of pooled rows is about so many rows: 70 MB of a model of 7 B parameters. It is one window where every
-# position is kept.
+# A shard of pooled rows has about so many rows: 70 MB of a model of 7 B parameters. Where every position is an example
+# it has one window.
 SHARD_ROWS = 256
-
 T = TypeVar("T")
+# Portions that are read when they are called; None is the end of the data.
+Work = Iterator["Callable[[], Portion | None]"]
+
+
+def shard_rows(batch_size: int, pooled: bool, least: int | None) -> int:
+    """How many rows a shard has: whole windows, with `least` rows or more."""
+    window = WINDOW * batch_size
+    if least is None:
+        return max(window, SHARD_ROWS // window * window) if pooled else window
+    return -(-least // window) * window
+
+
+def portions(source: Rows | Batches, size: int) -> Work:
+    """The portions of a data set with `size` rows each, unread."""
+    if isinstance(source, Batches):
+        return (partial(_of_batches, *group) for group in _groups(source.batches, size))
+    counts = itertools.count() if source.size is None else range(-(-source.size // size))
+    return (partial(_of_rows, source, index * size, (index + 1) * size) for index in counts)
+
+
+def read_portions(work: Work, rank: int = 0, processes: int = 1) -> Iterator[tuple[int, Portion]]:
+    """The portions of process `rank` with their numbers, read until the data ends; those of others stay unread."""
+    for index, read in enumerate(work):
+        if index % processes == rank:
+            portion = read()
+            if portion is None:
+                return
+            yield index, portion
+
+
+def _of_rows(source: Rows, start: int, stop: int) -> Portion | None:
+    rows = tuple(source.read(start, stop))
+    if not rows:
+        return None
+    return Portion(start, tuple(row.id for row in rows), tuple(dict(row.labels) for row in rows), rows)
+
+
+def _of_batches(first: int, batches: tuple[Batch, ...]) -> Portion:
+    ids = tuple(map(str, range(first, first + sum(len(batch) for batch in batches))))
+    return Portion(first, ids, tuple({} for _ in ids), batches=batches)
+
+
+def _groups(batches: Sequence[Batch], size: int) -> Iterator[tuple[int, tuple[Batch, ...]]]:
+    """Batches by shards, each with the number of its first row: windows of them until they have `size` rows."""
+    first, group = 0, list[Batch]()
+    for start in range(0, len(batches), WINDOW):
+        group += batches[start : start + WINDOW]
+        rows = sum(len(batch) for batch in group)
+        if rows >= size or start + WINDOW >= len(batches):
+            yield first, tuple(group)
+            first, group = first + rows, []
+
+
+def pieces(vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Skip | None) -> Iterator[tuple[Piece, str]]:
+    """The batches of a portion, each with a hash of its data; a row that cannot be read goes to `skip`.
+
+    Without `skip` such a row is an error.
+    """
+    if portion.batches:
+        number = portion.first
+        for batch in portion.batches:
+            yield Piece(batch, tuple(range(number, number + len(batch)))), row_hash(number, fingerprint(batch).encode())
+            number += len(batch)
+        return
+    window = WINDOW * batch_size
+    for start in range(0, len(portion.rows), window):
+        opened = open_rows(portion.rows[start : start + window], skip)
+        opened.sort(key=lambda pair: vlm.length_of(pair[0].text, pair[1]))
+        for first in range(0, len(opened), batch_size):
+            yield _prepare(vlm, opened[first : first + batch_size], chat)
+
+
+def _prepare(vlm: VLM, opened: Sequence[tuple[Row, list[Image.Image]]], chat: bool) -> tuple[Piece, str]:
+    texts, images = [row.text for row, _ in opened], [pictures for _, pictures in opened]
+    numbers = tuple(row.index for row, _ in opened)
+    batch = vlm.prepare(texts=texts, images=images if any(images) else None, chat=chat)
+    hashes = []
+    for row, pictures in opened:
+        content = row.text.encode() + b"".join(str(each.size).encode() + each.tobytes() for each in pictures)
+        hashes.append(row_hash(row.index, content))
+    return Piece(batch, numbers), add_hashes(hashes)
+
+
+# When memory runs out ----------------------------------------------------------------------------------------------------
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -48,7 +137,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Portion:
-    """What goes into one shard: rows of the data not yet opened, or batches in hand."""
+    """What goes into one shard: unopened rows of the data, or batches."""
 
     first: int
     ids: tuple[str, ...]
@@ -58,99 +147,18 @@ class Portion:
 
     @property
     def source(self) -> str:
-        """A hash by which changed data is noticed: of the rows' ids, texts and labels, or of the batches' inputs and spans."""
+        """A hash that shows changed data: of the rows' ids, texts and labels, or of the batches' inputs and spans."""
+        content: list[Any] = [[row.id, row.text, dict(row.labels)] for row in self.rows]
         if self.batches:
-            named = [{name: mask.tolist() for name, mask in batch.positions.spans.items()} for batch in self.batches]
-            return hashlib.sha256(json.dumps([fingerprint(*self.batches), named]).encode()).hexdigest()
-        said = [[row.id, row.text, dict(row.labels)] for row in self.rows]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
-
-
-def shard_rows(batch_size: int, pooled: bool, wanted: int | None) -> int:
-    """How many rows a shard has: whole windows."""
-    window = WINDOW * batch_size
-    if wanted is None:
-        return max(window, SHARD_ROWS // window * window) if pooled else window
-    return -(-wanted // window) * window
-
-
-def portions(source: Rows | Batches, size: int) -> Iterator[Callable[[], Portion | None]]:
-    """The portions of a data set, each read when it is called for; it gives None where the data has ended."""
-    if isinstance(source, Batches):
-        return (partial(_of_batches, source, *taken) for taken in _grouped(source.batches, size))
-    counts = itertools.count() if source.size is None else range(-(-source.size // size))
-    return (partial(_of_rows, source, index * size, (index + 1) * size) for index in counts)
-
-
-def _of_rows(source: Rows, start: int, stop: int) -> Portion | None:
-    rows = tuple(source.read(start, stop))
-    if not rows:
-        return None
-    return Portion(start, tuple(row.id for row in rows), tuple(dict(row.labels) for row in rows), rows)
-
-
-def _of_batches(source: Batches, first: int, batches: tuple[Batch, ...]) -> Portion:
-    ids = tuple(map(str, range(first, first + sum(len(batch) for batch in batches))))
-    return Portion(first, ids, tuple({} for _ in ids), batches=batches)
-
-
-def _grouped(batches: Sequence[Batch], size: int) -> Iterator[tuple[int, tuple[Batch, ...]]]:
-    """Batches in hand by shards: windows of them until there are as many rows."""
-    first, held = 0, list[Batch]()
-    for start in range(0, len(batches), WINDOW):
-        held += batches[start : start + WINDOW]
-        rows = sum(len(batch) for batch in held)
-        if rows >= size or start + WINDOW >= len(batches):
-            yield first, tuple(held)
-            first, held = first + rows, []
-
-
-def pieces(
-    vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Callable[[Row, InputError], None] | None
-) -> Iterator[tuple[Piece, str]]:
-    """The batches of a portion, each with a hash of its data; a row that cannot be read is handed to `skip`.
-
-    Without `skip` such a row is an error.
-    """
-    if portion.batches:
-        number = portion.first
-        for batch in portion.batches:
-            yield Piece(batch, tuple(range(number, number + len(batch)))), row_hash(number, fingerprint(batch).encode())
-            number += len(batch)
-        return
-    window = WINDOW * batch_size
-    for start in range(0, len(portion.rows), window):
-        opened = []
-        for row in portion.rows[start : start + window]:
-            try:
-                opened.append((row, open_row(row)))
-            except InputError as error:
-                if skip is None:
-                    raise
-                skip(row, error)
-        opened.sort(key=lambda pair: vlm.length_of(pair[0].text, pair[1]))
-        for at in range(0, len(opened), batch_size):
-            yield _prepared(vlm, opened[at : at + batch_size], chat)
-
-
-def _prepared(vlm: VLM, opened: Sequence[tuple[Row, list[Image.Image]]], chat: bool) -> tuple[Piece, str]:
-    texts, images = [row.text for row, _ in opened], [pictures for _, pictures in opened]
-    numbers = tuple(row.index for row, _ in opened)
-    batch = vlm.prepare(texts=texts, images=images if any(images) else None, chat=chat)
-    hashes = []
-    for row, pictures in opened:
-        seen = row.text.encode() + b"".join(str(each.size).encode() + each.tobytes() for each in pictures)
-        hashes.append(row_hash(row.index, seen))
-    return Piece(batch, numbers), add_hashes(hashes)
-
-
-# When memory runs out ----------------------------------------------------------------------------------------------------
+            spans = [{name: mask.tolist() for name, mask in batch.positions.spans.items()} for batch in self.batches]
+            content = [fingerprint(*self.batches), spans]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 class Halving:
-    """Runs batches, and halves them from the moment on at which one did not fit in memory.
+    """Runs batches, and halves all of them after one did not fit in memory.
 
-    `limit` is the number of rows that fits, None as long as all did.
+    `limit` is the number of rows that fits; None while every batch has fitted.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -168,8 +176,8 @@ class Halving:
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                self._halve(part, said)
+                text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                self._halve(part, text)
                 waiting = [smaller for each in (part, *waiting) for smaller in self._cut(each)]
         return results
 
@@ -178,23 +186,17 @@ class Halving:
         if size >= len(piece.numbers):
             return [piece]
         rows = range(len(piece.numbers))
-        return [piece.part(rows[at : at + size]) for at in rows[::size]]
+        return [piece.part(rows[first : first + size]) for first in rows[::size]]
 
-    def _halve(self, piece: Piece, said: str) -> None:
+    def _halve(self, piece: Piece, reason: str) -> None:
         rows = len(piece.numbers)
         if rows == 1:
             raise InputError(
-                f"row {piece.numbers[0]} alone does not fit in memory ({said}): capture fewer sites or positions, or on a "
+                f"row {piece.numbers[0]} alone does not fit in memory ({reason}): capture fewer sites or positions, or on a "
                 "larger device"
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.limit is None:
-            self._warn(f"{rows} rows do not fit in memory ({said}): the run goes on with smaller batches")
+            self._warn(f"{rows} rows do not fit in memory ({reason}): the run goes on with smaller batches")
         self.limit = -(-rows // 2)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

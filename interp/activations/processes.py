@@ -1,13 +1,14 @@
-"""Several processes that share one data set: under `torchrun` or `accelerate launch` each takes whole shards.
+"""The processes of a capture: under `torchrun` or `accelerate launch` they share one data set, and the first shows progress.
 
-Who they are is what torch.distributed says, or else the environment that the launcher sets; then a gloo group is made
-for the few words they exchange. The activations themselves never travel: each process writes its own to one folder.
+torch.distributed says which process this is, or else the environment that the launcher sets; then a gloo group is made
+for the few values that they exchange. No activations are exchanged: each process writes its own shards to one folder.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,36 +21,15 @@ from interp.errors import InterpError
 # One process may wait for another as long as a run takes.
 _PATIENCE = timedelta(days=30)
 
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that run the same: process `rank` of `size`."""
-
-    rank: int = 0
-    size: int = 1
-    group: Any = None
-
-    def together(self, value: Any) -> list[Any]:
-        """What every process says here, in the order of their ranks; each waits for all."""
-        if self.size == 1:
-            return [value]
-        said: list[Any] = [None] * self.size
-        try:
-            dist.all_gather_object(said, value, group=self.group)
-        except RuntimeError as error:
-            raise InterpError(
-                f"process {self.rank} of {self.size} waited for one that has stopped: see what that one said, and run the "
-                "same again"
-            ) from error
-        return said
+Advance = Callable[[int, int], None]  # rows, bytes
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """All processes that were started together; this one alone where there are no others."""
+    """All processes that the launcher started together; this one alone where no launcher is involved."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_available() and dist.is_initialized():
-        # What is exchanged lies on the CPU, whatever group the caller has for the GPUs.
+        # The exchanged values are on the CPU, whatever group the caller has for the GPUs.
         group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.get_world_size() > 1 else None
         try:
             yield Processes(dist.get_rank(), dist.get_world_size(), group)
@@ -64,3 +44,57 @@ def processes() -> Iterator[Processes]:
             dist.destroy_process_group()
     else:
         yield Processes()
+
+
+@contextmanager
+def progress_bar(total: int | None, visible: bool) -> Iterator[Advance]:
+    """A bar over the rows, their rate, the time left and the bytes; ``advance(rows, bytes)`` moves it.
+
+    It is on the terminal or in a notebook, and goes away at the end.
+    """
+    if not visible:
+        yield lambda rows, size: None
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    parts: list[ProgressColumn] = [TextColumn("capture"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")]
+    parts += [TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[size]}")]
+    console = Console(stderr=True)
+    # In a file or a pipe it would leave its lines.
+    hidden = not (console.is_terminal or console.is_jupyter)
+    with Progress(*parts, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("capture", total=total, rate="", size="")
+        start, all_rows, all_bytes = time.monotonic(), 0, 0
+
+        def advance(rows: int, size: int) -> None:
+            nonlocal all_rows, all_bytes
+            all_rows, all_bytes = all_rows + rows, all_bytes + size
+            rate = all_rows / max(time.monotonic() - start, 1e-6)
+            bar.update(task, advance=rows, rate=f"{rate:.1f} rows/s", size=decimal(all_bytes))
+
+        yield advance
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that run the same: process `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks; each process waits here for all."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(values, value, group=self.group)
+        except RuntimeError as error:
+            raise InterpError(
+                f"process {self.rank} of {self.size} waited for one that has stopped: read that one's error, and run the "
+                "same again"
+            ) from error
+        return values

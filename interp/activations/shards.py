@@ -1,7 +1,7 @@
-"""Shards: the activations of some rows that follow each other, and how many of them become one.
+"""Shards: the activations of consecutive rows, and how all of them become one.
 
-In memory they are joined; in a folder each is a file. Either way the manifest is the same: the plan of the run, what
-each shard says of itself, and the ids and labels of all rows.
+In memory they are joined; in a folder each is a file. Either way the manifest is the same: the plan of the run, a
+description of each shard, and the ids and labels of all rows.
 """
 
 from __future__ import annotations
@@ -18,39 +18,8 @@ from interp.activations.container import Activations, Places, cat_examples
 from interp.errors import InputError
 
 FORMAT = "interp-activations-1"
-# What a shard says of itself that stands in the manifest for all of them together.
-_JOINED = ("ids", "labels")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The activations of some rows that follow each other: `[state, example, ...]` a site, and where they were taken.
-
-    The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
-    hash of texts and pictures, `source` one of the rows' ids, texts and labels.
-    """
-
-    tensors: Mapping[str, Tensor]
-    places: Mapping[str, Places]
-    ids: tuple[str, ...]
-    labels: Mapping[str, Sequence[Any]]
-    data: str
-    source: str
-    skipped: tuple[Mapping[str, Any], ...] = ()
-
-    def about(self) -> dict[str, Any]:
-        """What there is to say of it, as plain values."""
-        return {
-            "rows": len(self.ids),
-            "examples": {kind: len(places.rows) for kind, places in self.places.items()},
-            "shapes": {site: list(tensor.shape) for site, tensor in self.tensors.items()},
-            "dtypes": {site: str(tensor.dtype).removeprefix("torch.") for site, tensor in self.tensors.items()},
-            "data": self.data,
-            "source": self.source,
-            "skipped": [dict(each) for each in self.skipped],
-            "ids": list(self.ids),
-            "labels": {label: list(values) for label, values in self.labels.items()},
-        }
+# What the manifest has once for all shards.
+_OF_ALL = ("ids", "labels")
 
 
 def row_hash(number: int, content: bytes) -> str:
@@ -59,12 +28,12 @@ def row_hash(number: int, content: bytes) -> str:
 
 
 def add_hashes(hashes: Iterable[str]) -> str:
-    """One hash of many rows: their sum. Each is of a row and its number, so it does not matter how they are grouped."""
+    """One hash of many rows: the sum of theirs, which is the same however rows are grouped."""
     return f"{sum(int(each, 16) for each in hashes) % 2**256:064x}"
 
 
 def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of these shards, in the order of the data. Raises `InputError` where no row is in any of them."""
+    """The manifest of these shards, in the order of the data. Raises `InputError` where none of them has a row."""
     rows = sum(entry["rows"] for entry in entries)
     skipped = [each for entry in entries for each in entry["skipped"]]
     if not rows:
@@ -85,7 +54,7 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         "rows": rows,
         "examples": {kind: sum(entry["examples"].get(kind, 0) for entry in entries) for kind in kinds},
         "skipped": skipped,
-        "shards": [{name: entry[name] for name in entry if name not in _JOINED} for entry in entries],
+        "shards": [{name: entry[name] for name in entry if name not in _OF_ALL} for entry in entries],
         "ids": [each for entry in entries for each in entry["ids"]],
         "labels": labels,
         "run": dict(run),
@@ -95,15 +64,15 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
 def in_memory(plan: Mapping[str, Any], shards: Sequence[Shard], run: Mapping[str, Any]) -> Activations:
     """The activations of all shards, joined in memory."""
     manifest = merge(plan, [shard.about() for shard in shards], run)
-    held = [shard for shard in shards if shard.ids]
+    shards = [shard for shard in shards if shard.ids]
     located = {}
     for kind in manifest["examples"]:
         rows, before = [], 0
-        for shard in held:
+        for shard in shards:
             rows.append(shard.places[kind].rows + before)
             before += len(shard.ids)
-        located[kind] = Places(torch.cat(rows), torch.cat([shard.places[kind].columns for shard in held]))
-    sites = {site: cat_examples([shard.tensors[site] for shard in held]) for site in manifest["sites"]}
+        located[kind] = Places(torch.cat(rows), torch.cat([shard.places[kind].columns for shard in shards]))
+    sites = {site: cat_examples([shard.tensors[site] for shard in shards]) for site in manifest["sites"]}
     return as_activations(manifest, sites, located)
 
 
@@ -118,3 +87,34 @@ def as_activations(manifest: Mapping[str, Any], sites: Mapping[str, Any], locate
         kinds={site: about["kind"] for site, about in manifest["sites"].items()},
         located=located,
     )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The activations of consecutive rows: `[state, example, ...]` for each site, and the places of the examples.
+
+    The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
+    hash of texts and pictures, `source` one of the rows' ids, texts and labels.
+    """
+
+    tensors: Mapping[str, Tensor]
+    places: Mapping[str, Places]
+    ids: tuple[str, ...]
+    labels: Mapping[str, Sequence[Any]]
+    data: str
+    source: str
+    skipped: tuple[Mapping[str, Any], ...] = ()
+
+    def about(self) -> dict[str, Any]:
+        """Its description for the manifest, as plain values."""
+        return {
+            "rows": len(self.ids),
+            "examples": {kind: len(places.rows) for kind, places in self.places.items()},
+            "shapes": {site: list(tensor.shape) for site, tensor in self.tensors.items()},
+            "dtypes": {site: str(tensor.dtype).removeprefix("torch.") for site, tensor in self.tensors.items()},
+            "data": self.data,
+            "source": self.source,
+            "skipped": [dict(each) for each in self.skipped],
+            "ids": list(self.ids),
+            "labels": {label: list(values) for label, values in self.labels.items()},
+        }

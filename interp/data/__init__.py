@@ -1,1 +1,5 @@
-"""Data: where rows come from, in every form that is taken."""
+"""Data: where rows come from, in every format that is read."""
+
+from interp.data.data import Data
+
+__all__ = ["Data"]

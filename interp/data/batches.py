@@ -1,16 +1,18 @@
-"""Data, wherever a lens takes it, as batches of one model.
+"""Data as batches of one model, wherever a whole data set is run at once: to fit a lens, to measure the projector.
 
-A list of batches is taken as it is. Pairs of image and text, scenes, a data set of the `datasets` package and a folder
-are rows, which are opened and prepared a few at a time, in their own order.
+Batches stay as they are. All other data is rows, which are opened and prepared a few at a time, in their own order.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from interp.arguments import as_int
-from interp.data.sources import Batches, open_row, source_of
-from interp.errors import InputError, shown
+from interp.arguments import checked_int
+from interp.data.data import as_data
+from interp.data.rows import Batches, Skip, open_rows
+from interp.data.sources import source_of
+from interp.errors import InputError
 from interp.models import Batch
 
 if TYPE_CHECKING:
@@ -20,20 +22,30 @@ if TYPE_CHECKING:
 def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     """Data as batches: batches as they are, anything else prepared `size` rows at a time.
 
+    `data` is a `Data` or what it is made from. With ``on_error="skip"`` rows that cannot be read are left out, with one
+    warning that has their number.
+
     Raises `InputTypeError` for what is no data, `InputError` for data without rows, for a row that cannot be read, for a
     size below 1, and what `VLM.prepare` raises.
     """
-    at_once = as_int(size)
-    if at_once is None or at_once < 1:
-        raise InputError(f"batch_size={shown(size)}: expected 1 or more rows")
+    size = checked_int(size, "batch_size", least=1)
+    data = as_data(data)
     source = source_of(data)
     if isinstance(source, Batches):
         return list(source.batches)
+    skipped: list[InputError] = []
+    skip: Skip | None = (lambda row, error: skipped.append(error)) if data.on_error == "skip" else None
     batches, start = list[Batch](), 0
-    while rows := source.read(start, start + at_once):
-        pictures = [open_row(row) for row in rows]
-        batches.append(vlm.prepare([row.text for row in rows], pictures if any(pictures) else None))
-        start += at_once
+    while rows := source.read(start, start + size):
+        opened = open_rows(rows, skip)
+        if opened:
+            texts, images = [row.text for row, _ in opened], [pictures for _, pictures in opened]
+            batches.append(vlm.prepare(texts, images if any(images) else None, chat=data.chat))
+        start += size
+    if not batches and skipped:
+        raise InputError(f"none of {len(skipped)} rows of the data could be read: the first error was {skipped[0]}")
     if not batches:
         raise InputError("data is empty: expected at least one row")
+    if skipped:
+        warnings.warn(f"{len(skipped)} rows of the data are left out: the first error was {skipped[0]}", stacklevel=2)
     return batches

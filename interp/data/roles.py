@@ -1,10 +1,11 @@
 """Roles: which column of a table is a row's text, its id, its label, its group; the rest are labels by their own names.
 
-Data sets call the same things by different names, so the user's names are mapped to the roles once
+Data sets have different names for the same things, so the user maps their names to the roles once
 (``columns={"text": "question", "label": "category"}``), and one place turns the cells of any table into a `Row`.
 
 A prompt writes the text of every row from its cells: ``"<image> {question} Answer yes or no."``. A field in braces is the
-name of a column and nothing else: no attribute, index or format is followed, and braces in the data mean nothing.
+name of a column and nothing else: no attribute, index or format is followed, and braces in the data mean nothing. A
+prompt without ``<image>`` makes rows of text: the captions of pictures, say, without the pictures.
 """
 
 from __future__ import annotations
@@ -14,28 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from interp.data.data import Data
 from interp.data.rows import Row, pictures_of
 from interp.errors import InputError, shown
 from interp.models.batches.prompts import PLACEHOLDER
 
-ROLES = ("image", "text", "id", "label", "group")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A template as its pieces in order: words as they are, each followed by the name of a column or by None."""
-
-    pieces: tuple[tuple[str, str | None], ...]
-
-    def fill(self, cells: Mapping[str, Any]) -> str:
-        """The text of one row; empty where a cell that belongs in it is, for half a text is a wrong one."""
-        if any(name is not None and cells[name] is None for _, name in self.pieces):
-            return ""
-        return "".join(words + ("" if name is None else str(cells[name])) for words, name in self.pieces)
-
 
 def parse_prompt(prompt: str, fields: Sequence[str]) -> Prompt:
-    """A template with `fields` in braces. Raises `InputError` for any other field and for braces that are not closed."""
+    """A template with `fields` in braces. Raises `InputError` for any other field and for an open brace."""
     try:
         parsed = list(string.Formatter().parse(prompt))
     except ValueError as error:
@@ -46,58 +33,13 @@ def parse_prompt(prompt: str, fields: Sequence[str]) -> Prompt:
         if form or conversion or "." in name or "[" in name:
             raise InputError(f"prompt={shown(prompt)}: expected the plain name of a column in braces, as in {{text}}")
         if name not in fields:
-            raise InputError(
-                f"prompt={shown(prompt)} has the unknown field {name!r}: use {', '.join(fields) or 'none'}"
-            )
+            known = ", ".join(fields) or "none"
+            raise InputError(f"prompt={shown(prompt)} has the unknown field {name!r}: use {known}")
     return Prompt(tuple((words, name) for words, name, _, _ in parsed))
 
 
-@dataclass(frozen=True)
-class Roles:
-    """The columns of `text` and `id` (None: there is none), of each label by its name, and the `prompt` if one is given.
-
-    `kinds` holds, for a column whose cells are written as text, what its labels are made with (`int`, `float`).
-    """
-
-    text: str | None
-    id: str | None
-    labels: Mapping[str, str]
-    prompt: Prompt | None = None
-    kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
-
-    def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
-        """The row of these pictures and cells. Raises `InputError` if its text leaves no place for its pictures."""
-        name = str(index) if self.id is None else as_id(index, cells[self.id])
-        held = len(pictures_of(image))
-        text = self._text(cells, held)
-        if held and text and PLACEHOLDER not in text:
-            raise InputError(f"row {index} ({name!r}): its text {shown(text)} has no {PLACEHOLDER}: {self._advice()}")
-        labels = {label: self._label(index, column, cells[column]) for label, column in self.labels.items()}
-        return Row(index, name, image if held else None, text, labels)
-
-    def _text(self, cells: Mapping[str, Any], held: int) -> str:
-        if self.prompt is not None:
-            return self.prompt.fill(cells)
-        own = None if self.text is None else cells[self.text]
-        return " ".join([PLACEHOLDER] * held) if own is None else str(own)
-
-    def _advice(self) -> str:
-        if self.prompt is not None:
-            return f"put {PLACEHOLDER} into prompt="
-        return f'give prompt="{PLACEHOLDER} {{{self.text}}}"'
-
-    def _label(self, index: int, column: str, cell: Any) -> Any:
-        value = plain(cell)
-        if not is_plain(value):
-            raise InputError(
-                f"row {index}: column {column!r} holds {shown(value)}, not a plain value as before: remove that column"
-            )
-        return self.kinds[column](value) if column in self.kinds and value is not None else value
-
-
 def find_roles(
-    columns: Mapping[str, str],
-    prompt: str | None,
+    data: Data,
     names: Sequence[str],
     plain_names: Sequence[str],
     image: str | None,
@@ -105,32 +47,30 @@ def find_roles(
 ) -> Roles:
     """The roles of a table with the columns `names`, of which `plain_names` hold plain values and `image` the pictures.
 
-    Raises `InputError` for a role or a prompt that names no such column, and where there is nothing to make a row from.
+    Raises `InputError` for a role or a prompt with an unknown column, and for a table without images and texts.
     """
-    text, identity = (column_of(role, columns, plain_names, default=role) for role in ("text", "id"))
-    if image is None and (not plain_names or (text is None and prompt is None)):
+    text, identity = (column_of(role, data, plain_names, default=role) for role in ("text", "id"))
+    if image is None and (not plain_names or (text is None and data.prompt is None)):
         raise InputError(
             f"the data has the columns {', '.join(names)}: none is named image or text, "
             'say which are with columns={"image": ..., "text": ...}'
         )
-    chosen = {role: columns[role] for role in ("label", "group") if column_of(role, columns, plain_names)}
-    taken = {image, text, identity, *chosen.values()}
-    others = {name: name for name in plain_names if name not in taken and name not in chosen}
-    template = None if prompt is None else parse_prompt(prompt, plain_names)
-    return Roles(text, identity, {**chosen, **others}, template, kinds or {})
+    columns = data.columns or {}
+    labels = {role: columns[role] for role in ("label", "group") if column_of(role, data, plain_names)}
+    others = {name: name for name in plain_names if name not in (image, text, identity, *labels.values(), *labels)}
+    template = None if data.prompt is None else parse_prompt(data.prompt, plain_names)
+    return Roles(text, identity, {**labels, **others}, template, kinds or {})
 
 
-def column_of(role: str, columns: Mapping[str, str], names: Sequence[str], default: str | None = None) -> str | None:
-    """The column that plays a role: the one the user says, else the one of that name where there is one."""
-    unknown = [given for given in columns if given not in ROLES]
-    if unknown:
-        raise InputError(f"columns has the role {unknown[0]!r}: use {', '.join(ROLES)}")
-    if role not in columns:
+def column_of(role: str, data: Data, names: Sequence[str], default: str | None = None) -> str | None:
+    """The column that plays a role: the one that the user names, else the default where the table has it."""
+    column = (data.columns or {}).get(role)
+    if column is None:
         return default if default in names else None
-    if columns[role] not in names:
+    if column not in names:
         kind = "columns" if role == "image" else "columns of plain values"
-        raise InputError(f"columns says {columns[role]!r} for {role}: the data has the {kind} {', '.join(names)}")
-    return columns[role]
+        raise InputError(f"columns says {column!r} for {role}: the data has the {kind} {', '.join(names)}")
+    return column
 
 
 def as_id(index: int, cell: Any) -> str:
@@ -141,14 +81,14 @@ def as_id(index: int, cell: Any) -> str:
 
 
 def check_ids(cells: Iterable[Any]) -> None:
-    """Refuse ids that do not tell the rows apart."""
+    """Refuse ids that repeat."""
     rows: dict[str, int] = {}
     for index, cell in enumerate(cells):
         name = as_id(index, cell)
         if name in rows:
             raise InputError(
-                f"rows {rows[name]} and {index} have the same id {name!r}: rename that column, or name one that tells "
-                "rows apart with columns={'id': ...}"
+                f"rows {rows[name]} and {index} have the same id {name!r}: rename that column, or name one without "
+                "repeats with columns={'id': ...}"
             )
         rows[name] = index
 
@@ -161,3 +101,60 @@ def plain(value: Any) -> Any:
 def is_plain(value: Any) -> bool:
     """Whether a value can be a label."""
     return value is None or isinstance(value, str | int | float | bool)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template as its pieces in order: words as they are, each followed by the name of a column or by None."""
+
+    pieces: tuple[tuple[str, str | None], ...]
+
+    def fill(self, cells: Mapping[str, Any]) -> str:
+        """The text of one row; empty where one of its cells is, for half a text is a wrong one."""
+        if any(name is not None and cells[name] is None for _, name in self.pieces):
+            return ""
+        return "".join(words + ("" if name is None else str(cells[name])) for words, name in self.pieces)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of `text` and `id` (None where the data has none) and of each label by its name, and the `prompt`.
+
+    `kinds` holds, for a column whose cells are text, the type that its labels are made with (`int`, `float`).
+    """
+
+    text: str | None
+    id: str | None
+    labels: Mapping[str, str]
+    prompt: Prompt | None = None
+    kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+
+    def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
+        """The row of these pictures and cells. Raises `InputError` if its own text has no place for its pictures."""
+        name = str(index) if self.id is None else as_id(index, cells[self.id])
+        count = len(pictures_of(image))
+        text = self._text(cells, count)
+        if count and text and PLACEHOLDER not in text:
+            if self.prompt is None:
+                raise InputError(
+                    f'row {index} ({name!r}): its text {shown(text)} has no {PLACEHOLDER}: give prompt="{PLACEHOLDER} '
+                    f'{{{self.text}}}", or prompt="{{{self.text}}}" for the text without its image'
+                )
+            count = 0
+        labels = {label: self._label(index, column, cells[column]) for label, column in self.labels.items()}
+        return Row(index, name, image if count else None, text, labels)
+
+    def _text(self, cells: Mapping[str, Any], count: int) -> str:
+        if self.prompt is not None:
+            return self.prompt.fill(cells)
+        text = None if self.text is None else cells[self.text]
+        return " ".join([PLACEHOLDER] * count) if text is None else str(text)
+
+    def _label(self, index: int, column: str, cell: Any) -> Any:
+        value = plain(cell)
+        if not is_plain(value):
+            raise InputError(
+                f"row {index}: column {column!r} holds {shown(value)}: expected a plain value as in the rows before, or "
+                "remove that column"
+            )
+        return self.kinds[column](value) if column in self.kinds and value is not None else value

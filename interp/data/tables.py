@@ -1,64 +1,28 @@
-"""Tables: data with named columns, read a stretch at a time; above all those of the Hugging Face `datasets` package.
+"""Tables: data with named columns that is read a range of rows at a time, above all that of the `datasets` package.
 
-A table at hand is read in any order, a stream only forward. Pictures are taken undecoded: of a `datasets.Dataset` the
-Arrow table itself is read, of a stream with known features decoding is switched off. The package is recognised by what
-its objects offer and is never imported here, so nobody needs it who does not hold such an object.
+An indexed table is read in any order, a stream only forward. Pictures stay undecoded: of a `datasets.Dataset` the Arrow
+table itself is read, and decoding is switched off for a stream with known features. The objects of the package are known
+by what they offer; it is imported for files alone (parquet, WebDataset tars), which are streamed without a copy.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
+from interp.data.annotations import TURNS, with_turns
+from interp.data.data import Data
 from interp.data.roles import Roles, check_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Row, Rows, check_range
-from interp.errors import InputError
+from interp.data.rows import Row, Rows, check_range, pictures_in
+from interp.errors import InputError, shown
 
-# A row as a table gives it: its pictures and its cells by column.
-Record = tuple[Any, Mapping[str, Any]]
+# The pictures of a row and its cells by column.
+PicturesAndCells = tuple[Any, Mapping[str, Any]]
 _PLAIN = r"(large_)?string|bool|null|u?int\d+|float\d+"
-_AT_ONCE = 10_000
-
-
-@dataclass(frozen=True)
-class Table(Rows):
-    """A table at hand: `fetch(start, stop)` gives its records there, whatever was read before."""
-
-    size: int | None
-    fetch: Callable[[int, int], Iterable[Record]]
-    roles: Roles
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        check_range(start, stop)
-        stop = min(stop, self.size or 0)
-        if start >= stop:
-            return []
-        return [self.roles.row(index, *record) for index, record in enumerate(self.fetch(start, stop), start)]
-
-
-class Stream(Rows):
-    """A table that comes by once: records are read forward, and those that nobody asked for are passed over."""
-
-    size = None
-
-    def __init__(self, records: Iterator[Record], roles: Roles):
-        self.records, self.roles = records, roles
-        self._next = 0
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        check_range(start, stop)
-        if start < self._next:
-            raise InputError(
-                f"row {start} of a stream was asked for, which has been read up to row {self._next}: a stream is only "
-                "read forward, make it anew"
-            )
-        self._next += sum(1 for _ in islice(self.records, start - self._next))
-        taken = list(islice(self.records, stop - start))
-        first, self._next = self._next, self._next + len(taken)
-        return [self.roles.row(index, *record) for index, record in enumerate(taken, first)]
 
 
 def is_dataset(data: Any) -> bool:
@@ -66,91 +30,162 @@ def is_dataset(data: Any) -> bool:
     return hasattr(data, "column_names") and (isinstance(data, Mapping) or hasattr(data, "features"))
 
 
-def rows_of_dataset(data: Any, columns: Mapping[str, str], prompt: str | None) -> Rows:
+def rows_of_dataset(table: Any, data: Data) -> Rows:
     """The rows of a `datasets.Dataset` or `IterableDataset`.
 
     Raises `InputError` for a dict of splits, a data set without rows or with a transform of its own, ids that repeat.
     """
-    if isinstance(data, Mapping):
-        splits = list(map(str, data))
-        raise InputError(
-            f"data is a {type(data).__name__} with the splits {', '.join(splits)}: take one of them, data[...]"
-        )
-    return _at_hand(data, columns, prompt) if hasattr(data, "__len__") else _streamed(data, columns, prompt)
+    if isinstance(table, Mapping):
+        splits = ", ".join(map(str, table))
+        raise InputError(f"data is a {type(table).__name__} with the splits {splits}: take one of them, data[...]")
+    return _indexed(table, data) if hasattr(table, "__len__") else _streamed(table, data)
 
 
-def _at_hand(data: Any, columns: Mapping[str, str], prompt: str | None) -> Rows:
-    if not len(data):
+def rows_of_files(files: Sequence[Path], data: Data) -> Rows:
+    """The rows of parquet files, of tars in WebDataset's format, or of a folder that `save_to_disk` wrote.
+
+    In a tar the id of a row is its key, and its image the first of its pictures.
+
+    Raises `InputError` where the `datasets` package is missing and for files that it cannot read.
+    """
+    name, paths = shown(str(files[0])), list(map(str, files))
+    reader = "save_to_disk" if files[0].is_dir() else {".parquet": "parquet"}.get(files[0].suffix, "webdataset")
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{name} is read with the datasets package: pip install datasets") from None
+    try:
+        if reader == "save_to_disk":
+            table = datasets.load_from_disk(paths[0])
+        else:
+            table = datasets.load_dataset(reader, data_files={"train": paths}, split="train", streaming=True)
+        if reader == "webdataset":
+            images = [column for column, kind in table.features.items() if type(kind).__name__ == "Image"]
+            columns = {"id": "__key__", **dict(zip(["image"], images, strict=False)), **(data.columns or {})}
+            data, table = replace(data, columns=columns), table.remove_columns("__url__")
+    except Exception as error:  # its readers raise errors of any type
+        raise InputError(f"{name} cannot be read ({shown(error)}): expected the format of {reader}") from error
+    rows = rows_of_dataset(table, data)
+    return StreamedRows(_readable(rows.rows, name), rows.roles) if isinstance(rows, StreamedRows) else rows
+
+
+def _readable(rows: Iterator[PicturesAndCells], name: str) -> Iterator[PicturesAndCells]:
+    try:
+        yield from rows
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} cannot be read to its end ({shown(error)}): expected whole files") from error
+
+
+def _indexed(table: Any, data: Data) -> Rows:
+    if not len(table):
         raise InputError("data is empty: expected at least one row")
-    if data.format["type"] == "custom":
+    if table.format["type"] == "custom":
         raise InputError("data has a transform, which would have to decode every picture: apply it with map() before")
-    image, roles = _roles(data.features, columns, prompt)
-    wanted, names = _wanted(data.features, image), _class_names(data.features)
-    # As Arrow a picture stays the path and bytes that it is stored as.
-    table = data.select_columns(wanted).with_format("arrow")
-    if roles.id is not None:
-        ids = data.select_columns([roles.id]).with_format("arrow")
-        parts = (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
-        check_ids(_named(cells, names)[roles.id] for part in parts for cells in part.to_pylist())
+    columns = _columns(table.features, data)
+    # As Arrow a picture stays the path and bytes that the data set holds.
+    cells = table.select_columns(columns.names).with_format("arrow")
+    if columns.roles.id is not None and columns.roles.id in columns.names:
+        parts = table.select_columns([columns.roles.id]).with_format("arrow").iter(10_000)
+        check_ids(columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
 
-    def fetch(start: int, stop: int) -> list[Record]:
-        return [_record(cells, image, names) for cells in table[start:stop].to_pylist()]
+    def fetch(start: int, stop: int) -> Iterable[PicturesAndCells]:
+        return map(columns.row, range(start, stop), cells[start:stop].to_pylist())
 
-    return Table(len(data), fetch, roles)
+    return IndexedRows(len(table), fetch, columns.roles)
 
 
-def _streamed(data: Any, columns: Mapping[str, str], prompt: str | None) -> Rows:
-    data = data.with_format(None)
-    if data.features:
-        image, roles = _roles(data.features, columns, prompt)
-        names = _class_names(data.features)
-        rows = iter(data.decode(False).select_columns(_wanted(data.features, image)))
-        return Stream((_record(cells, image, names) for cells in rows), roles)
-    rows = iter(data)
+def _streamed(table: Any, data: Data) -> Rows:
+    table = table.with_format(None)
+    if table.features:
+        columns = _columns(table.features, data)
+        table = table.decode(False).select_columns(columns.names)
+        return StreamedRows(map(columns.row, count(), table), columns.roles)
+    rows = (with_turns(cells, f"row {index}") for index, cells in enumerate(table))
     first = next(rows, None)
     if first is None:
         raise InputError("data is empty: expected at least one row")
-    # Nothing is known of the columns of a generator but what its first row shows.
-    image = column_of("image", columns, list(first), default="image")
+    # Only its first row shows what columns a generator has.
+    image = column_of("image", data, list(first), default="image")
     known = [name for name, cell in first.items() if name != image and is_plain(plain(cell))]
-    roles = find_roles(columns, prompt, list(first), known, image)
-    empty = dict.fromkeys(known)
-    return Stream((_record({**empty, **cells}, image, {}) for cells in chain([first], rows)), roles)
+    roles = find_roles(data, list(first), known, image)
+    columns, empty = _Columns([], image, {}, data.folder(), roles), dict.fromkeys(known)
+    return StreamedRows(map(columns.row, count(), ({**empty, **cells} for cells in chain([first], rows))), roles)
 
 
-def _roles(features: Mapping[str, Any], columns: Mapping[str, str], prompt: str | None) -> tuple[str | None, Roles]:
-    image = column_of("image", columns, list(features), default="image")
-    known = [name for name in _plain_columns(features) if name != image]
-    return image, find_roles(columns, prompt, list(features), known, image)
-
-
-def _plain_columns(features: Mapping[str, Any]) -> list[str]:
-    """The columns of strings, numbers, bools and classes: no lists, structures, arrays, dates."""
-    return [
+def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
+    # Strings, numbers, bools and classes are plain; lists, structures, arrays and dates are not.
+    plain_names = [
         name
         for name, feature in features.items()
         if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
     ]
+    image = column_of("image", data, list(features), default="image")
+    turns = [TURNS] if TURNS in features and TURNS not in plain_names else []
+    names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
+    of_turns = ["text", "answer"] if turns else []
+    known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
+    classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
+    return _Columns(names, image, classes, data.folder(), find_roles(data, list(features), known, image))
 
 
-def _wanted(features: Mapping[str, Any], image: str | None) -> list[str]:
-    known = _plain_columns(features)
-    return known if image is None or image in known else [image, *known]
+@dataclass(frozen=True)
+class IndexedRows(Rows):
+    """Rows that are read in any order: `fetch(start, stop)` gives their pictures and cells."""
+
+    size: int | None
+    fetch: Callable[[int, int], Iterable[PicturesAndCells]]
+    roles: Roles
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        check_range(start, stop)
+        stop = min(stop, self.size or 0)
+        if start >= stop:
+            return []
+        return [self.roles.row(index, *row) for index, row in enumerate(self.fetch(start, stop), start)]
 
 
-def _class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    return {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
+class StreamedRows(Rows):
+    """Rows that are read once and forward; rows before the start of a range are passed over."""
+
+    size = None
+
+    def __init__(self, rows: Iterator[PicturesAndCells], roles: Roles):
+        self.rows, self.roles, self._next = rows, roles, 0
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        check_range(start, stop)
+        if start < self._next:
+            raise InputError(
+                f"row {start} of a stream that is at row {self._next}: a stream is only read forward, make it anew"
+            )
+        self._next += sum(1 for _ in islice(self.rows, start - self._next))
+        rows = list(islice(self.rows, stop - start))
+        first, self._next = self._next, self._next + len(rows)
+        return [self.roles.row(index, *row) for index, row in enumerate(rows, first)]
 
 
-def _record(cells: Mapping[str, Any], image: str | None, names: Mapping[str, Sequence[str]]) -> Record:
-    cells = _named(cells, names)
-    return (None if image is None else cells[image]), cells
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that are read of a table, the one of its pictures, the names of classes, and its roles."""
 
+    names: list[str]
+    image: str | None
+    classes: Mapping[str, Sequence[str]]
+    root: Path | None
+    roles: Roles
 
-def _named(cells: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The cells with classes by name; a class that is not known is written as -1 and becomes None."""
-    named = dict(cells)
-    for column in names.keys() & named.keys():
-        number = named[column]
-        named[column] = None if number is None or number < 0 else names[column][number]
-    return named
+    def row(self, index: int, cells: Mapping[str, Any]) -> PicturesAndCells:
+        """The pictures and the cells of one row."""
+        cells = with_turns(self.with_classes(cells), f"row {index}")
+        image = None if self.image is None else cells[self.image]
+        return image if self.root is None else pictures_in(self.root, image, f"row {index}"), cells
+
+    def with_classes(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The cells with the names of classes for their numbers; an unknown class is -1 and becomes None."""
+        named = dict(cells)
+        for column in self.classes.keys() & named.keys():
+            number = named[column]
+            named[column] = None if number is None or number < 0 else self.classes[column][number]
+        return named

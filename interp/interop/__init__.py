@@ -1,4 +1,4 @@
-"""Interop: taking what was captured here to other libraries."""
+"""Interop: captured activations in other libraries."""
 
 from interp.interop.transformer_lens import to_transformer_lens
 

@@ -1,6 +1,6 @@
 """TransformerLens: captured activations as an `ActivationCache`, under its names and in its shapes.
 
-The sites have TransformerLens's short names already; a cache has one tensor for each layer, with the axes batch and
+The sites already have TransformerLens's short names. A cache has one tensor for each layer, with the axes batch and
 position where activations have examples. transformer-lens is imported when it is first needed.
 """
 
@@ -23,23 +23,23 @@ _NAMELESS = ("vision", "projector")
 
 
 def to_transformer_lens(acts: Activations, model: Any = None) -> ActivationCache:
-    """These activations as TransformerLens's `ActivationCache`; everything is read into memory.
-
-    ``cache["resid_pre", 3]`` is `[batch, position, d_model]`, `z` and `q` have the axes batch, position, head, d_head, `k`
-    and `v` those with the key-value heads, `pattern` batch, head, query, key. A position is an example of the row: rows
-    with fewer of them have zeros on the left, as their padding is; where positions were pooled there is one. State l of
-    `resid` is what enters layer l, its last state what leaves the last layer. The keys of a pattern count a row's real
-    tokens, on the left of zeros; with ``positions="all"`` they stand with the queries, on the right.
-
-    `model` is a `TransformerBridge` of the same model, for those methods of the cache that use weights (`logit_attrs`);
-    without it the cache knows its number of layers alone.
-
-    Raises `InputError` for sites of the image tower, which TransformerLens has no name for.
+    """Make TransformerLens's `ActivationCache` of activations; everything is read into memory.
 
     >>> import interp
     >>> acts = interp.capture(interp.load("toy"), interp.toy.scenes(2, seed=0), positions="all", reduce="none", progress=False)
     >>> to_transformer_lens(acts)["resid_pre", 3].shape
     torch.Size([2, 37, 128])
+
+    ``cache["resid_pre", 3]`` is `[batch, position, d_model]`, `z` and `q` have the axes batch, position, head, d_head, `k`
+    and `v` those with the key-value heads, `pattern` batch, head, query, key. A position is an example of the row: rows
+    with fewer examples have zeros on the left, like padding; pooled rows have one position. State l of `resid` enters
+    layer l, and its last state leaves the last layer. The keys of a pattern count a row's real tokens, with zeros on their
+    right; with ``positions="all"`` they are on the right, as the queries are.
+
+    `model` is a `TransformerBridge` of the same model, for the methods of the cache that use weights (`logit_attrs`);
+    without it the cache has no more than its number of layers.
+
+    Raises `InputError` for sites of the image tower, which TransformerLens has no name for.
     """
     from transformer_lens import ActivationCache
 
@@ -52,7 +52,7 @@ def to_transformer_lens(acts: Activations, model: Any = None) -> ActivationCache
     depth = acts.manifest["n_layers"]
     shared = acts.manifest["positions"] == "all"
     cache: dict[str, Tensor] = {}
-    for site in sorted(acts, key=lambda name: name != "resid"):  # where both were captured, resid_pre is what enters
+    for site in sorted(acts, key=lambda name: name != "resid"):  # then a captured resid_pre replaces its states
         for place, layer in enumerate(acts.layers[site]):
             padded = _by_row(acts[site][place], acts.places(site).rows, len(acts.ids))
             if site == "pattern":
@@ -81,5 +81,5 @@ def _keys_on_the_right(pattern: Tensor, rows: Tensor) -> Tensor:
     """`[row, query, head, key]` with each row's keys moved to where its queries are."""
     lengths = torch.bincount(rows, minlength=len(pattern)).tolist()
     size = pattern.shape[1]
-    kept = pattern[..., :size]
-    return torch.stack([row.roll(size - length, dims=-1) for row, length in zip(kept, lengths, strict=True)])
+    pairs = zip(pattern[..., :size], lengths, strict=True)
+    return torch.stack([row.roll(size - length, dims=-1) for row, length in pairs])

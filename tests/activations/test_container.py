@@ -113,15 +113,15 @@ def test_it_is_shown_in_one_line(acts):
     ("arguments", "words"),
     [
         ({"rows": [7]}, r"rows=\[7\]: expected numbers from 0 to 6"),
-        ({"rows": ["nobody"]}, "row 'nobody' is not there"),
+        ({"rows": ["nobody"]}, "row 'nobody' is unknown: ids are"),
         ({"rows": []}, "selects none of 7 rows"),
         ({"rows": torch.ones(3, dtype=torch.bool)}, r"shape \(3,\)"),
         ({"where": {"size": 1}}, "label 'size' is unknown"),
-        ({"where": {"count": "many"}}, "label 'count' is nowhere 'many'"),
+        ({"where": {"count": "many"}}, "no row has 'many' as its label 'count'"),
         ({"rows": [True, False]}, r"shape \(2,\)"),
         ({"layers": []}, r"layers=\[\] of 'resid'"),
         ({"sites": []}, r"sites=\[\] selects none"),
-        ({"layers": 9}, "layers=9 of 'resid': captured are 0, 1"),
+        ({"layers": 9}, "layers=9 of 'resid': expected some of 0, 1"),
         ({"sites": "resid_pre"}, "'resid_pre' was not captured"),
     ],
 )

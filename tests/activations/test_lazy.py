@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.activations.lazy import Part, Stored
+from interp.activations.lazy import LazyTensor, Part
 
 WHOLE = torch.arange(5 * 11 * 3.0).reshape(5, 11, 3)
 CUTS = (0, 4, 4, 5, 11)
@@ -25,7 +25,7 @@ def stored(reads=None):
 
         return Part(read, stop - start)
 
-    return Stored([part(*cut) for cut in itertools.pairwise(CUTS)], WHOLE.shape, WHOLE.dtype)
+    return LazyTensor([part(*cut) for cut in itertools.pairwise(CUTS)], WHOLE.shape, WHOLE.dtype)
 
 
 def axis(size):
@@ -67,7 +67,7 @@ def test_many_parts_cost_what_is_read_of_them():
     """Twenty thousand shards: one vector reads one of them, a state each of them once."""
     reads = []
     parts = [Part(lambda s, e, n=n: reads.append(n) or torch.full((1, 4), n)[s, e], 4) for n in range(20_000)]
-    site = Stored(parts, (1, 80_000), torch.int64)
+    site = LazyTensor(parts, (1, 80_000), torch.int64)
     start = time.perf_counter()
     assert site[0, 41].item() == 10
     assert reads == [10]
@@ -91,14 +91,14 @@ def test_views_and_joins_are_unread_until_they_are_indexed():
 
 def test_a_later_axis_that_differs_is_filled_up_with_zeros():
     parts = [Part(lambda s, e, n=n: torch.ones(2, 3, n)[s, e], 3) for n in (2, 4)]
-    site = Stored(parts, (2, 6, 4), torch.float32)
+    site = LazyTensor(parts, (2, 6, 4), torch.float32)
     assert site[0].sum(dim=1).tolist() == [2, 2, 2, 4, 4, 4]
 
 
 def test_as_an_array_and_state_by_state():
     assert (np.asarray(stored()) == WHOLE.numpy()).all()
     assert all(torch.equal(state, wanted) for state, wanted in zip(stored(), WHOLE, strict=True))
-    half = Stored([Part(lambda s, e: WHOLE.bfloat16()[s, e], 11)], WHOLE.shape, torch.bfloat16)
+    half = LazyTensor([Part(lambda s, e: WHOLE.bfloat16()[s, e], 11)], WHOLE.shape, torch.bfloat16)
     assert np.asarray(half).dtype == np.float32
 
 

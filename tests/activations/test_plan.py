@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import interp
-from interp.activations.plan import describe, fingerprint_of_weights
+from interp.activations.plan import fingerprint_of_weights, one_line
 from interp.interventions import Ablate, Knockout, Patch
 
 
@@ -23,12 +23,12 @@ def test_interventions_are_told_apart_by_what_they_hold(toy):
         *(Ablate(site="resid_pre", layers=layers, positions="image") for layers in ({1, 2}, {1, 3})),
         *(Ablate(site="resid_pre", layers=np.int64(layer), positions="image") for layer in (1, 2)),
     ]
-    said = [describe(each) for each in made]
+    said = [one_line(each) for each in made]
     assert len(set(said)) == len(made)
-    assert said == [describe(copy.deepcopy(each)) for each in made]
+    assert said == [one_line(copy.deepcopy(each)) for each in made]
     assert all("\n" not in each and "0x" not in each for each in said)
-    assert describe(object()) == "builtins.object"
-    assert describe(torch.nn.functional.relu).endswith("relu")
+    assert one_line(object()) == "builtins.object"
+    assert one_line(torch.nn.functional.relu).endswith("relu")
 
 
 def test_activations_are_told_apart_by_what_they_hold_alone(toy, tmp_path):
@@ -36,10 +36,10 @@ def test_activations_are_told_apart_by_what_they_hold_alone(toy, tmp_path):
     data = [(None, "a red 3"), (None, "a blue 7")]
     options = {"positions": "text", "progress": False}
     made = [interp.capture(toy, data, out=out, **options) for out in (None, None, tmp_path / "acts")]
-    assert len({describe(each) for each in made}) == 1
+    assert len({one_line(each) for each in made}) == 1
     parts = [made[0], made[0].select(rows=[0]), made[0].select(rows=[1]), made[0].select(layers=[1])]
-    assert len({describe(each) for each in parts}) == 4
-    assert len(describe(made[0])) < 200
+    assert len({one_line(each) for each in parts}) == 4
+    assert len(one_line(made[0])) < 200
 
 
 def test_weights_of_another_type_are_others(toy):

@@ -72,7 +72,7 @@ def test_safetensors_alone_reads_it(written):
 
 def test_the_same_run_again_changes_nothing(toy, written, monkeypatch):
     before = contents(written), manifest_of(written)
-    monkeypatch.setattr(interp.activations.capturing, "take", None)  # nothing is run
+    monkeypatch.setattr(interp.activations.capturing, "extract", None)  # nothing is run
     run(toy, written)
     assert (contents(written), manifest_of(written)) == before
 
@@ -249,7 +249,7 @@ def test_other_labels_are_other_data(toy, tmp_path):
     run(toy, tmp_path / "acts", Rows([1, None, float("nan"), "é\n中"]), positions="text")
     again = run(toy, tmp_path / "acts", Rows([1, None, float("nan"), "é\n中"]), positions="text")
     assert again.labels["value"][3] == "é\n中"
-    with pytest.raises(interp.InputError, match="ids, texts or labels differ"):
+    with pytest.raises(interp.InputError, match="have other ids, texts or labels"):
         run(toy, tmp_path / "acts", Rows([2, None, float("nan"), "é\n中"]), positions="text")
 
 
@@ -258,7 +258,7 @@ def test_other_spans_are_other_data(toy, tmp_path):
     first, second = (toy.prepare(texts=said, spans={"it": words}) for words in (["red", "blue"], ["top", "left"]))
     run(toy, tmp_path / "acts", first, positions="it")
     assert run(toy, tmp_path / "acts", first, positions="it").manifest["run"]
-    with pytest.raises(interp.InputError, match=r"the rows of .* were others"):
+    with pytest.raises(interp.InputError, match=r"the rows of .*shard-00000.* have other ids, texts or labels"):
         run(toy, tmp_path / "acts", second, positions="it")
 
 
@@ -412,7 +412,7 @@ def test_a_full_disk_loses_no_finished_shard(toy, written, tmp_path, monkeypatch
         own(tensors, path, **options)
 
     monkeypatch.setattr(store_module, "save_file", save)
-    with pytest.raises(interp.InterpError, match=r"No space left on device.*2 finished shards are kept"):
+    with pytest.raises(interp.InterpError, match=r"No space left on device.*2 finished shards stay"):
         run(toy, out)
     assert not list(out.glob("*.partial")) + list(out.glob(".*.partial"))
     assert (out / "shard-00001.safetensors").read_bytes() == (written / "shard-00001.safetensors").read_bytes()

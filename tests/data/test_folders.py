@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import interp
-from interp.data.sources import open_row, source_of
+from interp.data.rows import open_row
+from interp.data.sources import source_of
 
 
 def write(folder, names):
@@ -98,6 +99,33 @@ def test_metadata_in_subfolders_name_their_own_pictures(tmp_path):
     assert [(row.labels["n"], pixels(row)[0]) for row in rows] == [(0, 0), (2, 2), (1, 1)]
     theirs = oracle(folder, tmp_path / "cache")  # which takes the files of metadata in no order of its own
     assert sorted((row["n"], row["image"].getpixel((0, 0))[0]) for row in theirs) == [(0, 0), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_numbered_metadata_are_read_in_the_order_of_their_numbers(tmp_path, kind):
+    names = [f"metadata-{number}.{kind}" for number in (1, 2, 10)] + [f"metadata_0011_of_2.{kind}"]
+    for value, name in enumerate(names):
+        write(tmp_path, [f"{value}.png"])
+        rows = [["file_name", "n"], [f"{value}.png", value]]
+        if kind == "csv":
+            write_csv(tmp_path / name, rows)
+        else:
+            write_jsonl(tmp_path / name, [dict(zip(*rows, strict=True))])
+    for name in ("metadata-old.jsonl", "metadata.jsonl.bak", "mymetadata-1.jsonl", "metadata2x/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no metadata")
+    assert [row.labels["n"] for row in rows_in(tmp_path)] == [0, 1, 2, 3]
+    write(tmp_path, ["in/0.png"])
+    write_jsonl(tmp_path / "in/metadata-01.jsonl", [{"file_name": "0.png", "n": 9}])
+    if kind == "jsonl":
+        assert [row.labels["n"] for row in rows_in(tmp_path)] == [0, 1, 2, 3, 9]
+
+
+def test_captions_of_a_folder_without_its_pictures(tmp_path):
+    write(tmp_path, ["1.png"])
+    write_jsonl(tmp_path / "metadata.jsonl", [{"file_name": "1.png", "caption": "a cat"}])
+    (row,) = rows_in(tmp_path, prompt="{caption} .")
+    assert (row.text, row.image) == ("a cat .", None)
 
 
 def test_several_pictures_a_row(tmp_path):
@@ -189,7 +217,7 @@ def test_a_saved_data_set_is_opened(tmp_path):
     with pytest.raises(interp.InputError, match="with the splits train"):
         source_of(tmp_path / "split")
     (tmp_path / "one" / "state.json").write_text("{}")
-    with pytest.raises(interp.InputError, match="was saved by the datasets package and cannot be opened"):
+    with pytest.raises(interp.InputError, match=r"one' cannot be read .*: expected the format of save_to_disk"):
         source_of(tmp_path / "one")
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 import interp
 from interp.data.roles import parse_prompt
-from interp.data.sources import Batches, Row, open_row, source_of
+from interp.data.rows import Batches, Row, open_row
+from interp.data.sources import source_of
 
 
 def picture(value, size=(3, 2)):
@@ -91,7 +92,7 @@ def test_batches_are_taken_as_they_are(toy, few, mixed):
     source = source_of([mixed, one])
     assert isinstance(source, Batches)
     assert source.batches == (mixed, one)
-    assert source.ids == ("0", "1", "2", "3")
+    assert source.size == 4
     assert source_of(one).size == 1
     with pytest.raises(interp.InputError, match="leave columns= and prompt= out"):
         source_of(one, prompt="{text}")
@@ -172,9 +173,9 @@ WHOLE = as_bytes(Image.effect_noise((64, 64), 90), "PNG")
         ("nul\0.png", "is no file"),
         ({"bytes": None, "path": "no.png"}, "'no.png' is no file"),
         ({"bytes": None, "path": None}, "is a dict and no image"),
-        (b"", "no image that is known here"),
-        (b"<svg>", "no image that is known here"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image that is known here"),
+        (b"", "no image of a known format"),
+        (b"<svg>", "no image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image of a known format"),
         (WHOLE[:900], "cannot be read .*truncated"),
         (WHOLE[:40], "cannot be read|no image"),
         (bomb(), "cannot be read .*decompression bomb"),
@@ -285,11 +286,16 @@ def test_a_text_leaves_a_place_for_its_image():
         interp.InputError, match=r"row 1 \('1'\): its text 'what \?' .* give prompt=\"<image> \{text\}\""
     ):
         rows.read(0, 2)
-    with pytest.raises(interp.InputError, match="put <image> into prompt="):
-        texts([(picture(1), "what ?")], prompt="{text} Say.")
+
+
+def test_a_prompt_without_an_image_makes_rows_of_text(toy):
+    pairs = [(picture(1), "what ?"), (picture(1), "<image> a"), (None, "b")]
+    rows = source_of(pairs, prompt="{text} Say.").read(0, 3)
+    assert [row.text for row in rows] == ["what ? Say.", "<image> a Say.", "b Say."]
+    assert [row.image is None for row in rows] == [True, False, True]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (2, 1)])
 def test_a_range_that_is_none(start, stop):
-    with pytest.raises(interp.InputError, match="were asked for"):
+    with pytest.raises(interp.InputError, match=r"rows .* expected 0 <= start <= stop"):
         source_of([(None, "a")]).read(start, stop)

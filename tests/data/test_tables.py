@@ -1,6 +1,8 @@
 """Data sets of the `datasets` package, at hand and streamed, against what the package itself decodes."""
 
 import io
+import sys
+import tarfile
 from itertools import chain, pairwise
 
 import datasets
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import interp
-from interp.data.sources import open_row, source_of
+from interp.data.rows import open_row
+from interp.data.sources import source_of
 
 
 def as_png(value):
@@ -103,7 +106,7 @@ def test_a_stream_goes_forward_only(table):
     rows = source_of(table.to_iterable_dataset())
     assert [row.index for row in rows.read(2, 4)] == [2, 3]
     assert rows.read(5, 6)[0].text == "<image> number 5 ?"
-    with pytest.raises(interp.InputError, match="row 3 of a stream was asked for, which has been read up to row 6"):
+    with pytest.raises(interp.InputError, match="row 3 of a stream that is at row 6: a stream is only read forward"):
         rows.read(3, 4)
     assert [row.index for row in rows.read(6, 60)] == [6]
     assert rows.read(60, 70) == []
@@ -199,3 +202,63 @@ def test_a_captured_data_set_is_that_of_its_scenes(toy):
     assert (acts["resid"] == expected["resid"]).all()
     assert acts.ids == expected.ids
     assert acts.labels == {"n": [1, 1, 1]}
+
+
+# Files -------------------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_files_are_streamed(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("a picture was decoded"))
+    table.to_parquet(tmp_path / "one.parquet")
+    rows = source_of(tmp_path / "one.parquet", columns={"label": "kind"}, prompt="<image> {share}").read(0, 9)
+    assert [row.text for row in rows] == [f"<image> {index / 2}" for index in range(7)]
+    assert [row.labels["label"] for row in rows] == ["cat", "dog"] * 3 + ["cat"]
+    assert [open_row(row)[0].getpixel((0, 0))[0] for row in rows] == list(range(7))
+    (tmp_path / "data").mkdir()
+    for number in (10, 9, 1):
+        table.select([number % 7]).to_parquet(tmp_path / "data" / f"part-{number}.parquet")
+    assert [row.text for row in source_of(tmp_path / "data").read(0, 9)] == [f"<image> number {n} ?" for n in (1, 2, 3)]
+
+
+def write_tar(path, count, first=0):
+    with tarfile.open(path, "w") as archive:
+        for number in range(first, first + count):
+            for ending, content in (("txt", f"cat {number}".encode()), ("png", as_png(number)), ("json", b'{"a": 1}')):
+                entry = tarfile.TarInfo(f"{number:03d}.{ending}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+
+
+def test_tars_of_webdataset_are_streamed(toy, tmp_path):
+    write_tar(tmp_path / "a-2.tar", 7)
+    write_tar(tmp_path / "a-10.tar", 2, first=7)
+    rows = source_of(tmp_path, prompt="<image> {txt} ?").read(0, 20)
+    assert [row.id for row in rows] == [f"{number:03d}" for number in range(9)]
+    assert [(row.text, row.labels) for row in rows] == [(f"<image> cat {n} ?", {"txt": f"cat {n}"}) for n in range(9)]
+    assert [open_row(row)[0].getpixel((0, 0))[0] for row in rows] == list(range(9))
+    file = interp.Data(tmp_path / "a-2.tar", columns={"id": "txt"})
+    assert [row.id for row in source_of(file).read(5, 20)] == ["cat 5", "cat 6"]
+    acts = interp.capture(toy, file, progress=False)
+    assert acts.ids == tuple(f"cat {number}" for number in range(7))
+
+
+def test_files_that_cannot_be_read(tmp_path, table):
+    for name in ("bad.parquet", "bad.tar"):
+        (tmp_path / name).write_bytes(b"neither")
+        with pytest.raises(
+            interp.InputError, match=rf"{name}' cannot be read .*expected the format of (parquet|webdataset)"
+        ) as caught:
+            source_of(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    write_tar(tmp_path / "whole.tar", 40)
+    content = (tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "half.tar").write_bytes(content[: len(content) // 2 + 700])
+    with pytest.raises(interp.InputError, match=r"half.tar' cannot be read to its end"):
+        source_of(tmp_path / "half.tar").read(0, 40)
+
+
+def test_files_need_the_package(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", 1)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(interp.InputError, match=r"a.tar' is read with the datasets package: pip install datasets"):
+        source_of(tmp_path / "a.tar")

@@ -1,0 +1,83 @@
+"""Annotations: what JSON files say about pictures, LLaVA's conversations and COCO's captions.
+
+LLaVA's format is a list of ``{"id": ..., "image": "1.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is
+this?"}, {"from": "gpt", "value": "A cat."}]}``. The text of a row is the first turn of the human, and the first answer to
+it is the column ``answer``; later turns are left out. An item without an image is a row of text, and ``image`` may be a
+list.
+
+COCO's format is ``{"images": [{"id": ..., "file_name": ...}], "annotations": [{"id": ..., "image_id": ..., "caption":
+...}]}``. Each annotation is a row with the columns ``id``, ``file_name``, ``caption`` and ``group``, the id of its image:
+captions of one picture so stay on one side of a split by groups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InputError, shown
+
+TURNS = "conversations"
+_HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
+
+
+def with_turns(cells: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """The cells with `text` and `answer` for their conversation, unless they have such columns themselves.
+
+    Raises `InputError`, which begins with the `place` of the cells, for a conversation that has no turn of the human.
+
+    >>> turns = [{"from": "human", "value": "<image> what ?"}, {"from": "gpt", "value": "a cat"}]
+    >>> with_turns({"id": "7", "conversations": turns}, "row 0")
+    {'text': '<image> what ?', 'answer': 'a cat', 'id': '7'}
+    """
+    if TURNS not in cells:
+        return cells
+    turns = cells[TURNS] if isinstance(cells[TURNS], list | tuple) else ()
+    words = [(turn.get("from"), turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
+    starts = [start for start, (speaker, text) in enumerate(words) if speaker in _HUMAN and isinstance(text, str)]
+    if not starts:
+        raise InputError(
+            f'{place} has the conversation {shown(cells[TURNS])}: expected a list with a turn from "human"'
+        )
+    answer = next((text for speaker, text in words[starts[0] :] if speaker in _MODEL), None)
+    others = {name: cell for name, cell in cells.items() if name != TURNS}
+    return {"text": words[starts[0]][1], "answer": answer, **others}
+
+
+def read_json(file: Path) -> Sequence[Mapping[str, Any]]:
+    """The cells of each row of a ``.json`` file: the items of a list, or the captions of COCO's format.
+
+    Raises `InputError` for a file that cannot be read or is of neither format.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{shown(str(file))} cannot be read ({shown(error)}): expected JSON in UTF-8") from error
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        return _captions(content["images"], content.get("annotations"), file)
+    if isinstance(content, list) and all(isinstance(item, dict) for item in content):
+        return content
+    raise InputError(
+        f"{shown(str(file))} holds {shown(content)}: expected a list of objects, as LLaVA's conversations are, or COCO's "
+        '{"images": [...], "annotations": [...]}'
+    )
+
+
+def _captions(images: list[Any], annotations: Any, file: Path) -> list[dict[str, Any]]:
+    try:
+        names = {image["id"]: image["file_name"] for image in images}
+    except (TypeError, LookupError):
+        raise InputError(f"{shown(str(file))} has images without id or file_name: expected both of each") from None
+    rows = []
+    for number, item in enumerate(annotations if isinstance(annotations, list) else ()):
+        try:
+            key, caption, image = item["id"], item["caption"], item["image_id"]
+            rows.append({"id": key, "file_name": names[image], "caption": caption, "group": image})
+        except (TypeError, LookupError):
+            raise InputError(
+                f"annotation {number} of {shown(str(file))} is {shown(item)}: expected id, caption and the image_id of one "
+                "of the images"
+            ) from None
+    return rows

@@ -1,0 +1,150 @@
+"""Records: rows of named cells, as text files of tables and lists of dicts hold them.
+
+A ``.jsonl`` file has one JSON object on each line, a ``.csv`` file one row of cells; a list in memory has one dict a row.
+All are held in memory, their pictures are not opened. Whatever a file says is data: the pictures that it names are paths
+relative to the file or to `root`, and a name that leads out of that folder is refused.
+
+A csv has no types. A column of it becomes numbers where every cell is written as one (``3``, ``-0.5``, ``1e-05``; not
+``007`` or ``1,5``) and stays text otherwise; an empty cell is None.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.data.annotations import read_json, with_turns
+from interp.data.data import Data
+from interp.data.roles import check_ids, column_of, find_roles, is_plain, plain
+from interp.data.rows import Rows, pictures_in, pictures_of
+from interp.data.tables import IndexedRows
+from interp.errors import InputError, shown
+
+# Where pictures stand unless the user names the column; in the metadata of a folder, the last two alone.
+_PICTURES = ("image", "images", "file_name", "file_names")
+# A longer number is a name: a float would round it.
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+
+
+def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = False) -> Rows:
+    """The rows of records; of the `metadata` of a folder, each of pictures.
+
+    Raises `InputError` for names of pictures that lead out of their folder and for what `interp.data.roles` refuses.
+    """
+    records = [Record(with_turns(record.cells, record.place), record.file, record.number) for record in records]
+    names = list(dict.fromkeys(name for record in records for name in record.cells))
+    default = next((name for name in _PICTURES[2 if metadata else 0 :] if name in names), None)
+    image = column_of("image", data, names, default)
+    if metadata and image is None:
+        raise InputError(
+            f"{shown(str(records[0].file))} has the columns {', '.join(names)}: expected file_name, or say which it is with "
+            'columns={"image": ...}'
+        )
+    known = [name for name in names if name != image and all(is_plain(plain(r.cells.get(name))) for r in records)]
+    in_csv = records[0].file is not None and records[0].file.suffix == ".csv"
+    roles = find_roles(data, names, known, image, _kinds(records, known) if in_csv else {})
+    root, empty = data.folder(), dict.fromkeys(known)
+
+    def images_of(record: Record) -> Any:
+        images = None if image is None else record.cells.get(image)
+        folder = record.file.parent if root is None and record.file is not None else root
+        return images if folder is None else pictures_in(folder, images, record.place)
+
+    for record in records:
+        for name in pictures_of(None if image is None else record.cells.get(image)):
+            if record.file is not None and not (isinstance(name, str) and name):
+                raise InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
+        images_of(record)
+    if roles.id is not None:
+        check_ids(record.cells.get(roles.id) for record in records)
+
+    def fetch(start: int, stop: int) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+        return ((images_of(record), {**empty, **record.cells}) for record in records[start:stop])
+
+    return IndexedRows(len(records), fetch, roles)
+
+
+def read_records(files: Sequence[Path]) -> list[Record]:
+    """The records of ``.json``, ``.jsonl`` or ``.csv`` files. Raises `InputError` for one that cannot be read."""
+    records = [record for file in files for record in _read_file(file)]
+    if not records:
+        raise InputError(f"{shown(str(files[0]))} has no rows: expected one or more")
+    return records
+
+
+def _read_file(file: Path) -> Iterator[Record]:
+    if file.suffix == ".json":
+        yield from (Record(cells, file, number) for number, cells in enumerate(read_json(file)))
+        return
+    read = _read_csv if file.suffix == ".csv" else _read_jsonl
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            for number, cells in read(lines):
+                # Every line of JSON repeats the names; interned they take no memory of a row.
+                yield Record({sys.intern(name): cell for name, cell in cells.items()}, file, number)
+    except InputError as error:
+        raise InputError(f"{shown(str(file))}: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{shown(str(file))} cannot be read ({shown(error)}): expected a table in UTF-8") from error
+
+
+def _read_jsonl(lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError):
+            cells = None
+        if not isinstance(cells, dict):
+            raise InputError(f'line {number} is {shown(line)}: expected one JSON object, as {{"file_name": "1.png"}}')
+        yield number, cells
+
+
+def _read_csv(lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    table = csv.reader(lines, strict=True)
+    header = next(table, [])
+    if len(set(header)) != len(header):
+        raise InputError(f"line 1 is {shown(header)}: expected names of columns, each once")
+    for cells in table:
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise InputError(
+                f"line {table.line_num} has {len(cells)} cells and the first line {len(header)}: expected as many, put cells "
+                "with commas in quotes"
+            )
+        yield table.line_num, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _kinds(records: Sequence[Record], names: Sequence[str]) -> dict[str, Callable[[str], Any]]:
+    """The type of each column of text that has a number in every cell that is not empty."""
+    kinds: dict[str, Callable[[str], Any]] = {}
+    for name in names:
+        cells = [record.cells[name] for record in records if record.cells.get(name) is not None]
+        if cells and all(map(_NUMBER.fullmatch, cells)):
+            kinds[name] = int if all(map(_WHOLE.fullmatch, cells)) else float
+    return kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The cells of one row by column, the file that they are from, and their line or place in it."""
+
+    cells: Mapping[str, Any]
+    file: Path | None
+    number: int
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        if self.file is None:
+            return f"row {self.number} of the data"
+        return f"{'item' if self.file.suffix == '.json' else 'line'} {self.number} of {shown(str(self.file))}"
