@@ -29,7 +29,8 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.geometry.clouds import States, as_paired_states, check_k
-from interp.geometry.measures import measure_of
+from interp.geometry.grids import NO_HALVES, LayerStacks
+from interp.geometry.registry import measure_of
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
@@ -238,26 +239,24 @@ def alignment_matrix(
     >>> found.values.diagonal().tolist(), found.bypass().best.tolist()
     ([1.0, 1.0, 1.0], [0, 1, 2])
     """
-    measure = measure_of(metric)
+    measure = measure_of(metric).turned
     if k is not None and measure.k is None:
         raise InputError(f"k={k!r} was given for metric={metric!r}, which takes no neighbours: leave it out")
-    names = ("visual", "textual")
-    first, second = as_paired_states(visual, textual, names)
+    first, second = as_paired_states(visual, textual, ("visual", "textual"))
     n, number = first.shape[1], measure.k if k is None else k
     if number is not None:
         check_k(number, n)
     count = measure.subsamples if subsamples is None else subsamples
-    halves = torch.zeros(0, 0, dtype=torch.int64) if _none(count) else half_samples(n, count, seed)
-    stacks = list(first), list(second)
-    one, other = (
-        [f"{name} state {state}" for state in range(len(stack))] for name, stack in zip(names, stacks, strict=True)
-    )
-    found = measure.grid(*stacks, (one, other), halves, number)
-    floor = measure.floor(*stacks, (one, other), number, seed)
-    error = standard_error(found.parts, n) if len(halves) else torch.full_like(found.values, torch.nan)
-    low, high = interval(found.values, error, measure.bounds)
+    halves = NO_HALVES if not isinstance(count, bool) and count == 0 else half_samples(n, count, seed)
+    names = [f"visual state {state}" for state in range(len(first))]
+    others = [f"textual state {state}" for state in range(len(second))]
+    stacks = LayerStacks(list(first), list(second), (names, others))
+    grid = measure.grid(stacks, halves, number)
+    floor = measure.floor(stacks, number, seed)
+    error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
+    low, high = interval(grid.values, error, measure.bounds)
     return AlignmentMatrix(
-        found.values,
+        grid.values,
         float(floor.mean()),
         low,
         high,
@@ -266,8 +265,8 @@ def alignment_matrix(
         n,
         len(halves),
         floor,
-        found.parts,
-        None if found.influence is None else _flipped(found.influence, seed),
+        grid.parts,
+        None if grid.influence is None else _flipped(grid.influence, seed),
         provenance=Provenance(seed=seed),
     )
 
@@ -277,10 +276,6 @@ def _is_band(band: object) -> bool:
     if not isinstance(band, tuple | list) or not all(isinstance(end, int | float | np.number) for end in band):
         return False
     return len(band) == 2 and 0 <= band[0] < band[1] <= 1
-
-
-def _none(count: int) -> bool:
-    return not isinstance(count, bool) and count == 0
 
 
 def _flipped(influence: Float[Tensor, "visual textual n"], seed: int) -> Float[Tensor, "draw visual textual"]:

@@ -117,6 +117,14 @@ def check_k(k: int, n: int, name: str = "k") -> None:
         )
 
 
+def check_one_space(x: Tensor, y: Tensor) -> None:
+    """Refuse two clouds of unequal width, which cannot lie in one space of features."""
+    if x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"x has {x.shape[1]} features and y {y.shape[1]}: expected equally many, of one space of features"
+        )
+
+
 def duplicates(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
     """The rows that equal an earlier row, in order.
 

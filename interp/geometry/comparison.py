@@ -16,7 +16,7 @@ measures themselves is the difference of two comparisons (`GeometryComparison.ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,24 +25,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import checked_int
 from interp.errors import InputError, InputTypeError
 from interp.geometry.clouds import States, as_paired_states, distinct_rows, duplicates
-from interp.geometry.controls import (
-    ALONE,
-    DIMENSIONS,
-    GAPS,
-    UNIONS,
-    Draws,
-    Layer,
-    about,
-    neighbours_of,
-    of_both,
-    of_gap,
-    of_one,
-    of_path,
-)
-from interp.geometry.measures import MEASURES
-from interp.geometry.overlap import Labels, classes_of
+from interp.geometry.grids import NO_HALVES, Resampling
+from interp.geometry.modality import FIELDS, modality_gap
+from interp.geometry.overlap import Labels, label_classes
+from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
+from interp.geometry.registry import OF_TWO, REGISTRY, Measure
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import half_samples
@@ -152,88 +142,104 @@ def compare(
     >>> frame[frame.measure == "cka"].value.round(1).abs().tolist()
     [0.0, 0.0, 1.0]
     """
-    asked = _known(metrics, labels)
+    measures = _known(metrics, labels)
     first, second = as_paired_states(visual, textual, MODALITIES)
-    kept = _distinct(first, second, asked)
+    kept = _distinct(first, second, measures)
     dropped = torch.ones(first.shape[1], dtype=torch.bool)
     dropped[kept] = False
     first, second = first[:, kept], second[:, kept]
     n = len(kept)
-    _check_enough(n, asked)
-    classes = None if labels is None else classes_of(labels, len(dropped))[1][kept.numpy()]
-    if len(first) != len(second) and any(name not in ALONE for name in asked):
+    _check_enough(n, measures)
+    classes = None if labels is None else label_classes(labels, len(dropped))[1][kept.numpy()]
+    if len(first) != len(second) and any(measure.kind in OF_TWO for measure in measures):
+        alone = tuple(name for name, measure in REGISTRY.items() if measure.kind not in OF_TWO)
         raise InputError(
             f"visual has {len(first)} states and textual {len(second)}: measures of both take equally many, of one"
-            f" modality alone {ALONE} take any"
+            f" modality alone {alone} take any"
         )
-    halves = half_samples(n, subsamples, seed) if subsamples else torch.zeros(0, 0, dtype=torch.int64)
-    draws = Draws(halves, _count(permutations), seed)
-    found = []
-    if "curvature" in asked:
-        for name, stack in zip(MODALITIES, (first, second), strict=True):
-            with about(name):
-                found += list(of_path(name, stack, draws))
-    for number in range(max(len(first), len(second))):
-        stacks = zip(MODALITIES, (first, second), strict=True)
-        clouds = [Layer(name, number, stack[number], classes) for name, stack in stacks if number < len(stack)]
-        for cloud in clouds:
-            with about(cloud.name):
-                found += [(number, row) for row in of_one(cloud, asked, draws)]
-        if len(clouds) == len(MODALITIES):
-            one, other = clouds
-            found += [(number, row) for row in of_both(one, other, asked, draws)]
-            with about(f"{one.name} (x) and {other.name} (y)"):
-                found += [(number, row) for row in of_gap(one, other, asked, draws)]
-    found.sort(key=lambda each: (asked.index(each[1].measure), each[1].modality, each[0]))
+    halves = half_samples(n, subsamples, seed) if subsamples else NO_HALVES
+    resampling = Resampling(halves, checked_int(permutations, "permutations", least=1), seed)
+    readings = list(_readings(measures, (first, second), classes, resampling))
+    names = [measure.name for measure in measures]
+    readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
     notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out",) if len(out) else ()
+    numbers = {
+        name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64)
+        for name in ("value", "error", "chance", "p")
+    }
     return GeometryComparison(
-        measure=[row.measure for _, row in found],
-        modality=[row.modality for _, row in found],
-        state=[number for number, _ in found],
-        value=torch.tensor([row.value for _, row in found], dtype=torch.float64),
-        error=torch.tensor([row.error for _, row in found], dtype=torch.float64),
-        chance=torch.tensor([row.chance for _, row in found], dtype=torch.float64),
-        p=torch.tensor([row.p for _, row in found], dtype=torch.float64),
+        measure=[each.measure for each in readings],
+        modality=[each.modality for each in readings],
+        state=[each.state for each in readings],
+        **numbers,
         n=n,
         dropped=out,
         provenance=Provenance(seed=seed, notes=notes),
     )
 
 
-def _known(metrics: Iterable[str], labels: object) -> list[str]:
-    known = (*ALONE, *MEASURES, *GAPS, *UNIONS)
+def _readings(
+    measures: Sequence[Measure], stacks: tuple[Tensor, Tensor], classes: np.ndarray | None, resampling: Resampling
+) -> Iterator[Reading]:
+    """Every measure at every state: paths first, then state by state, so that one state's graphs are in memory at once."""
+    for measure in (each for each in measures if each.kind == "path"):
+        for name, stack in zip(MODALITIES, stacks, strict=True):
+            with naming(name):
+                yield from of_path(measure, name, stack, resampling)
+    for state in range(max(map(len, stacks))):
+        clouds = [
+            StateCloud(name, state, stack[state], classes, resampling)
+            for name, stack in zip(MODALITIES, stacks, strict=True)
+            if state < len(stack)
+        ]
+        for cloud in clouds:
+            with naming(cloud.name):
+                yield from (of_one(each, cloud) for each in measures if each.kind in ("cloud", "labelled"))
+        if len(clouds) == len(MODALITIES):
+            yield from _of_both(measures, clouds[0], clouds[1])
+
+
+def _of_both(measures: Sequence[Measure], one: StateCloud, other: StateCloud) -> Iterator[Reading]:
+    """The measures of two clouds at one state; those that one `modality_gap` has share it."""
+    shared = [measure for measure in measures if measure.name in FIELDS]
+    if shared:
+        draws = one.resampling
+        with naming(f"{one.name} (x) and {other.name} (y)"):
+            gap = modality_gap(one.cloud, other.cloud, shuffles=draws.permutations, seed=draws.seed)
+        yield from (of_gap(each, gap, one.state) for each in shared)
+    yield from (of_two(each, one, other) for each in measures if each.kind in OF_TWO and each not in shared)
+
+
+def _known(metrics: Iterable[str], labels: object) -> list[Measure]:
+    known = tuple(REGISTRY)
     if not isinstance(metrics, Iterable):
         raise InputError(f"metrics={metrics!r}: expected names, some of {known}")
-    asked = [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in asked if not isinstance(name, str) or name not in known]
-    if unknown or not asked:
-        raise InputError(f"metrics={asked!r}: {unknown!r} are unknown, use some of {known}")
-    if "label_overlap" in asked and labels is None:
-        raise InputError("metrics has 'label_overlap' and labels=None: pass one label an example")
-    return list(dict.fromkeys(asked))
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
+    if unknown or not names:
+        raise InputError(f"metrics={names!r}: {unknown!r} are unknown, use some of {known}")
+    measures = [REGISTRY[name] for name in dict.fromkeys(names)]
+    labelled = next((measure.name for measure in measures if measure.kind == "labelled"), None)
+    if labelled and labels is None:
+        raise InputError(f"metrics has {labelled!r} and labels=None: pass one label an example")
+    return measures
 
 
-def _check_enough(n: int, asked: Sequence[str]) -> None:
+def _check_enough(n: int, measures: Sequence[Measure]) -> None:
     """Refuse measures of more neighbours than there are, which a caller of `compare` does not choose."""
-    for name in asked:
-        k = neighbours_of(name)
+    for measure in measures:
+        k = measure.k or 0
         if k >= n:
             raise InputError(
-                f"{name!r} takes {k} neighbours and there are {n} examples: pass {k + 1} or more, or leave it out"
+                f"{measure.name!r} takes {k} neighbours and there are {n} examples: pass {k + 1} or more, or leave it out"
             )
 
 
-def _count(permutations: int) -> int:
-    if isinstance(permutations, bool) or not isinstance(permutations, int | np.integer) or permutations < 1:
-        raise InputError(f"permutations={permutations!r}: a chance level takes an integer of 1 or more")
-    return int(permutations)
-
-
-def _distinct(first: Tensor, second: Tensor, asked: Sequence[str]) -> Int[Tensor, " kept"]:
-    """The examples to keep: all, or those that are distinct in all states of both modalities where a metric needs that."""
+def _distinct(first: Tensor, second: Tensor, measures: Sequence[Measure]) -> Int[Tensor, " kept"]:
+    """The examples to keep: all, or those that are distinct in all states of both modalities where a measure needs that."""
     n = first.shape[1]
-    needed = sorted({*DIMENSIONS, "id_correlation", "homogeneity"} & set(asked))
+    needed = sorted(measure.name for measure in measures if measure.distinct)
     if not needed:
         return torch.arange(n)
     for name, stack in zip(MODALITIES, (first, second), strict=True):

@@ -40,7 +40,7 @@ from interp.statistics.half_samples import generator
 
 FRACTION = 0.9  # of the ratios of distances, the lowest, that 2NN is fitted to
 HELD = 2**29  # bytes of a table of all distances that may be held
-Table = Callable[[Tensor], Tensor]  # from the numbers of some rows to these rows
+DistanceTable = Callable[[Tensor], Tensor]  # from the numbers of some rows to these rows
 NEIGHBOURS = {"2nn": 2, "mle": 100}
 
 
@@ -124,7 +124,7 @@ def _standardised(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n e"
     return (kept - kept.mean(dim=0)) / kept.std(dim=0)
 
 
-def _table(cloud: Float[Tensor, "n d"], name: str) -> Table:
+def _table(cloud: Float[Tensor, "n d"], name: str) -> DistanceTable:
     """Some rows of all squared distances, infinity from a point to itself: computed in float64, kept in float32.
 
     Rounding changes a ratio of distances by 1e-7 of itself, far less than the ratios of one point and the next differ.
@@ -150,7 +150,9 @@ def _table(cloud: Float[Tensor, "n d"], name: str) -> Table:
     return lambda rows: table[rows]
 
 
-def _nearest(first: Table, second: Table | None, order: Int[Tensor, " n"], k: int) -> Float[Tensor, "n k"]:
+def _nearest(
+    first: DistanceTable, second: DistanceTable | None, order: Int[Tensor, " n"], k: int
+) -> Float[Tensor, "n k"]:
     """The k smallest squared distances of each point of x, or of [x, y[order]], from the tables of x and y."""
     n, here = len(order), torch.arange(len(order), device=order.device)
     nearest = []

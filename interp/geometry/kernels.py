@@ -24,22 +24,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.centring import centred_pair, doubles
 from interp.geometry.clouds import Cloud, as_pair
 from interp.geometry.neighbors import blocks
 from interp.geometry.pairs import (
-    Table,
+    PairTable,
+    centred_table,
+    check_left,
     distances,
     each_pair,
-    gaussian,
     inner_products,
     mean_ranks,
-    median_distance,
+    rbf,
     sorted_squares,
 )
+from interp.geometry.scaling import centred_pair, doubles
 
 KERNELS = ("linear", "rbf")
-_NOTHING = 1e-20  # what centring leaves of a table's squared entries by rounding alone
 _CANCELLED = 1e-6  # below this part of the diagonal's squares, a difference from them has lost half its digits
 
 
@@ -131,18 +131,7 @@ def _unit_size(x: Cloud, y: Cloud, debiased: bool) -> tuple[Tensor, Tensor]:
     return first / first.abs().amax(), second / second.abs().amax()
 
 
-def rbf(x: Float[Tensor, "n d"], bandwidth: float | None, name: str) -> Table:
-    """The table of the Gaussian kernel of a centred cloud, `bandwidth` (1 where None) times its median distance wide."""
-    factor = 1.0 if bandwidth is None else bandwidth
-    if isinstance(factor, bool) or not isinstance(factor, int | float | np.number) or not 0 < factor < float("inf"):
-        raise InputError(f"bandwidth={bandwidth!r}: expected a positive number of median distances")
-    width = float(factor) * median_distance(x)
-    if not width:
-        raise InputError(f"half of the pairs of {name} are equal rows, the median distance is 0: drop duplicates")
-    return gaussian(x, width)
-
-
-def _alignment(first: Table, second: Table, n: int, debiased: bool) -> Float[Tensor, " n"]:
+def _alignment(first: PairTable, second: PairTable, n: int, debiased: bool) -> Float[Tensor, " n"]:
     """Each example's part in the cosine of two tables, both centred first."""
     (first, size), (second, other_size) = centred_table(first, n, debiased), centred_table(second, n, debiased)
     parts: list[Tensor] = []
@@ -151,31 +140,6 @@ def _alignment(first: Table, second: Table, n: int, debiased: bool) -> Float[Ten
         parts.append(torch.stack([(one * other).sum(dim=1), one.square_().sum(dim=1), other.square_().sum(dim=1)]))
     cross, own, other_own = torch.cat(parts, dim=1)
     return _cosine(cross, own.sum(), other_own.sum(), size, other_size)
-
-
-def centred_table(table: Table, n: int, debiased: bool) -> tuple[Table, Tensor]:
-    """The table with rows and columns that sum to 0, by an offset for each; and the sum of its squares before.
-
-    Debiased, the diagonal is 0 before and after, and the offsets are such that the rest sums to 0.
-    """
-    within = n - 2 if debiased else n
-    sums, squares = [], []
-    for rows in blocks(n, n):
-        block = table(rows)
-        if debiased:
-            block.diagonal(offset=rows.start).zero_()
-        sums.append(block.sum(dim=1))
-        squares.append(block.square_().sum())
-    by_row = torch.cat(sums)
-    offsets = by_row.sum() / (2 * within * (n - 1 if debiased else n)) - by_row / within
-
-    def centred_rows(rows: slice) -> Tensor:
-        block = table(rows).add_(offsets[rows, None]).add_(offsets)
-        if debiased:
-            block.diagonal(offset=rows.start).zero_()
-        return block
-
-    return centred_rows, torch.stack(squares).sum()
 
 
 def _linear_alignment(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], debiased: bool) -> Float[Tensor, " n"]:
@@ -231,12 +195,6 @@ def _cosine(cross: Tensor, own: Tensor, other_own: Tensor, size: Tensor, other_s
     check_left(own, size, len(cross), "x")
     check_left(other_own, other_size, len(cross), "y")
     return cross / (own.sqrt() * other_own.sqrt())
-
-
-def check_left(own: Tensor, size: Tensor, n: int, name: str) -> None:
-    """Refuse a table of n rows of which centring leaves, as its sum of squares, nothing but rounding of `size`."""
-    if own <= _NOTHING * size:
-        raise InputError(f"all pairs of the {n} rows of {name} are equally alike: nothing is left to compare")
 
 
 # Ranks of distances ---------------------------------------------------------------------------------------------------

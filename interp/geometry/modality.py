@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -27,14 +26,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import checked_int
 from interp.errors import InputError
-from interp.geometry.centring import centred_pair, doubles
-from interp.geometry.clouds import Cloud, as_pair
+from interp.geometry.clouds import Cloud, as_pair, check_one_space
 from interp.geometry.neighbors import blocks
+from interp.geometry.scaling import centred_pair, doubles
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator
+from interp.statistics.permutation import permutation_p
 
+# The measures that one `ModalityGap` has, by name: its fields with the value, the error, the chance level and p.
+FIELDS = {
+    "paired_cosine": ("paired_cosine", "", "shuffled_cosine", "p"),
+    "corrected_cosine": ("corrected_cosine", "corrected_error", "", ""),
+    "centroid_distance": ("centroid_relative", "", "centroid_chance", ""),
+    "separability": ("separability", "separability_error", "", ""),
+}
 FOLDS = 5
 _MAX_ITERATIONS = 5000
 
@@ -109,16 +117,10 @@ def modality_gap(x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0) -> Moda
     >>> gap.p < 0.05, gap.corrected_cosine > 0.3, gap.centroid_relative > gap.centroid_chance, gap.separability > 0.9
     (True, True, True, True)
     """
-    if isinstance(shuffles, bool) or not isinstance(shuffles, Integral) or shuffles < 1:
-        raise InputError(f"shuffles={shuffles!r}: expected a positive integer")
-    first, second = (doubles(cloud) for cloud in as_pair(x, y))
-    if first.shape[1] != second.shape[1]:
-        raise InputError(
-            f"x has {first.shape[1]} features and y {second.shape[1]}: a gap is measured in one space of features"
-        )
-    centred_pair(first, second)  # which refuses constant clouds
+    shuffles = checked_int(shuffles, "shuffles", least=1)
+    first, second = _in_one_space(x, y)
     one, other = _unit_rows(first, "x"), _unit_rows(second, "y")
-    paired, shuffled, p = _paired(one, other, int(shuffles), seed)
+    paired, shuffled, p = _paired(one, other, shuffles, seed)
     corrected = _corrected(one, other)
     distance, relative, chance = _centroids(first, second)
     right = _told_apart(first, second, seed)
@@ -136,10 +138,47 @@ def modality_gap(x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0) -> Moda
         separability=float(right.mean()),
         separability_error=float(right.std(ddof=1)) / math.sqrt(n),
         n=n,
-        shuffles=int(shuffles),
+        shuffles=shuffles,
         folds=min(FOLDS, n),
         provenance=Provenance(seed=seed),
     )
+
+
+def paired_cosine(x: Cloud, y: Cloud) -> float:
+    """The `paired_cosine` of `modality_gap` alone."""
+    return float(_cosines(*_unit_pair(x, y)).quantile(0.5))
+
+
+def corrected_cosine(x: Cloud, y: Cloud) -> float:
+    """The `corrected_cosine` of `modality_gap` alone."""
+    return float(_corrected(*_unit_pair(x, y)).mean())
+
+
+def centroid_distance(x: Cloud, y: Cloud) -> float:
+    """The `centroid_relative` of `modality_gap` alone."""
+    return _centroids(*_in_one_space(x, y))[1]
+
+
+def separability(x: Cloud, y: Cloud) -> float:
+    """The `separability` of `modality_gap` alone, with its folds drawn with seed 0."""
+    return float(_told_apart(*_in_one_space(x, y), 0).mean())
+
+
+def _in_one_space(x: Cloud, y: Cloud) -> tuple[Tensor, Tensor]:
+    """Two paired clouds of equal width in float64; constant ones are refused."""
+    first, second = (doubles(cloud) for cloud in as_pair(x, y))
+    check_one_space(first, second)
+    centred_pair(first, second)  # which refuses constant clouds
+    return first, second
+
+
+def _unit_pair(x: Cloud, y: Cloud) -> tuple[Tensor, Tensor]:
+    first, second = _in_one_space(x, y)
+    return _unit_rows(first, "x"), _unit_rows(second, "y")
+
+
+def _cosines(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    return (x * y).sum(dim=1)
 
 
 def _unit_rows(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
@@ -151,12 +190,12 @@ def _unit_rows(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
 
 def _paired(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], shuffles: int, seed: int) -> tuple[float, float, float]:
     """The median cosine of pairs, its mean over shuffled pairs, and the share of shuffles that reach it."""
-    value = (x * y).sum(dim=1).quantile(0.5)
+    value = _cosines(x, y).quantile(0.5)
     rng = generator(seed)
     orders = (torch.from_numpy(rng.permutation(len(x))).to(x.device) for _ in range(shuffles))
-    drawn = torch.stack([(x * y[order]).sum(dim=1).quantile(0.5) for order in orders])
+    drawn = torch.stack([_cosines(x, y[order]).quantile(0.5) for order in orders])
     reached = int((drawn >= value - 1e-12).sum())
-    return float(value), float(drawn.mean()), (reached + 1) / (shuffles + 1)
+    return float(value), float(drawn.mean()), permutation_p(reached, shuffles)
 
 
 def _quartiles(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[float, float, float]:
@@ -175,7 +214,7 @@ def _quartiles(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[float,
 
 def _corrected(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Each pair's cosine less the mean cosine of its x with the y of the other examples."""
-    own = (x * y).sum(dim=1)
+    own = _cosines(x, y)
     return own - (x @ y.sum(dim=0) - own) / (len(x) - 1)
 
 

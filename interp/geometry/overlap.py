@@ -127,7 +127,7 @@ def label_overlap(x: Graph, labels: Labels, k: int = 30, metric: str = "euclidea
     1.0
     """
     graph = graph_of(x, k, metric)
-    classes, of = classes_of(labels, len(graph))
+    classes, of = label_classes(labels, len(graph))
     own = torch.from_numpy(of).to(graph.indices.device)
     same = torch.empty(len(graph), dtype=torch.float64)
     for rows in blocks(len(graph), len(graph)):
@@ -137,7 +137,7 @@ def label_overlap(x: Graph, labels: Labels, k: int = 30, metric: str = "euclidea
     return float(np.mean([same[of == number].mean() / k for number in range(len(classes))]))
 
 
-def classes_of(labels: Labels, n: int) -> tuple[np.ndarray, np.ndarray]:
+def label_classes(labels: Labels, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The classes and each example's number among them.
 
     Raises `InputError` where labels are not one for each of `n` examples, some are missing, or all are the same.

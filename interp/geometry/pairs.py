@@ -17,34 +17,79 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import as_number
+from interp.errors import InputError
 from interp.geometry.neighbors import blocks
 
-Table = Callable[[slice], Tensor]  # from a slice of rows to the Float [row, example] of them
+PairTable = Callable[[slice], Tensor]  # from a slice of rows to the Float [row, example] of them
 
+_NOTHING = 1e-20  # what centring leaves of a table's squared entries by rounding alone
 _SAME = 1e-12  # a squared distance below this part of |a|^2 + |b|^2 is rounding: the points are equal
 
 
-def inner_products(x: Float[Tensor, "n d"]) -> Table:
+def inner_products(x: Float[Tensor, "n d"]) -> PairTable:
     """The table of inner products of rows."""
     return lambda rows: x[rows] @ x.T
 
 
-def squared_distances(x: Float[Tensor, "n d"]) -> Table:
+def squared_distances(x: Float[Tensor, "n d"]) -> PairTable:
     """The table of squared Euclidean distances of the rows of a centred cloud; 0 for a row and itself."""
     lengths = x.square().sum(dim=1)
     return lambda rows: _squares(x, lengths, rows, slice(0, len(x)))
 
 
-def distances(x: Float[Tensor, "n d"]) -> Table:
+def distances(x: Float[Tensor, "n d"]) -> PairTable:
     """The table of Euclidean distances of the rows of a centred cloud."""
     squared = squared_distances(x)
     return lambda rows: squared(rows).sqrt_()
 
 
-def gaussian(x: Float[Tensor, "n d"], width: float) -> Table:
+def gaussian(x: Float[Tensor, "n d"], width: float) -> PairTable:
     """The table of exp(-distance^2 / (2 width^2)) of the rows of a centred cloud."""
     squared = squared_distances(x)
     return lambda rows: squared(rows).div_(-2 * width**2).exp_()
+
+
+def rbf(x: Float[Tensor, "n d"], bandwidth: float | None, name: str) -> PairTable:
+    """The table of the Gaussian kernel of a centred cloud, `bandwidth` (1 where None) times its median distance wide."""
+    factor = 1.0 if bandwidth is None else as_number(bandwidth)
+    if factor is None or not 0 < factor < math.inf:
+        raise InputError(f"bandwidth={bandwidth!r}: expected a positive number of median distances")
+    width = factor * median_distance(x)
+    if not width:
+        raise InputError(f"half of the pairs of {name} are equal rows, the median distance is 0: drop duplicates")
+    return gaussian(x, width)
+
+
+def centred_table(table: PairTable, n: int, debiased: bool) -> tuple[PairTable, Tensor]:
+    """The table with rows and columns that sum to 0, by an offset for each; and the sum of its squares before.
+
+    Debiased, the diagonal is 0 before and after, and the offsets are such that the rest sums to 0.
+    """
+    within = n - 2 if debiased else n
+    sums, squares = [], []
+    for rows in blocks(n, n):
+        block = table(rows)
+        if debiased:
+            block.diagonal(offset=rows.start).zero_()
+        sums.append(block.sum(dim=1))
+        squares.append(block.square_().sum())
+    by_row = torch.cat(sums)
+    offsets = by_row.sum() / (2 * within * (n - 1 if debiased else n)) - by_row / within
+
+    def centred_rows(rows: slice) -> Tensor:
+        block = table(rows).add_(offsets[rows, None]).add_(offsets)
+        if debiased:
+            block.diagonal(offset=rows.start).zero_()
+        return block
+
+    return centred_rows, torch.stack(squares).sum()
+
+
+def check_left(own: Tensor, size: Tensor, n: int, name: str) -> None:
+    """Refuse a table of n rows of which centring leaves, as its sum of squares, nothing but rounding of `size`."""
+    if own <= _NOTHING * size:
+        raise InputError(f"all pairs of the {n} rows of {name} are equally alike: nothing is left to compare")
 
 
 def each_pair(x: Float[Tensor, "n d"], rows: slice, lengths: Float[Tensor, " n"]) -> Float[Tensor, " pair"]:

@@ -15,14 +15,51 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.centring import like
-from interp.geometry.clouds import Cloud, States, as_cloud, as_states, precision
+from interp.geometry.clouds import Cloud, States, as_cloud, as_pair, as_states, precision
 
 TIMES = 20.0
+_ROUNDING = 1e-13  # a cloud that varies by less than this part of its size varies by rounding alone
+
+
+def centred(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
+    """`x` `[example, feature]` less its mean row, in float64.
+
+    Raises what `as_cloud` raises, and `InputError` where all rows are equal.
+
+    >>> centred(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
+    [[-1.0, 0.0], [1.0, 0.0]]
+    """
+    cloud = doubles(as_cloud(x, name))
+    rest = cloud - cloud.mean(dim=0)
+    if rest.abs().amax() <= _ROUNDING * cloud.abs().amax():
+        raise InputError(f"the {len(cloud)} rows of {name} are all equal: expected examples that differ")
+    return rest
+
+
+def centred_pair(x: Cloud, y: Cloud) -> tuple[Tensor, Tensor]:
+    """Two clouds with paired rows, each less its own mean row, in float64 on the device of the first.
+
+    Raises what `as_pair` and `centred` raise.
+    """
+    first, second = as_pair(x, y)
+    return centred(first, "x"), centred(second, "y")
+
+
+def doubles(values: Tensor) -> Tensor:
+    """`values` in float64, on the CPU where their device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def like(values: Tensor, x: Cloud) -> Cloud:
+    """`values` as an array where `x` is one, else as a tensor on the device of `x`."""
+    if isinstance(x, np.ndarray):
+        return values.cpu().numpy()
+    device = getattr(x, "device", torch.device("cpu"))
+    return values if device.type == "mps" else values.to(device)
 
 
 def standardise(x: Cloud) -> Cloud:

@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.centring import centred, doubles, like
 from interp.geometry.clouds import Cloud, States, as_states
+from interp.geometry.scaling import centred, doubles, like
 
 _AT_MEAN = 1e-7  # a row shorter than this part of the longest is at the mean, but for rounding
 

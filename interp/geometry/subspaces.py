@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.centring import centred, centred_pair, like
-from interp.geometry.clouds import Cloud, as_cloud, as_pair
+from interp.geometry.clouds import Cloud, as_cloud, as_pair, check_one_space
+from interp.geometry.scaling import centred, centred_pair, like
 
 _RANK = {torch.float32: 1e-6, torch.float64: 1e-10}  # a singular value below this part of the largest is rounding
 _CONSTANT = 1e-10  # and so is a column whose spread is below this part of the largest
@@ -147,10 +147,7 @@ def principal_angles(x: Cloud, y: Cloud, components: int = 10) -> Cloud:
     """
     given = as_cloud(x, "x"), as_cloud(y, "y")
     first, second = centred(given[0], "x"), centred(given[1], "y")
-    if first.shape[1] != second.shape[1]:
-        raise InputError(
-            f"x has {first.shape[1]} features and y {second.shape[1]}: angles are taken in one space of features"
-        )
+    check_one_space(first, second)
     one = _directions(first.T, components, "x", given[0].dtype)
     other = _directions(second.T, components, "y", given[1].dtype).to(one.device)
     inner = one.T @ other
