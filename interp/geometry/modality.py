@@ -27,10 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import checked_int
-from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, check_one_space
 from interp.geometry.neighbors import blocks
-from interp.geometry.scaling import centred_pair, doubles
+from interp.geometry.scaling import centred_pair, doubles, unit_rows
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator
@@ -119,7 +118,7 @@ def modality_gap(x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0) -> Moda
     """
     shuffles = checked_int(shuffles, "shuffles", least=1)
     first, second = _in_one_space(x, y)
-    one, other = _unit_rows(first, "x"), _unit_rows(second, "y")
+    one, other = unit_rows(first, "x"), unit_rows(second, "y")
     paired, shuffled, p = _paired(one, other, shuffles, seed)
     corrected = _corrected(one, other)
     distance, relative, chance = _centroids(first, second)
@@ -174,18 +173,11 @@ def _in_one_space(x: Cloud, y: Cloud) -> tuple[Tensor, Tensor]:
 
 def _unit_pair(x: Cloud, y: Cloud) -> tuple[Tensor, Tensor]:
     first, second = _in_one_space(x, y)
-    return _unit_rows(first, "x"), _unit_rows(second, "y")
+    return unit_rows(first, "x"), unit_rows(second, "y")
 
 
 def _cosines(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     return (x * y).sum(dim=1)
-
-
-def _unit_rows(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
-    lengths = cloud.norm(dim=1, keepdim=True)
-    if (lengths == 0).any():
-        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
-    return cloud / lengths
 
 
 def _paired(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], shuffles: int, seed: int) -> tuple[float, float, float]:

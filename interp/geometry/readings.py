@@ -124,7 +124,7 @@ def of_path(measure: Measure, modality: str, states: Tensor, resampling: Resampl
     rng = torch.Generator().manual_seed(resampling.seed)
     orders = [torch.randperm(states.shape[1], generator=rng).to(states.device) for _ in states]
     strangers = torch.stack([state[order] for state, order in zip(states, orders, strict=True)])
-    numbers, control = (torch.as_tensor(measure.function(path)) for path in (states, strangers))
+    numbers, control = (measure.path_values(path) for path in (states, strangers))
     for state, (own, other) in enumerate(zip(numbers, control, strict=True), start=1):
         known = own[own.isfinite()]
         error = float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan

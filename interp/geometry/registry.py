@@ -135,6 +135,14 @@ class Measure:
             raise InputError(f"measure {self.name!r} returned {shown(result)}: expected one number, such as a float")
         return number
 
+    def path_values(self, states: Float[Tensor, "state n d"]) -> Float[Tensor, "inner n"]:
+        """The numbers of a measure of paths, one for each example at each state between two others."""
+        numbers = torch.as_tensor(self.function(states))
+        expected = (len(states) - 2, states.shape[1])
+        if numbers.shape != expected:
+            raise InputError(f"measure {self.name!r} returned {shown(numbers)}: expected shape {expected}")
+        return numbers
+
     def level(self, n: int, k: int | None) -> float:
         """The chance level by formula; NaN where there is none."""
         return math.nan if self.chance is None else self.chance(n, k)
@@ -204,11 +212,11 @@ def register_measure(
     >>> images, captions = torch.randn(2, 3, 60, 4, generator=torch.Generator().manual_seed(0))
     >>> captions[2] += 2  # a gap at state 2 alone
     >>> frame = compare(images, captions, metrics=["energy_distance"]).to_frame()
-    >>> frame["value"].round(1).abs().tolist(), frame["chance"].round(1).abs().tolist(), round(frame["p"][2], 3)
-    ([0.0, 0.0, 2.9], [0.0, 0.0, 0.0], 0.048)
+    >>> frame[["value", "chance", "p"]].iloc[2].round(2).tolist()
+    [4.4, 0.04, 0.05]
     >>> matrix = alignment_matrix(images, captions, metric="energy_distance")  # minus the distance: more is more alike
     >>> [round(value) for value in matrix.values[0].tolist()]
-    [0, 0, -3]
+    [0, 0, -4]
     >>> figure = matrix.plot()
     >>> unregister_measure("energy_distance")
 

@@ -19,6 +19,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from interp.geometry.registry import REGISTRY
 from interp.plots.series import Series, series_figure
 from interp.plots.theme import AMOUNT_SCALE, CHANCE, COLOURS, INK, MARK, TEMPLATE, label, markers, new_figure, numbers
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 _NARROWEST = 0.1
-_TURNED = ("procrustes", "information_imbalance")  # of which a matrix holds 1 less the value
 
 
 def diagonal_figure(
@@ -64,8 +64,9 @@ def _is_level(matrix: AlignmentMatrix) -> bool:
 
 
 def _metric(matrix: AlignmentMatrix) -> str:
-    name = label(matrix.metric.replace("_", " "))
-    return f"1 - {name}" if matrix.metric in _TURNED else name
+    """What the registry calls the values of the matrix; the name itself for a measure that is not registered."""
+    measure = REGISTRY.get(matrix.metric)
+    return label(measure.turned.title if measure else matrix.metric.replace("_", " "), 40)
 
 
 def alignment_figure(

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import InputError
+from interp.geometry.registry import REGISTRY
 from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, label, markers, new_figure, numbers
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 _COLOUR = {"visual": COLOURS[0], "textual": COLOURS[1], "both": COLOURS[2]}
 _ACROSS = 3
+_ROOM = 0.05  # of an axis, beyond the bounds of a measure
 _PANEL = 240  # pixels from one row of panels to the next
 
 
@@ -39,7 +41,7 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
         raise InputError("the comparison has no number: compare() at least one measure")
     across = min(_ACROSS, len(measures))
     down = math.ceil(len(measures) / across)
-    names = [label(name.replace("_", " "), 40) for name in measures]
+    names = [label(_title(name), 40) for name in measures]
     figure = make_subplots(down, across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.26 / down)
     figure.update_layout(
         template=TEMPLATE,
@@ -52,6 +54,7 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
     for index, measure in enumerate(measures):
         row, column = divmod(index, across)
         part = frame[frame["measure"] == measure]
+        figure.update_yaxes(_axis(measure), row=row + 1, col=column + 1)
         for modality in (each for each in _COLOUR if (part["modality"] == each).any()):
             line = part[part["modality"] == modality]
             for trace in _line(measure, modality, line, legend=modality not in named):
@@ -63,6 +66,19 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
         last = (len(measures) - 1 - column) // across + 1
         figure.update_xaxes(title_text="state", row=last, col=column + 1)
     return figure
+
+
+def _title(measure: str) -> str:
+    """What the registry calls the numbers of a comparison; the name itself for a measure that is not registered."""
+    return REGISTRY[measure].compared.title if measure in REGISTRY else measure.replace("_", " ")
+
+
+def _axis(measure: str) -> dict[str, float]:
+    """The ends beyond which the axis of a measure does not reach: its bounds, with room for markers."""
+    bounds = REGISTRY[measure].compared.bounds if measure in REGISTRY else (-math.inf, math.inf)
+    room = _ROOM * min(bounds[1] - bounds[0], 1.0)
+    ends = {"minallowed": bounds[0] - room, "maxallowed": bounds[1] + room}
+    return {name: end for name, end in ends.items() if math.isfinite(end)}
 
 
 def _line(measure: str, modality: str, line: pd.DataFrame, legend: bool) -> list[go.Scatter]:

@@ -203,11 +203,7 @@ def weights_figure(result: FeatureWeights, title: str | None = None, height: int
         row=1,
         col=2,
     )
-    levels = {
-        "held out": result.held_out,
-        "held out, at the start": result.start,
-        "held out, shuffled": shuffled,
-    }
+    levels = {"held out": result.held_out, "held out, at the start": result.start, "held out, shuffled": shuffled}
     for (name, level), colour in zip(levels.items(), (COLOURS[1], COLOURS[2], CHANCE), strict=True):
         figure.add_scatter(
             x=[0, max(1, steps - 1)],

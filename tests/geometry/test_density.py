@@ -152,7 +152,7 @@ def test_equal_rows_are_refused(method, dimension):
     ("arguments", "message"),
     [
         ({"method": "kde"}, "density 'kde' is unknown"),
-        ({"k": 150}, "k=150 neighbours were asked of 150 examples"),
+        ({"k": 150}, "k=150 neighbours of 150 examples: expected"),
         ({"k": 0}, "k=0"),
         ({"dimension": 0}, "dimension=0"),
         ({"dimension": math.nan}, "dimension=nan"),

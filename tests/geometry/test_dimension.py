@@ -121,7 +121,7 @@ def test_equal_rows_are_named_and_refused():
         ({"method": "3nn"}, "method='3nn' is unknown"),
         ({"fraction": 1.0}, "fraction=1.0"),
         ({"method": "gride", "n1": 32, "n2": 32}, "the first must be smaller"),
-        ({"method": "gride", "n2": 100}, "last rank=100 neighbours were asked of 100 examples"),
+        ({"method": "gride", "n2": 100}, "last rank=100 neighbours of 100 examples: expected"),
         ({"method": "mle", "k": 1}, "the first must be smaller"),
         ({"metric": "hamming"}, "metric='hamming'"),
     ],

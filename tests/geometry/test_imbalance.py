@@ -154,7 +154,7 @@ def test_refusals():
     same = np.repeat(x[:4], 5, axis=0)
     for call, message in [
         (lambda: information_imbalance(x, y[:19]), "x has 20 examples and y 19"),
-        (lambda: information_imbalance(x, y, k=20), "k=20 neighbours were asked of 20 examples"),
+        (lambda: information_imbalance(x, y, k=20), "k=20 neighbours of 20 examples: expected"),
         (lambda: information_imbalance(x, y * np.nan), "y has 20 rows that are not finite"),
         (lambda: information_imbalance(x, y, metric="dot"), "metric='dot'"),
         (
@@ -182,7 +182,7 @@ def test_weights_may_be_an_array():
     expected = differentiable_imbalance(x, y, torch.tensor([1.0, 2.0, 0.5]), factor=0.5)
     assert differentiable_imbalance(x, y, np.array([1.0, 2.0, 0.5]), factor=0.5) == expected
     for weights in ([1.0, 2.0, 0.5], 1.0, np.array([1.0, np.nan, 1.0])):
-        with pytest.raises(InputError, match="expected a finite one for each of the 3 features"):
+        with pytest.raises(InputError, match="expected one finite number for each of the 3 features"):
             differentiable_imbalance(x, y, weights)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +37,11 @@ def own():
 
     yield add
     for name in names:
-        unregister_measure(name)
+        if name in REGISTRY:
+            unregister_measure(name)
 
 
-def stacks(n=80, d=5, seed=0, states=3):
+def stacks(n=80, d=12, seed=0, states=3):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(2, states, n, d))
 
@@ -49,7 +49,7 @@ def stacks(n=80, d=5, seed=0, states=3):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_measure_is_in_the_docs_and_has_its_panel_and_axis(name):
     measure = REGISTRY[name]
-    assert re.search(rf"`\"?{name}\"?(\(.*?\))?`", PAGE)
+    assert f"`{name}`" in PAGE
     assert measure.title
     result = compare(*stacks(), metrics=[name], labels=np.arange(80) % 3, subsamples=2, permutations=2)
     figure = plots.figure(result)
@@ -96,7 +96,9 @@ def test_an_energy_distance_is_right_in_comparisons_matrices_and_figures(energy)
     for state, value in zip(frame.state, frame.value, strict=True):
         x, y = visual[state], textual[state]
         across = np.mean([np.linalg.norm(a - b) for a in x for b in y])
-        within = sum(np.mean([np.linalg.norm(c[i] - c[j]) for i in range(80) for j in range(80) if i != j]) for c in (x, y))
+        within = sum(
+            np.mean([np.linalg.norm(c[i] - c[j]) for i in range(80) for j in range(80) if i != j]) for c in (x, y)
+        )
         assert value == pytest.approx(2 * across - within, abs=1e-9)
     assert frame.chance.abs().max() < 0.02  # one distribution once members are exchanged
     assert frame.value[2] > 0.5
@@ -112,7 +114,9 @@ def test_an_energy_distance_is_right_in_comparisons_matrices_and_figures(energy)
 
     matrix = alignment_matrix(visual, textual, metric="energy_distance", subsamples=6)
     np.testing.assert_allclose(matrix.values.diagonal(), -frame.value)
-    assert float(matrix.values[0, 1]) == -float(energy_distance(*(torch.from_numpy(each) for each in (visual[0], textual[1]))))
+    assert float(matrix.values[0, 1]) == -float(
+        energy_distance(*(torch.from_numpy(each) for each in (visual[0], textual[1])))
+    )
     assert abs(matrix.chance) < 0.05
     assert bool((matrix.low < matrix.values).all())
     assert matrix.bypass().best.tolist() != [2, 2, 2]  # the nearest layer, not the farthest
@@ -156,10 +160,15 @@ def test_measures_of_each_kind_can_be_added(own):
         for order in orders
     ]
     assert frame.loc[("apart", "visual", 2), "chance"] == pytest.approx(np.mean(null))
-    assert frame.loc[("step", "visual", 1), "value"] == pytest.approx(np.linalg.norm(visual[2] - visual[0], axis=1).mean())
+    assert frame.loc[("step", "visual", 1), "value"] == pytest.approx(
+        np.linalg.norm(visual[2] - visual[0], axis=1).mean()
+    )
     assert frame.loc[("distance", "both", 0), "value"] == pytest.approx(-np.linalg.norm(visual[0] - textual[0]))
     assert frame.loc[("lag", "both", 0), "value"] == pytest.approx((visual[0][3:] * textual[0][:-3]).mean())
-    assert [each.text for each in plots.figure(found).layout.annotations][-2:] == ["minus distance", "lagged &lt;product&gt;"]
+    assert [each.text for each in plots.figure(found).layout.annotations][-2:] == [
+        "minus distance",
+        "lagged &lt;product&gt;",
+    ]
     matrix = alignment_matrix(visual, textual, metric="lag", k=5, subsamples=0)
     assert float(matrix.values[1, 2]) == pytest.approx((visual[1][5:] * textual[2][:-5]).mean())
     assert matrix.k == 5
@@ -185,7 +194,6 @@ def test_figures_of_measures_that_are_not_registered_any_more_have_their_names(o
     unregister_measure("brief")
     assert plots.figure(found).layout.annotations[0].text == "brief"
     assert plots.figure(matrix).layout.title.text.startswith("brief, chance")
-    own("brief", lambda x, y: 0.0, "gap", "exchange")
 
 
 def test_refusals(unchecked, own):
@@ -196,14 +204,29 @@ def test_refusals(unchecked, own):
     own("no_number", lambda x: None, "cloud", "permute")
     own("short_path", lambda states: states.norm(dim=2), "path", "shuffle")
     for call, message in [
-        (lambda: register_measure("cka", nothing, "pair", "shuffle"), "name='cka' is the name of a measure of kind 'pair'"),
+        (
+            lambda: register_measure("cka", nothing, "pair", "shuffle"),
+            "name='cka' is the name of a measure of kind 'pair'",
+        ),
         (lambda: register_measure("", nothing, "pair", "shuffle"), "name='': expected a word"),
         (lambda: register_measure("new", 3.0, "pair", "shuffle"), "function=3.0: expected a function"),
-        (lambda: register_measure("new", nothing, "both", "shuffle"), "kind='both' is unknown: use one of cloud, labelled"),
-        (lambda: register_measure("new", nothing, "pair", "swap"), "kind='pair' with null='swap' is unknown: use one of shuffle"),
-        (lambda: register_measure("new", nothing, "gap", "permute"), "null='permute' is unknown: use one of exchange, shuffle"),
+        (
+            lambda: register_measure("new", nothing, "both", "shuffle"),
+            "kind='both' is unknown: use one of cloud, labelled",
+        ),
+        (
+            lambda: register_measure("new", nothing, "pair", "swap"),
+            "kind='pair' with null='swap' is unknown: use one of shuffle",
+        ),
+        (
+            lambda: register_measure("new", nothing, "gap", "permute"),
+            "null='permute' is unknown: use one of exchange, shuffle",
+        ),
         (lambda: register_measure("new", nothing, "gap"), "null=None and chance=None for 'new'"),
-        (lambda: register_measure("new", nothing, "gap", "exchange", alike="no"), "alike='no' is unknown: use one of higher"),
+        (
+            lambda: register_measure("new", nothing, "gap", "exchange", alike="no"),
+            "alike='no' is unknown: use one of higher",
+        ),
         (lambda: register_measure("new", nothing, "gap", "exchange", unit="m"), r"no detail \['unit'\]"),
         (lambda: unregister_measure("cka"), "name='cka': expected the name of a measure that register_measure"),
         (lambda: unregister_measure("new"), "name='new': expected the name"),
@@ -212,11 +235,17 @@ def test_refusals(unchecked, own):
             r"^visual state 0 \(x\) and textual state 0 \(y\): measure 'two_numbers' returned Tensor of shape \(2,\)",
         ),
         (lambda: alignment_matrix(*stacks(), metric="two_numbers"), "measure 'two_numbers' returned Tensor of shape"),
-        (lambda: compare(*stacks(), metrics=["no_number"]), "^visual state 0: measure 'no_number' returned None: expected one"),
-        (lambda: compare(*stacks(), metrics=["short_path"]), r"^visual: measure 'short_path' returned .* \(3, 80\): expected"),
+        (
+            lambda: compare(*stacks(), metrics=["no_number"]),
+            "^visual state 0: measure 'no_number' returned None: expected one",
+        ),
+        (
+            lambda: compare(*stacks(), metrics=["short_path"]),
+            r"^visual: measure 'short_path' returned .* \(3, 80\): expected",
+        ),
         (
             lambda: alignment_matrix(stacks()[0], stacks(d=4)[1], metric="principal_angle"),
-            r"visual state 0 \(x\) and textual state 0 \(y\): x has 5 features and y 4",
+            r"visual state 0 \(x\) and textual state 0 \(y\): x has 12 features and y 4",
         ),
     ]:
         with pytest.raises(InputError, match=message) as caught:
