@@ -1,17 +1,17 @@
-"""All of it for all layers: how the clouds of images and of captions differ, and agree, from state to state.
+"""Comparison: many measures of the states of images and of captions, at every layer.
 
-`compare` takes two stacks of states with the same examples in every layer and gives one frame: each measure, of each
-modality or of both together, at each state, with its error and with what it would be for nothing:
+`compare` takes two stacks of states with the same examples in every layer and returns one frame: each measure, of each
+modality or of both together, at each state, with its error and with its level where there is nothing to find:
 
-- Measures of *one* cloud (dimensions and spectra): the same measure when every feature is shuffled among the examples
-  on its own, which leaves each feature's distribution and takes their ties away.
-- Measures of *two* paired clouds (`interp.geometry.MEASURES`): the same when the rows of one are shuffled, with the
-  share of shuffles that reach the value, the unshuffled one counted, as p.
-- Measures of the *gap* between two clouds in one space: what each says of exchanged or shuffled rows
-  (`interp.geometry.modality`).
+- Measures of *one* cloud (dimensions and spectra): the same measure after a shuffle of every feature among the examples on
+  its own, which keeps each feature's distribution and removes their dependence.
+- Measures of *two* paired clouds: the same after shuffles of the rows of one, with the share of shuffles that reach the
+  value as p, the unshuffled one included.
+- Measures of the *gap* between two clouds in one space: the same after shuffles of the pairs, or after exchanges of image
+  and caption.
 
-A measure that compares two models says what tuning changed directly: give it the states of both. What changed in the
-measures themselves is the difference of two comparisons (`GeometryComparison.change`).
+`interp.geometry.registry` has an entry for each measure, with its null. To see directly what tuning changed, compare the
+states of both models. The difference of two comparisons (`GeometryComparison.change`) is what changed in the measures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.arguments import checked_int
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.clouds import States, as_paired_states, distinct_rows, duplicates
 from interp.geometry.grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
@@ -47,15 +47,16 @@ DEFAULT = (
     "cka",
 )
 MODALITIES = ("visual", "textual")
+_NUMBERS = ("value", "error", "chance", "p")
 
 
 @dataclass(frozen=True, eq=False)
 class GeometryComparison(Result):
-    """Measures of two modalities over states, one number a row: `measure`, `modality` ("visual", "textual" or "both"),
-    `state`, `value`, its standard `error` (NaN where none is known), `chance`, and `p` (NaN where there is no test).
+    """Measures of two modalities over states, one number in each row: `measure`, `modality` ("visual", "textual" or "both"),
+    `state`, `value`, its standard `error` (NaN where unknown), `chance`, and `p` (NaN without a test).
 
-    `n` is the number of examples used and `dropped` the rows that were left out because they repeat another, in all
-    states and both modalities alike.
+    `n` is the number of examples in use, and `dropped` are the rows that repeat another and were left out, of all states and
+    both modalities.
     """
 
     measure: list[str]
@@ -69,27 +70,20 @@ class GeometryComparison(Result):
     dropped: Int[Tensor, " dropped"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a number: measure, modality, state, value, error, chance, p."""
-        numbers = {"value": self.value, "error": self.error, "chance": self.chance, "p": self.p}
-        return pd.DataFrame(
-            {
-                "measure": self.measure,
-                "modality": self.modality,
-                "state": self.state,
-                **{name: column.numpy() for name, column in numbers.items()},
-            }
-        )
+        """One row for each number: measure, modality, state, value, error, chance, p."""
+        numbers = {name: getattr(self, name).numpy() for name in _NUMBERS}
+        return pd.DataFrame({"measure": self.measure, "modality": self.modality, "state": self.state, **numbers})
 
     def change(self, after: GeometryComparison) -> pd.DataFrame:
         """What changed from this comparison to `after`, say from a model before tuning to the tuned one.
 
-        One row a number that both have: measure, modality, state, before, after, difference, error, z. The error takes
-        the two as independent, sqrt(e^2 + e'^2), which for the same examples is too wide rather than too narrow.
+        One row for each number that both have: measure, modality, state, before, after, difference, error, z. The error
+        treats the two as independent, sqrt(e^2 + e'^2), which for the same examples is too wide rather than too narrow.
 
         Raises `InputError` where they have no number in common.
         """
         if not isinstance(after, GeometryComparison):
-            raise InputTypeError(f"after={after!r}: expected what compare() gives for the other model")
+            raise InputTypeError(f"after={shown(after)}: expected what compare() returns for the other model")
         keys = ["measure", "modality", "state"]
         both = self.to_frame().merge(after.to_frame(), on=keys, suffixes=("_before", "_after"))
         if both.empty:
@@ -97,10 +91,10 @@ class GeometryComparison(Result):
                 f"the comparisons have no number in common: {sorted(set(self.measure))} at {len(set(self.state))} states and"
                 f" {sorted(set(after.measure))} at {len(set(after.state))}"
             )
-        found = both[keys].assign(before=both["value_before"], after=both["value_after"])
-        found["difference"] = found["after"] - found["before"]
-        found["error"] = np.hypot(both["error_before"], both["error_after"])
-        return found.assign(z=found["difference"] / found["error"])
+        change = both[keys].assign(before=both["value_before"], after=both["value_after"])
+        change["difference"] = change["after"] - change["before"]
+        change["error"] = np.hypot(both["error_before"], both["error_after"])
+        return change.assign(z=change["difference"] / change["error"])
 
 
 def compare(
@@ -114,48 +108,48 @@ def compare(
 ) -> GeometryComparison:
     """Measures of `visual` and `textual`, both `[state, example, feature]` with paired examples, at every state.
 
-    `metrics` are any of
-
-    - "2nn", "gride" (ranks 16 and 32), "mle" (20 neighbours), "participation_ratio", "spectral_entropy", "curvature" (of the
-      paths through the states, at those between two others): of each modality;
-    - "label_overlap", which takes `labels`: of each modality;
-    - the names of `interp.geometry.MEASURES`: of both, at the same state. As many states of each are needed;
-    - "paired_cosine", "corrected_cosine", "centroid_distance" (over the spread), "separability", "principal_angle" (the
-      mean of ten, radians) and "homogeneity" (of density peaks of both clouds as one, in modality): the gap. As many
-      features of each are needed.
-
-    Errors: the estimator's own for dimensions and gaps, half-samples without replacement for others (`subsamples` of them,
-    0 for none). `chance` is a mean over `permutations` shuffles where it has no formula, and p takes them all; for
-    dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours is made for each
-    cloud and metric, and shared.
-
-    Examples that repeat another in any state of either modality have no dimension. Where a metric needs distinct ones, they
-    are left out of *all* numbers, in all states and both modalities, and named in `dropped`.
-
-    Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
-    more than half of the examples repeat others (leave it out), and what the measures raise.
-
     >>> rng = np.random.default_rng(0)
     >>> visual = rng.normal(size=(3, 100, 8))
     >>> textual = np.concatenate([rng.normal(size=(2, 100, 8)), visual[2:] + 0.1])
     >>> frame = compare(visual, textual, metrics=["participation_ratio", "cka"]).to_frame()
     >>> frame[frame.measure == "cka"].value.round(1).abs().tolist()
     [0.0, 0.0, 1.0]
+
+    `metrics` are names in `interp.geometry.REGISTRY`, yours too (`register_measure`):
+
+    - of each modality: "2nn", "gride" (ranks 16 and 32), "mle" (20 neighbours), "participation_ratio", "spectral_entropy",
+      "curvature" (of the paths through the states, at those between two others), and "label_overlap", which needs `labels`;
+    - of both at the same state, with equally many states of each: the names of `interp.geometry.MEASURES`, turned so that
+      more is more alike;
+    - the gap, with equally many features of each: "paired_cosine", "corrected_cosine", "centroid_distance" (over the
+      spread), "separability", "principal_angle" (the mean of ten, radians) and "homogeneity" (of density peaks of both
+      clouds as one, in modality).
+
+    Errors are the estimator's own for dimensions and gaps, and from half-samples without replacement for others (`subsamples`
+    of them, 0 for none). `chance` is the mean over `permutations` draws of the measure's null where it has no formula, and p
+    uses all draws; for dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours
+    is computed for each cloud and metric, and shared.
+
+    Examples that repeat another in any state of either modality have no dimension. Where a measure needs distinct ones,
+    repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
+
+    Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
+    more than half of the examples repeat others (leave it out), and the errors of the measures.
     """
     measures = _known(metrics, labels)
     first, second = as_paired_states(visual, textual, MODALITIES)
-    kept = _distinct(first, second, measures)
+    rows = _distinct(first, second, measures)
     dropped = torch.ones(first.shape[1], dtype=torch.bool)
-    dropped[kept] = False
-    first, second = first[:, kept], second[:, kept]
-    n = len(kept)
+    dropped[rows] = False
+    first, second = first[:, rows], second[:, rows]
+    n = len(rows)
     _check_enough(n, measures)
-    classes = None if labels is None else label_classes(labels, len(dropped))[1][kept.numpy()]
+    classes = None if labels is None else label_classes(labels, len(dropped))[1][rows.numpy()]
     if len(first) != len(second) and any(measure.kind in OF_TWO for measure in measures):
         alone = tuple(name for name, measure in REGISTRY.items() if measure.kind not in OF_TWO)
         raise InputError(
-            f"visual has {len(first)} states and textual {len(second)}: measures of both take equally many, of one"
-            f" modality alone {alone} take any"
+            f"visual has {len(first)} states and textual {len(second)}: measures of both need equally many, only {alone} do"
+            " not"
         )
     halves = half_samples(n, subsamples, seed) if subsamples else NO_HALVES
     resampling = Resampling(halves, checked_int(permutations, "permutations", least=1), seed)
@@ -164,10 +158,7 @@ def compare(
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
     notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out",) if len(out) else ()
-    numbers = {
-        name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64)
-        for name in ("value", "error", "chance", "p")
-    }
+    numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
     return GeometryComparison(
         measure=[each.measure for each in readings],
         modality=[each.modality for each in readings],
@@ -182,7 +173,7 @@ def compare(
 def _readings(
     measures: Sequence[Measure], stacks: tuple[Tensor, Tensor], classes: np.ndarray | None, resampling: Resampling
 ) -> Iterator[Reading]:
-    """Every measure at every state: paths first, then state by state, so that one state's graphs are in memory at once."""
+    """Every measure at every state: paths first, then state by state, so that only one state's graphs are in memory."""
     for measure in (each for each in measures if each.kind == "path"):
         for name, stack in zip(MODALITIES, stacks, strict=True):
             with naming(name):
