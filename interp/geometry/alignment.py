@@ -20,7 +20,6 @@ replacement (`interp.statistics.half_samples`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -189,8 +188,8 @@ class AlignmentMatrix(Result):
     def _gain_p(self, gain: Tensor, middle: Tensor) -> Tensor:
         if self.flips is None or not middle.any():
             return torch.full_like(gain, torch.nan)
-        reached: Any = (self.flips[:, :, middle].amax(dim=2) >= gain).sum(dim=0)
-        return permutation_p(reached, len(self.flips))
+        reached = (self.flips[:, :, middle].amax(dim=2) >= gain).sum(dim=0)
+        return torch.from_numpy(permutation_p(reached.numpy(), len(self.flips))).float()
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each pair of layers: visual, textual, value, low, high, chance."""

@@ -180,7 +180,7 @@ def _directions(
     left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((values > _RANK[kind] * values[0]).sum())
     if components is not None and components > rank:
-        raise InputError(f"components={components!r} and {name} has {rank}: use fewer, or a cloud that has more")
+        raise InputError(f"components={components!r}: {name} has {rank}, use fewer or a cloud that has more")
     return left[:, : components or rank]
 
 

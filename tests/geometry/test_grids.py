@@ -118,7 +118,7 @@ def test_errors_name_the_layers():
             alignment_matrix(visual, textual, metric=name)
     with pytest.raises(InputError, match="visual state 1 has 60 rows of zeros"):
         alignment_matrix(visual * torch.tensor([1.0, 0.0])[:, None, None], textual, metric="mutual_knn")
-    with pytest.raises(InputError, match="k=5 was given for metric='cka'"):
+    with pytest.raises(InputError, match="k=5 for metric='cka': this measure has no neighbours"):
         alignment_matrix(visual, textual, metric="cka", k=5)
     with pytest.raises(InputError, match="metric='cosine' is unknown: use one of"):
         measure_of("cosine")

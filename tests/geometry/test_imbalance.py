@@ -159,7 +159,7 @@ def test_refusals():
         (lambda: information_imbalance(x, y, metric="dot"), "metric='dot'"),
         (
             lambda: differentiable_imbalance(x, y, torch.ones(2)),
-            r"weights=Tensor of shape \(2,\): expected a finite one for each of the 3",
+            r"weights=Tensor of shape \(2,\): expected one finite number for each of the 3",
         ),
         (lambda: differentiable_imbalance(x, y, factor=0), "factor=0"),
         (lambda: differentiable_imbalance(same, same), "20 of 20 examples have 1 copies of themselves"),

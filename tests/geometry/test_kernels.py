@@ -258,7 +258,7 @@ def test_refusals():
         (lambda: cka(x[:3], y[:3]), "3 examples leave nothing when debiased"),
         (lambda: cka(simplex, x[:6]), "all pairs of the 6 rows of x are equally alike"),
         (lambda: cka(x, y, kernel="cosine"), "kernel='cosine' is unknown"),
-        (lambda: cka(x, y, bandwidth=2), "bandwidth=2 was given for the linear kernel"),
+        (lambda: cka(x, y, bandwidth=2), "bandwidth=2: the linear kernel has none"),
         (lambda: cka(x, y, kernel="rbf", bandwidth=0), "bandwidth=0"),
         (lambda: cka(x, np.eye(60, 1), kernel="rbf"), "half of the pairs of y are equal rows"),
         (lambda: distance_correlation(x[:6], simplex), "all pairs of the 6 rows of y are equally alike"),

@@ -206,7 +206,7 @@ def test_a_graph_serves_in_place_of_its_cloud_or_says_why_not():
         (lambda: neighbor_overlap(graph, x, k=8), "x is a graph of 7 neighbours, fewer than 8: make it with k=8"),
         (lambda: neighbor_overlap(x, graph, k=5, metric="cosine"), "y is a graph by 'euclidean' and metric='cosine'"),
         (lambda: neighbor_overlap(graph, x[:40], k=5), "x has 50 examples and y 40"),
-        (lambda: intrinsic_dimension(graph, "gride"), "graph of 7 neighbours and 32 are needed"),
+        (lambda: intrinsic_dimension(graph, "gride"), "graph of 7 neighbours, fewer than 32"),
     ]:
         with pytest.raises(InputError, match=message):
             call()

@@ -160,7 +160,7 @@ def test_rounding_to_single_precision_makes_no_directions():
     x32, y32 = x.astype(np.float32), y.astype(np.float32)
     assert pwcca(x32, y32) == pytest.approx(pwcca(x, y), abs=1e-4)
     for call in (svcca, principal_angles):
-        with pytest.raises(InputError, match="components=10 were asked of x, which has 3"):
+        with pytest.raises(InputError, match="components=10: x has 3"):
             call(x32, y32)
 
 
@@ -175,7 +175,7 @@ def test_refusals():
     x, y = pair()
     constant = np.full((80, 5), 0.1)
     for call, message in [
-        (lambda: svcca(x, y, 6), "components=6 were asked of x, which has 5"),
+        (lambda: svcca(x, y, 6), "components=6: x has 5"),
         (lambda: svcca(x, y, 0), "components=0"),
         (lambda: svcca(x, y[:9]), "x has 80 examples and y 9"),
         (lambda: svcca(x, constant), "the 80 rows of y are all equal"),
