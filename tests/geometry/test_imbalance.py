@@ -162,7 +162,7 @@ def test_refusals():
             r"weights=Tensor of shape \(2,\): expected one finite number for each of the 3",
         ),
         (lambda: differentiable_imbalance(x, y, factor=0), "factor=0"),
-        (lambda: differentiable_imbalance(same, same), "20 of 20 examples have 1 copies of themselves"),
+        (lambda: differentiable_imbalance(same, same), "20 of 20 examples have 1 copies in weighted x"),
         (lambda: learn_weights(x, y, steps=0), "steps=0"),
         (lambda: learn_weights(x, y, shuffles=0), "shuffles=0"),
         (lambda: learn_weights(x, y, held_out=1.0), "held_out=1.0"),

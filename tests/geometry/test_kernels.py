@@ -268,7 +268,7 @@ def test_refusals():
         (lambda: cknna(x, y, k=60), "k=60 neighbours of 60 examples: expected"),
         (lambda: cknna(x, y, k=0), "k=0"),
         (lambda: cknna(x, y * 0), "y has 60 rows of zeros"),
-        (lambda: cknna(constant, y), "the 60 rows of x have one direction"),
+        (lambda: cknna(constant, y), "the 60 rows of x have the same direction"),
     ]:
         with pytest.raises(InputError, match=message) as found:
             call()
