@@ -166,7 +166,7 @@ def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
     return first
 
 
-def distinct_rows(*clouds: Any) -> Int[Tensor, " kept"]:
+def distinct_rows(*clouds: Any) -> Int[Tensor, " row"]:
     """The examples to keep so that no two rows are equal in any of `clouds`, which have paired rows.
 
     Each cloud is `[example, feature]` or `[state, example, feature]`; of equal rows the first stays. Index all clouds

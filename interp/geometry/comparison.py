@@ -227,7 +227,7 @@ def _check_enough(n: int, measures: Sequence[Measure]) -> None:
             )
 
 
-def _distinct(first: Tensor, second: Tensor, measures: Sequence[Measure]) -> Int[Tensor, " kept"]:
+def _distinct(first: Tensor, second: Tensor, measures: Sequence[Measure]) -> Int[Tensor, " row"]:
     """The examples to keep: all, or those that are distinct in all states of both modalities where a measure needs that."""
     n = first.shape[1]
     needed = sorted(measure.name for measure in measures if measure.distinct)

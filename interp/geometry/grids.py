@@ -1,4 +1,4 @@
-"""Layer against layer: measures of two clouds, taken for two whole stacks of them.
+"""Layer against layer: measures of two clouds for two whole stacks of them.
 
 A grid of L x L comparisons has 2 L clouds. What belongs to one cloud, its graph of neighbours or its distances, is computed
 L + L times, not L x L times; the comparison itself is then cheap. Each function here takes two stacks with paired rows and

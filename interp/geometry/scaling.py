@@ -1,4 +1,4 @@
-"""Where a cloud lies and how large its features are: two things to settle before distances or products are taken.
+"""Where a cloud lies and how large its features are: two things to settle before any distance or product.
 
 **Centring.** States of a model lie far from the origin, to one side of it. In measures of inner products two such clouds are
 alike whatever their points say: linear CKA without centring is 0.99 for unrelated clouds with such an offset, and 0.02 with

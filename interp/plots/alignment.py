@@ -225,10 +225,10 @@ def diagonal(end: float) -> go.Scatter:
 
 
 def _bypass_lines(name: str, result: BypassResult, colour: str) -> tuple[go.Scatter, go.Scatter]:
-    shown = label(name, 60)
+    text = label(name, 60)
     layers = list(range(len(result.gain)))
     gains, ps = numbers(result.gain), numbers(result.p)
-    look = {"mode": "lines+markers", "legendgroup": shown, "line": {"color": colour, "width": 2.2}}
+    look = {"mode": "lines+markers", "legendgroup": text, "line": {"color": colour, "width": 2.2}}
     gain = go.Scatter(
         x=layers,
         y=gains,
@@ -239,24 +239,24 @@ def _bypass_lines(name: str, result: BypassResult, colour: str) -> tuple[go.Scat
             "thickness": 1.2,
             "width": 3,
         },
-        name=shown,
+        name=text,
         showlegend=True,
         marker=markers(colour, [p is not None and p >= LEVEL for p in ps]),
         customdata=["" if p is None else f" (p {p:.2g})" for p in ps],
-        hovertemplate=f"{shown}<br>visual %{{x}}: gain %{{y:.3f}}%{{customdata}}<extra></extra>",
+        hovertemplate=f"{text}<br>visual %{{x}}: gain %{{y:.3f}}%{{customdata}}<extra></extra>",
         **look,
     )
     best = go.Scatter(
         x=layers,
         y=numbers(result.best),
-        name=shown,
+        name=text,
         showlegend=False,
         marker={"size": 7, "color": colour},
         customdata=[
             f"{value:.3f}" + ("" if low is None else f", 95 % {low:.3f} to {high:.3f}")
             for value, low, high in zip(numbers(result.values), numbers(result.low), numbers(result.high), strict=True)
         ],
-        hovertemplate=f"{shown}<br>visual %{{x}}: textual %{{y}}, %{{customdata}}<extra></extra>",
+        hovertemplate=f"{text}<br>visual %{{x}}: textual %{{y}}, %{{customdata}}<extra></extra>",
         **look,
     )
     return gain, best
