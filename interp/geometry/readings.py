@@ -72,8 +72,10 @@ class StateCloud:
         return self._graphs[metric]
 
     def input_of(self, measure: Measure) -> Any:
-        """What a measure takes: the graph, which others share, or the cloud."""
-        return self.cloud if measure.graph is None else self.graph(measure.graph)
+        """The input of a measure: the graph, which others share, or the cloud."""
+        if measure.graph is None or (measure.kind in OF_TWO and measure.layers is None):
+            return self.cloud
+        return self.graph(measure.graph)
 
     @cached_property
     def permuted(self) -> StateCloud:

@@ -91,7 +91,7 @@ class Measure:
     - `title`: its name in figures.
 
     The rest is for measures that share work. `graph` is the metric of the graph of neighbours that the function takes in place
-    of a cloud. `layers(stacks, halves, k)` computes the turned measure for two whole stacks.
+    of a cloud; a pair needs `layers` with it. `layers(stacks, halves, k)` computes the turned measure for two whole stacks.
     """
 
     name: str
@@ -120,6 +120,8 @@ class Measure:
             checked_choice(self.null, f"kind={self.kind!r} with null", KINDS[self.kind])
         elif self.chance is None:
             raise InputError(f"null=None and chance=None for {self.name!r}: pass one, {KINDS[self.kind]} or a formula")
+        if self.layers is not None and self.kind != "pair":
+            raise InputError(f"layers= for a measure of kind {self.kind!r}: only measures of pairs have their own grid")
         if not self.title:
             object.__setattr__(self, "title", self.name.replace("_", " "))
 

@@ -11,7 +11,16 @@ import torch
 
 from interp import plots
 from interp.errors import InputError
-from interp.geometry import MEASURES, REGISTRY, alignment_matrix, compare, register_measure, unregister_measure
+from interp.geometry import (
+    MEASURES,
+    REGISTRY,
+    alignment_matrix,
+    compare,
+    nearest_neighbors,
+    neighbor_overlap,
+    register_measure,
+    unregister_measure,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "geometry.md").read_text()
 
@@ -176,6 +185,18 @@ def test_measures_of_each_kind_can_be_added(own):
         alignment_matrix(visual, textual, metric="norm")
 
 
+def test_a_measure_may_share_the_graphs_of_others(own):
+    visual, textual = stacks()
+    own("first", lambda graph, k: float(graph.distances[:, 0].mean()), "cloud", "permute", k=1, graph="euclidean")
+    own("overlap", lambda x, y, k: neighbor_overlap(x, y, k), "pair", "shuffle", k=5, graph="euclidean")
+    found = compare(visual, textual, metrics=["first", "overlap"], subsamples=0, permutations=2).to_frame()
+    assert found.value[0] == pytest.approx(float(nearest_neighbors(textual[0], 1).distances.mean()))
+    assert found.value[6] == pytest.approx(neighbor_overlap(visual[0], textual[0], 5))
+    halved = compare(visual, textual, metrics=["overlap"], subsamples=3, permutations=2).to_frame()
+    assert halved.value.tolist() == found.value[6:].tolist()
+    assert (halved.error > 0).all()
+
+
 def test_a_measure_that_needs_distinct_rows_has_them(own):
     sizes = []
     own("count", lambda x, y: sizes.append(len(x)) or 0.0, "gap", "exchange", distinct=True)
@@ -228,6 +249,10 @@ def test_refusals(unchecked, own):
             "alike='no' is unknown: use one of higher",
         ),
         (lambda: register_measure("new", nothing, "gap", "exchange", unit="m"), r"no detail \['unit'\]"),
+        (
+            lambda: register_measure("new", nothing, "gap", "exchange", layers=nothing),
+            "layers= for a measure of kind 'gap'",
+        ),
         (lambda: unregister_measure("cka"), "name='cka': expected the name of a measure that register_measure"),
         (lambda: unregister_measure("new"), "name='new': expected the name"),
         (
