@@ -79,8 +79,8 @@ def test_the_page_about_geometry_runs_and_says_what_comes_out():
     overlap = names["neighbor_overlap"]
     assert round(overlap(names["large"], names["y"]), 2) == 0.07
     assert names["matrix"].phase() == range(2, 9)
-    found = names["found"]
-    assert [round(float(part[0]), 2) for part in (found.gain, found.gain_low, found.gain_high)] == [-0.05, -0.07, -0.03]
+    gain = [getattr(names["bypass"], field) for field in ("gain", "gain_low", "gain_high")]
+    assert [round(float(part[0]), 2) for part in gain] == [-0.05, -0.07, -0.03]
     assert (names["after"].n, names["after"].dropped.tolist()) == (299, [254])
     changed = names["changed"].set_index(["measure", "state"])
     assert changed.loc[("neighbor_overlap", 8), "z"].item() > 4

@@ -23,7 +23,6 @@ from interp.geometry.density import Density, log_density
 from interp.geometry.dimension import Estimate, dimension_scaling, intrinsic_dimension, plateau
 from interp.geometry.imbalance import differentiable_imbalance, information_imbalance
 from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
-from interp.geometry.measures import MEASURES
 from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
 from interp.geometry.overlap import (
@@ -34,6 +33,7 @@ from interp.geometry.overlap import (
     overlap_chance,
     overlap_interval,
 )
+from interp.geometry.registry import MEASURES, REGISTRY, Measure, register_measure, unregister_measure
 from interp.geometry.scaling import clamp, massive_features, standardise
 from interp.geometry.spectra import curvature, curvature_per_example, eigenvalues, participation_ratio, spectral_entropy
 from interp.geometry.subspaces import principal_angles, procrustes, pwcca, svcca
@@ -41,6 +41,7 @@ from interp.geometry.weighting import FeatureWeights, learn_weights
 
 __all__ = [
     "MEASURES",
+    "REGISTRY",
     "AlignmentMatrix",
     "ApproximateNeighbors",
     "BypassResult",
@@ -49,6 +50,7 @@ __all__ = [
     "FeatureWeights",
     "GeometryComparison",
     "IdCorrelation",
+    "Measure",
     "ModalityGap",
     "Neighbors",
     "Peaks",
@@ -88,8 +90,10 @@ __all__ = [
     "principal_angles",
     "procrustes",
     "pwcca",
+    "register_measure",
     "rsa",
     "spectral_entropy",
     "standardise",
     "svcca",
+    "unregister_measure",
 ]

@@ -1,20 +1,20 @@
-"""Where do the layers of a language model meet an image and its caption?
+"""Layer against layer: where do the layers of a language model represent an image and its caption alike?
 
-Show the model n images alone and their n captions alone, keep a vector an example at every layer, and compare each
-visual layer i with each textual layer j: S[i, j] is how alike the two see the same n examples. Two things are read off
-this matrix:
+Show the model n images alone and their n captions alone, keep one vector for each example at every layer, and compare each
+visual layer i with each textual layer j: S[i, j] is how alike the two represent the same n examples. The matrix shows two
+things:
 
 - **The abstraction phase** (`AlignmentMatrix.phase`): the layers at which image and caption, at the same depth, are
-  alike, a range about the maximum of the diagonal. It is where the model represents what is meant, not how it was told.
-- **The bypass** (`AlignmentMatrix.bypass`): which textual layer each visual layer is most like. Where the visual
-  features that *enter* the model are already more like an intermediate textual layer than like layer 0, they bypass the
-  early layers, which serve text alone. (Both after Palacios et al., 2026; the exact forms here are this package's own.)
+  alike, a range about the maximum of the diagonal. There the model represents the meaning, not the modality.
+- **The bypass** (`AlignmentMatrix.bypass`): the textual layer most like each visual layer. Where the visual features that
+  *enter* the model are already more like an intermediate textual layer than like layer 0, they bypass the early layers,
+  which serve text alone. (Both after Palacios et al., 2026; the exact forms here are this package's own.)
 
-The two stacks need not be two modalities: one against itself says which layers of a modality are alike, one of two
+The two stacks need not be two modalities: one against itself shows which layers of a modality are alike, one of two
 checkpoints against the other what training changed.
 
-Every value comes with the level that unrelated representations would reach, and with an interval from half-samples
-without replacement (`interp.statistics.half_samples`).
+Every value comes with the level that unrelated representations reach, and with an interval from half-samples without
+replacement (`interp.statistics.half_samples`).
 """
 
 from __future__ import annotations
@@ -27,31 +27,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import as_number
 from interp.errors import InputError
-from interp.geometry.clouds import States, as_paired_states, check_k
-from interp.geometry.measures import measure_of
+from interp.geometry.clouds import States, as_paired_states, check_k, checked_within
+from interp.geometry.grids import NO_HALVES, LayerStacks
+from interp.geometry.registry import measure_of
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
+from interp.statistics.permutation import permutation_p
 
 INTERMEDIATE = (0.15, 0.85)
 FLIPS = 1000
-_ROUNDING = 1e-6  # overlaps are summed in float32: a layer that says nothing is at chance to 1e-7, not above it
+_ROUNDING = 1e-6  # overlaps are sums in float32: a layer without information is at chance to 1e-7, not above it
 
 
 @dataclass(frozen=True, eq=False)
 class BypassResult(Result):
-    """Of each visual layer, the textual layer that is most like it, and whether an intermediate one beats the first.
+    """For each visual layer, the textual layer most like it, and whether an intermediate one is more alike than the first.
 
-    `best[visual]` is the most similar textual layer, `shift[visual]` how much deeper it is (best - visual), `values`, `low`
-    and `high` the similarity there.
+    `best[visual]` is the most similar textual layer, `shift[visual]` its depth beyond the visual one (best - visual),
+    `values`, `low` and `high` the similarity there.
 
-    `gain[visual]` is by how much the best of the intermediate textual layers, those strictly inside `band` of the depth (0
-    the first textual layer, 1 the last), beats textual layer 0: max_j S[i, j] - S[i, 0]; `gain_low` and `gain_high` are
-    its 95 % interval from half-samples. `p[visual]` is that of a paired permutation test: what each example bears on the
-    values is exchanged at random between textual layer 0 and the others, and the maximum is taken anew, so that having
-    chosen the best costs nothing. NaN where the measure does not say what an example bears on. Where nothing is shared, 5 %
-    of p at most are below 0.05, of some measures none: it errs on the safe side.
+    `gain[visual]` is the similarity of the best of the intermediate textual layers, those strictly inside `band` of the depth
+    (0 the first textual layer, 1 the last), less that of textual layer 0: max_j S[i, j] - S[i, 0]; `gain_low` and
+    `gain_high` are its 95 % interval from half-samples. `p[visual]` is that of a paired permutation test: each example's
+    influence changes sides at random between textual layer 0 and the others, and the maximum is computed again, so that
+    the choice of the best does not bias p. NaN for measures without influences. Where nothing is shared, at most 5 % of p are
+    below 0.05, for some measures none: it errs on the safe side.
 
     `intermediate` is True where the best layer of visual layer 0, the features that enter the model, lies inside `band`
     and its `low` is above `chance`; `entry_gain` is S[0, best] - S[0, 0].
@@ -72,7 +75,8 @@ class BypassResult(Result):
     band: tuple[float, float] = INTERMEDIATE
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a visual layer: visual, textual (the best), shift, value, low, high, chance, gain, gain_low, gain_high, p."""
+        """One row for each visual layer: visual, textual (the best), shift, value, low, high, chance, gain, gain_low,
+        gain_high, p."""
         columns = {"textual": self.best, "shift": self.shift, "value": self.values, "low": self.low, "high": self.high}
         frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
         frame.insert(0, "visual", range(len(frame)))
@@ -84,10 +88,11 @@ class BypassResult(Result):
 class AlignmentMatrix(Result):
     """The similarity of each visual layer with each textual one: `values[visual, textual]` with `low` and `high`.
 
-    `chance` is what unrelated representations reach, and `floor[visual, textual]` what those of each pair of layers do,
-    where that depends on the layers; `metric`, `k` (None where none is taken), `n` (examples) and `subsamples` say how it
-    was made. `parts[half, visual, textual]` are the values of each half-sample, and `flips[draw, visual, textual]` the
-    differences to textual layer 0 when examples are exchanged between the two at random; None where there are none.
+    `chance` is the level of the measure's null, of unrelated representations, and `floor[visual, textual]` that of each pair
+    of layers; `chance` is its mean. `metric`, `k` (None without neighbours), `n` (examples) and `subsamples` are the
+    settings. `parts[half, visual, textual]` are the values of each half-sample, and `flips[draw, visual, textual]` the
+    differences to textual layer 0 when examples change sides between the two at random; None for measures without
+    influences.
     """
 
     values: Float[Tensor, "visual textual"]
@@ -110,19 +115,17 @@ class AlignmentMatrix(Result):
     def phase(self, tau: float = 0.8) -> range | None:
         """The contiguous layers about the diagonal's maximum m where image and caption are alike, a half-open range.
 
-        A layer l belongs where (S[l, l] - chance) / (S[m, m] - chance) >= tau and its `low` is above chance. None where
-        even the maximum's is not. Without intervals the value itself is compared. A bound is that of one layer: where
-        nothing is shared, one of many layers may be above chance all the same (one of nine in 1 of 100 matrices by
-        overlaps, in 1 of 5 by "information_imbalance").
+        Layer l belongs to it where (S[l, l] - chance) / (S[m, m] - chance) >= tau and its `low` is above chance. None where
+        even the `low` of the maximum is not. Without intervals the value itself has to be above chance. A bound is that of
+        one layer: where nothing is shared, one of many layers may still be above chance (one of nine in 1 of 100 matrices
+        by overlaps, in 1 of 5 by "information_imbalance"). A gap is at chance where there is none, so it has no phase.
 
         Raises `InputError` for a matrix that is not square, and for tau outside (0, 1].
         """
         if self.values.shape[0] != self.values.shape[1]:
-            raise InputError(
-                f"a {tuple(self.values.shape)!r} matrix has no diagonal: a phase takes equally many layers"
-            )
-        if isinstance(tau, bool) or not isinstance(tau, int | float | np.number) or not 0 < tau <= 1:
-            raise InputError(f"tau={tau!r}: expected a share of the maximum, above 0 and at most 1")
+            raise InputError(f"a {tuple(self.values.shape)!r} matrix has no diagonal: pass equally many layers of both")
+        if tau != 1:
+            checked_within(tau, "tau", "a share of the maximum, above 0 and at most 1", high=1.0)
         raised = (self.values - self._floor).diagonal()
         above = self._above.diagonal()
         top = int(raised.argmax())
@@ -140,14 +143,13 @@ class AlignmentMatrix(Result):
         """The textual layer most like each visual layer, and whether an intermediate one is more like it than layer 0.
 
         best[i] = argmax_j S[i, j] (the first of equals), shift[i] = best[i] - i. Textual layer j of T is intermediate
-        where band[0] < j / (T - 1) < band[1]. A best layer is chosen among T: its value is a little too high where all
-        are alike; the p of the gain has no such fault.
-
-        Where no layer is intermediate there is no gain: NaN.
+        where band[0] < j / (T - 1) < band[1]. The best is a choice among T layers, so its value is a little too high where
+        all are alike; the p of the gain accounts for the choice. The gain is NaN where no layer is intermediate.
 
         Raises `InputError` for a band that is not 0 <= low < high <= 1.
         """
-        if not _is_band(band):
+        ends = [as_number(end) for end in band] if isinstance(band, tuple | list) else []
+        if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1] <= 1:  # type: ignore[operator]
             raise InputError(f"band={band!r}: expected two relative depths, 0 <= low < high <= 1")
         n_visual, n_textual = self.values.shape
         depths = torch.arange(n_textual) / max(1, n_textual - 1)
@@ -176,7 +178,7 @@ class AlignmentMatrix(Result):
         )
 
     def _gain_error(self, middle: Tensor) -> Tensor:
-        """The standard error of the gain of the best intermediate layer, which stays the same in all halves."""
+        """The standard error of the gain, with the same best intermediate layer in all halves."""
         if self.parts is None or not len(self.parts) or not middle.any():
             return torch.full_like(self.values[:, 0], torch.nan)
         chosen = torch.where(middle, self.values, -torch.inf).argmax(dim=1)
@@ -186,11 +188,11 @@ class AlignmentMatrix(Result):
     def _gain_p(self, gain: Tensor, middle: Tensor) -> Tensor:
         if self.flips is None or not middle.any():
             return torch.full_like(gain, torch.nan)
-        as_much = (self.flips[:, :, middle].amax(dim=2) >= gain).sum(dim=0)
-        return (as_much + 1) / (len(self.flips) + 1)
+        reached = (self.flips[:, :, middle].amax(dim=2) >= gain).sum(dim=0)
+        return torch.from_numpy(permutation_p(reached.numpy(), len(self.flips))).float()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a pair of layers: visual, textual, value, low, high, chance."""
+        """One row for each pair of layers: visual, textual, value, low, high, chance."""
         index = pd.MultiIndex.from_product([range(size) for size in self.values.shape], names=["visual", "textual"])
         columns = {"value": self.values, "low": self.low, "high": self.high}
         frame = pd.DataFrame({name: column.flatten().numpy() for name, column in columns.items()}, index=index)
@@ -215,49 +217,48 @@ def alignment_matrix(
 ) -> AlignmentMatrix:
     """The similarity of each layer of `visual` with each of `textual`, both `[state, example, feature]`, rows paired.
 
-    Either may be a tensor, an array, or a site of activations. `metric` is any of `interp.geometry.MEASURES`, taken so that
-    more is more alike (1 less the disparity of "procrustes", 1 less the mean of both directions of
-    "information_imbalance"), over `k` neighbours where it takes them (30 for "neighbor_overlap", the default; 10 for
-    "mutual_knn"; 1 for "information_imbalance"):
+    >>> states = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
+    >>> matrix = alignment_matrix(states, states, k=5)
+    >>> matrix.values.diagonal().tolist(), matrix.bypass().best.tolist()
+    ([1.0, 1.0, 1.0], [0, 1, 2])
+
+    Both may be a tensor, an array, or a site of activations. `metric` is any measure of kind "pair" (those of
+    `interp.geometry.MEASURES`) or "gap" in `interp.geometry.REGISTRY`, yours too (`register_measure`). Values are turned so
+    that more is more alike: 1 less the disparity of "procrustes", 1 less the mean of both directions of
+    "information_imbalance", minus a distance. Measures of neighbours take `k` of them (by default 30 for
+    "neighbor_overlap", 10 for "mutual_knn", 1 for "information_imbalance"):
 
         S[i, j] = 1/(n k) sum_e |N_k(visual_i, e) & N_k(textual_j, e)|,  chance k/(n-1)
 
-    What belongs to one layer, its graph or its distances, is made once. `low` and `high` are the 95 % interval from
+    What belongs to one layer, its graph or its distances, is computed once. `low` and `high` are the 95 % interval from
     `subsamples` halves drawn without replacement with `seed`, by default 50 for overlaps and 10 for others; with
-    `subsamples=0` they are NaN and cost nothing. Where the chance level has no formula ("svcca", "pwcca", "procrustes",
-    "cka_biased", "cycle_knn", "cknna", "id_correlation") it is the mean over three shuffles of the rows of `textual`, for each
-    pair of layers, and `chance` is the mean over these.
+    `subsamples=0` they are NaN and cost nothing. The chance level is that of the measure's formula. Without a formula it is
+    the mean over three draws of its null, for each pair of layers: a shuffle of the rows of `textual`, or an exchange of the
+    members of some pairs for a gap. `chance` is the mean over pairs of layers.
 
-    A layer in which all examples are equal (state 0 at the last position, where prompts end alike) comes out at chance
-    by neighbours; other measures refuse it.
+    A layer in which all examples are equal (state 0 at the last position, where prompts end alike) is at chance by
+    neighbours; other measures refuse it.
 
     Raises `InputError` for an unknown metric, k >= n, examples that are not paired, and states that are not finite.
-
-    >>> states = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
-    >>> found = alignment_matrix(states, states, k=5)
-    >>> found.values.diagonal().tolist(), found.bypass().best.tolist()
-    ([1.0, 1.0, 1.0], [0, 1, 2])
     """
-    measure = measure_of(metric)
+    measure = measure_of(metric).turned
     if k is not None and measure.k is None:
-        raise InputError(f"k={k!r} was given for metric={metric!r}, which takes no neighbours: leave it out")
-    names = ("visual", "textual")
-    first, second = as_paired_states(visual, textual, names)
+        raise InputError(f"k={k!r} for metric={metric!r}: this measure has no neighbours, leave k out")
+    first, second = as_paired_states(visual, textual, ("visual", "textual"))
     n, number = first.shape[1], measure.k if k is None else k
     if number is not None:
         check_k(number, n)
     count = measure.subsamples if subsamples is None else subsamples
-    halves = torch.zeros(0, 0, dtype=torch.int64) if _none(count) else half_samples(n, count, seed)
-    stacks = list(first), list(second)
-    one, other = (
-        [f"{name} state {state}" for state in range(len(stack))] for name, stack in zip(names, stacks, strict=True)
-    )
-    found = measure.grid(*stacks, (one, other), halves, number)
-    floor = measure.floor(*stacks, (one, other), number, seed)
-    error = standard_error(found.parts, n) if len(halves) else torch.full_like(found.values, torch.nan)
-    low, high = interval(found.values, error, measure.bounds)
+    halves = NO_HALVES if not isinstance(count, bool) and count == 0 else half_samples(n, count, seed)
+    names = [f"visual state {state}" for state in range(len(first))]
+    others = [f"textual state {state}" for state in range(len(second))]
+    stacks = LayerStacks(list(first), list(second), (names, others))
+    grid = measure.grid(stacks, halves, number)
+    floor = measure.floor(stacks, number, seed)
+    error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
+    low, high = interval(grid.values, error, measure.bounds)
     return AlignmentMatrix(
-        found.values,
+        grid.values,
         float(floor.mean()),
         low,
         high,
@@ -266,25 +267,14 @@ def alignment_matrix(
         n,
         len(halves),
         floor,
-        found.parts,
-        None if found.influence is None else _flipped(found.influence, seed),
+        grid.parts,
+        None if grid.influence is None else _flipped(grid.influence, seed),
         provenance=Provenance(seed=seed),
     )
 
 
-def _is_band(band: object) -> bool:
-    """Whether it is two numbers, 0 <= low < high <= 1."""
-    if not isinstance(band, tuple | list) or not all(isinstance(end, int | float | np.number) for end in band):
-        return False
-    return len(band) == 2 and 0 <= band[0] < band[1] <= 1
-
-
-def _none(count: int) -> bool:
-    return not isinstance(count, bool) and count == 0
-
-
 def _flipped(influence: Float[Tensor, "visual textual n"], seed: int) -> Float[Tensor, "draw visual textual"]:
-    """Means of the differences to textual layer 0 in what each example bears on, its sign turned or not."""
+    """Means over examples of the differences in influence to textual layer 0, each with a random sign."""
     signs = generator(seed).choice(np.array([-1.0, 1.0], dtype=np.float32), size=(FLIPS, influence.shape[2]))
     differences = (influence - influence[:, :1]).float()
     return torch.einsum("dn,vtn->dvt", torch.from_numpy(signs), differences).double() / influence.shape[2]

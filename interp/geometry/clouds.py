@@ -1,18 +1,19 @@
 """Clouds of points: what every measure of geometry takes, and what is refused.
 
-A cloud is `[example, feature]`: one vector an example, at one layer. A stack of them, `[state, example, feature]`, has
-the same examples at every layer. Either may be a torch tensor (of any floating type, on any device) or a numpy array.
-Products of clouds are made in float32 for clouds of float32 or less, which is twice as fast, and in float64 for others;
-clouds of whole numbers, which are full of exact ties, are taken to float64. What is sensitive (the differences of close
-points, logarithms, sums, decompositions) is float64 for all.
+A cloud is `[example, feature]`: one vector for each example, at one layer. A stack of them, `[state, example, feature]`, has
+the same examples at every layer. Both may be torch tensors (of any floating type, on any device) or numpy arrays. Products
+of clouds are computed in float32 for clouds of float32 or less, which is twice as fast, and in float64 for others. Clouds
+of whole numbers are full of exact ties and become float64. Sensitive steps (differences of close points, logarithms, sums,
+decompositions) are float64 for all.
 
-Equal rows are no small matter here. A point at distance 0 has no ratio of distances, and among equal points the
-nearest ones are nobody in particular. Each measure says what it does with them; `distinct_rows` gives the rows that
-remain when they are dropped, in all clouds jointly, so that rows stay paired.
+Equal rows matter. A point at distance 0 has no ratio of distances, and among equal points the choice of the nearest is
+arbitrary. Each measure says what it does with them; `distinct_rows` gives the rows that remain without copies, in all
+clouds jointly, so that rows stay paired.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -23,23 +24,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.arguments import as_number, checked_int
+from interp.errors import InputError, InputTypeError, shown
 
-# Wider at run time than what is meant: what a caller passes is checked below, by errors in this package's words.
+# Wider at run time than for type checkers: the checks below refuse what is no cloud, with errors of this package.
 if TYPE_CHECKING:
     Cloud = Tensor | np.ndarray
 else:
     Cloud = Any
 _FEW = 32
-_AT_ONCE = 2**23  # numbers looked at together
-Labels = Any  # one label an example: a list, an array, a tensor, a pandas column
-States = Any  # a Cloud with one dimension more, or something of which `[...]` is one, such as a site of activations
+_AT_ONCE = 2**23  # numbers in one block of rows
+Labels = Any  # one label for each example: a list, an array, a tensor, a pandas column
+States = Any  # a Cloud with one dimension more, or an object whose `[...]` gives one, such as a site of activations
 
 
 def as_cloud(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
     """`x` `[example, feature]` as a tensor of float32 or float64 on its device (on the CPU where that has no float64).
 
-    Half precision becomes float32; whole numbers, of whatever type, become float64; other types stay as they are.
+    Half precision becomes float32; whole numbers of any type become float64; other types stay as they are.
 
     Raises `InputTypeError` where `x` is neither tensor nor array, and `InputError` where it is not two-dimensional,
     has fewer than two rows or no feature, or is not finite.
@@ -48,36 +50,32 @@ def as_cloud(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
 
 
 def as_pair(x: Cloud, y: Cloud, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
-    """Two clouds whose rows are paired, as tensors on the device of the first.
+    """Two clouds with paired rows, as tensors on the device of the first.
 
-    Raises what `as_cloud` raises, and `InputError` where the numbers of rows differ.
+    Raises the errors of `as_cloud`, and `InputError` where the numbers of rows differ.
     """
-    first, second = as_cloud(x, names[0]), as_cloud(y, names[1])
-    _check_paired(first, second, names, 0)
-    return first, second.to(first.device)
+    return _paired(as_cloud(x, names[0]), as_cloud(y, names[1]), names)
 
 
 def as_states(x: States, name: str = "states") -> Float[Tensor, "state n d"]:
-    """`x` `[state, example, feature]` as `as_cloud` has it; `x[...]` is taken where `x` is neither tensor nor array.
+    """`x` `[state, example, feature]` with the types of `as_cloud`; reads `x[...]` where `x` is neither tensor nor array.
 
-    Raises what `as_cloud` raises, naming the first state that is not finite.
+    Raises the errors of `as_cloud`, with the first state that is not finite.
     """
     return _finite(_as_tensor(x, name), name, ("state", "example", "feature"))
 
 
 def as_paired_states(x: States, y: States, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
     """Two stacks of clouds with paired examples, on the device of the first; see `as_pair`."""
-    first, second = as_states(x, names[0]), as_states(y, names[1])
-    _check_paired(first, second, names, 1)
-    return first, second.to(first.device)
+    return _paired(as_states(x, names[0]), as_states(y, names[1]), names)
 
 
 def as_labels(labels: Labels, name: str = "labels") -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
-    """The distinct labels in order of appearance, and each example's number among them.
+    """The distinct labels in order of appearance, and the number of each example's label among them.
 
-    Raises `InputError` where labels are not one an example, or some are missing: a missing label is no class of its own.
+    Raises `InputError` where there is not one label for each example, or some are missing: a missing label is no class.
 
-    >>> [found.tolist() for found in as_labels(["b", "a", "b"])]
+    >>> [part.tolist() for part in as_labels(["b", "a", "b"])]
     [['b', 'a'], [0, 1, 0]]
     """
     if isinstance(labels, Tensor):
@@ -85,7 +83,7 @@ def as_labels(labels: Labels, name: str = "labels") -> tuple[np.ndarray, Int[np.
         labels = labels.double() if labels.is_floating_point() else labels  # numpy has no bfloat16
     try:
         array = np.asarray(labels)
-        if array.dtype.kind in "US":  # a NaN among strings has become one of them
+        if array.dtype.kind in "US":  # numpy has turned a NaN among strings into a string
             array = np.asarray(labels, dtype=object)
     except ValueError:
         raise InputError(f"{name} have unequal lengths: expected one label an example") from None
@@ -95,25 +93,40 @@ def as_labels(labels: Labels, name: str = "labels") -> tuple[np.ndarray, Int[np.
     missing = np.flatnonzero(np.isinf(array) | (numbers < 0) if array.dtype.kind == "f" else numbers < 0)
     if len(missing):
         raise InputError(
-            f"{len(missing)} of {len(array)} {name} are missing or not finite, the first at example {missing[0]}: drop these"
-            " examples"
+            f"{len(missing)} of {len(array)} {name} are missing or not finite, the first at example {missing[0]}: drop them"
         )
     return distinct, numbers
 
 
 def precision(x: Cloud) -> torch.dtype:
-    """What a cloud is given back in: float32 for one of float32 or less, float64 for any other."""
-    given = _as_tensor(x, "x").dtype
-    return torch.float32 if given.is_floating_point and given.itemsize <= 4 else torch.float64
+    """The type of a result: float32 for a cloud of float32 or less, float64 for any other."""
+    kind = _as_tensor(x, "x").dtype
+    return torch.float32 if kind.is_floating_point and kind.itemsize <= 4 else torch.float64
 
 
 def check_k(k: int, n: int, name: str = "k") -> None:
-    """Refuse a number of neighbours that `n` points cannot have: 1 <= k < n, the point itself never counted."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InputError(f"{name}={k!r}: a number of neighbours is an integer of 1 or more")
-    if k >= n:
+    """Refuse a number of neighbours that `n` points cannot have: 1 <= k < n, as a point is not its own neighbour."""
+    if checked_int(k, name, least=1, what="a number of neighbours") >= n:
+        raise InputError(f"{name}={k!r} neighbours of {n} examples: expected {name} < {n}, pass a smaller one")
+
+
+def checked_within(value: Any, name: str, what: str, low: float = 0.0, high: float = math.inf) -> float:
+    """A number between `low` and `high`, without these. Raises `InputError` for anything else.
+
+    >>> checked_within(0.5, "tau", "a share above 0")
+    0.5
+    """
+    number = as_number(value)
+    if number is None or not low < number < high:
+        raise InputError(f"{name}={shown(value)}: expected {what}")
+    return number
+
+
+def check_one_space(x: Tensor, y: Tensor) -> None:
+    """Refuse two clouds of unequal width, which cannot lie in one space of features."""
+    if x.shape[1] != y.shape[1]:
         raise InputError(
-            f"{name}={k!r} neighbours were asked of {n} examples: expected {name} < {n}, pass a smaller one"
+            f"x has {x.shape[1]} features and y {y.shape[1]}: expected equally many, of one space of features"
         )
 
 
@@ -128,10 +141,10 @@ def duplicates(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
 
 
 def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-    """For each row the number of the first row that equals it, its own where there is none.
+    """For each row the number of the first row that equals it, its own where no other does.
 
-    Rows are told apart by a sum of their bits, each times a random odd number, modulo 2^64: exact in whatever order it is
-    added up, and equal for unequal rows once in 2^63. Rows with equal sums are compared.
+    Rows are compared by a sum of their bits, each times a random odd number, modulo 2^64: exact in any order of addition,
+    and equal for unequal rows once in 2^63. Rows with equal sums are then compared themselves.
 
     >>> first_equal(torch.tensor([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]])).tolist()
     [0, 1, 0]
@@ -139,7 +152,7 @@ def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
     n, d = cloud.shape
     order = torch.arange(n, device=cloud.device)
     if d > _FEW and bool((first_equal(cloud[:, :_FEW]) == order).all()):
-        return order  # a few features tell all rows apart
+        return order  # a few features are enough: all rows differ
     bits = torch.int32 if cloud.dtype == torch.float32 else torch.int64
     odd = torch.randint(2**62, (d,), generator=torch.Generator().manual_seed(0)).mul_(2).add_(1).to(cloud.device)
     step = max(1, _AT_ONCE // d)
@@ -153,13 +166,13 @@ def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
     return first
 
 
-def distinct_rows(*clouds: Any) -> Int[Tensor, " kept"]:
+def distinct_rows(*clouds: Any) -> Int[Tensor, " row"]:
     """The examples to keep so that no two rows are equal in any of `clouds`, which have paired rows.
 
-    Each cloud is `[example, feature]` or `[state, example, feature]`; the first of equal rows is kept. Index all clouds
+    Each cloud is `[example, feature]` or `[state, example, feature]`; of equal rows the first stays. Index all clouds
     with the result: dropping rows from one alone would break the pairing.
 
-    Raises `InputError` where the numbers of examples differ, and what `as_cloud` and `as_states` raise.
+    Raises `InputError` where the numbers of examples differ, and the errors of `as_cloud` and `as_states`.
 
     >>> x = np.array([[0.0], [1.0], [0.0], [2.0]])
     >>> y = np.array([[5.0], [6.0], [7.0], [6.0]])
@@ -172,10 +185,10 @@ def distinct_rows(*clouds: Any) -> Int[Tensor, " kept"]:
         whole = _as_tensor(cloud, name)
         layers.extend([as_cloud(whole, name)] if whole.ndim == 2 else as_states(whole, name))
     if not layers:
-        raise InputError("distinct_rows() was given no cloud: pass at least one")
+        raise InputError("distinct_rows() has no cloud: pass at least one")
     sizes = sorted({len(layer) for layer in layers})
     if len(sizes) > 1:
-        raise InputError(f"the clouds have {sizes} examples: paired clouds have the same ones")
+        raise InputError(f"the clouds have {sizes} examples: expected paired clouds, of the same examples")
     keep = torch.ones(sizes[0], dtype=torch.bool)
     for layer in layers:
         keep[duplicates(layer).cpu()] = False
@@ -191,14 +204,12 @@ def _as_tensor(x: Any, name: str) -> Tensor:
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "fiub":
             raise InputError(f"{name} has dtype {x.dtype!s}: expected numbers")
-        kept = x.dtype if x.dtype in (np.float16, np.float32) else np.float64
+        kind = x.dtype if x.dtype in (np.float16, np.float32) else np.float64
         if np.ma.is_masked(x):
-            raise InputError(
-                f"{name} has {np.ma.count_masked(x)} masked values: drop or fill them, every value counts here"
-            )
-        with warnings.catch_warnings():  # that an array is read-only: nothing here writes to what it was given
+            raise InputError(f"{name} has {np.ma.count_masked(x)} masked values: drop or fill them")
+        with warnings.catch_warnings():  # about arrays that are read-only: nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(np.ascontiguousarray(x, dtype=kept))
+            return torch.from_numpy(np.ascontiguousarray(x, dtype=kind))
     if x.is_complex():
         raise InputError(f"{name} has dtype {x.dtype!s}: expected real numbers")
     if x.layout != torch.strided:
@@ -207,12 +218,11 @@ def _as_tensor(x: Any, name: str) -> Tensor:
 
 
 def _finite(x: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
-    wanted = ", ".join(axes)
     if x.ndim != len(axes):
-        raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{wanted}]")
+        raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{', '.join(axes)}]")
     if x.shape[-2] < 2 or 0 in x.shape:
-        raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{wanted}] with two examples or more")
-    if x.device.type == "mps":  # which has no float64
+        raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{', '.join(axes)}] with two examples or more")
+    if x.device.type == "mps":  # it has no float64
         x = x.cpu()
     if x.dtype != torch.float64:
         x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
@@ -227,13 +237,15 @@ def _finite(x: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
 
 
 def _whole(x: Tensor) -> bool:
-    """Whether all values are whole numbers; most clouds are known by their first row not to be."""
+    """Whether all values are whole numbers; for most clouds the first row is enough to say no."""
     first = x.flatten(end_dim=-2)[0]
     return bool((first == first.round()).all()) and bool((x == x.round()).all())
 
 
-def _check_paired(first: Tensor, second: Tensor, names: tuple[str, str], axis: int) -> None:
-    if first.shape[axis] != second.shape[axis]:
+def _paired(first: Tensor, second: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """Both clouds or stacks on the device of the first, after refusing unequal numbers of examples."""
+    if first.shape[-2] != second.shape[-2]:
         raise InputError(
-            f"{names[0]} has {first.shape[axis]} examples and {names[1]} {second.shape[axis]}: rows must be paired"
+            f"{names[0]} has {first.shape[-2]} examples and {names[1]} {second.shape[-2]}: rows must be paired"
         )
+    return first, second.to(first.device)

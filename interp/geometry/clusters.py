@@ -1,28 +1,28 @@
-"""Clusters as density peaks: groups of examples that a region of lower density separates.
+"""Clusters as density peaks: groups of examples with a region of lower density between them.
 
-A cluster is a peak of the density with all that lies on its slopes, of whatever shape. A density estimated from a sample
-has many peaks, most of which are noise, and the estimate's own error tells which: two peaks are one where the drop to the
-saddle between them is less than Z errors. So the number of clusters is an outcome, and Z the confidence: 1.65 for 95 %.
-(Advanced density peaks, d'Errico et al. 2021.) With the log density rho of each point, its error e, its k neighbours
-(the ones the density was estimated from), and g = rho - e, in steps:
+A cluster is a peak of the density with all points on its slopes, of any shape. A density estimated from a sample has many
+peaks, most of them noise, and the error of the estimate tells which: two peaks are one where the drop to the saddle between
+them is less than Z errors. So the number of clusters is a result, and Z the confidence: 1.65 for 95 %. (Advanced density
+peaks, d'Errico et al. 2021.) With the log density rho of each point, its error e, its k neighbours (those of the density
+estimate), and g = rho - e, in steps:
 
 1. Peaks are the points with g at least that of all their k neighbours. A peak among the k neighbours of a point with
    higher g is dropped.
-2. In decreasing order of g, every point joins its nearest neighbour that already belongs somewhere, among 128. A dropped
-   peak without one joins the densest point that it was dropped for, or that another dropped peak near it was.
+2. In decreasing order of g, every point joins its nearest neighbour with a cluster, among 128. A dropped peak without one
+   joins the densest of the points for which it, or another dropped peak near it, was dropped.
 3. A point p of a cluster is on its border with another if p's nearest neighbour outside, among k, is q of that other, and
    p is the nearest of its own to q. The border point with the highest g is the saddle between the two.
 4. Two clusters are one if rho(peak) - rho(saddle) < Z (e(peak) + e(saddle)) for either. Of all such pairs the one with the
-   densest saddle merges first, under the peak that stands out more; of two borders with a third the denser saddle
-   stays. Until no such pair is left.
+   densest saddle merges first, under the peak that is more errors above it; of two borders with a third cluster the denser
+   saddle stays. Repeat until no such pair is left.
 
 The test is one of each pair of peaks, and large clouds have hundreds: 20,000 points of one Gaussian in two dimensions
 make 530 to 570 peaks by kNN, and three to eight clusters remain at Z = 1.65, one of them perhaps a single point (one cluster
-by PAk, one or two in five dimensions). Look at `z` in `Peaks.to_frame()` before believing in a small cluster, or ask for a
+by PAk, one or two in five dimensions). Look at `z` in `Peaks.to_frame()` before you believe in a small cluster, or use a
 larger Z.
 
-Every point has a cluster; none is set aside as noise. What a partition has to do with labels is said by `homogeneity`, which
-does not know chance, and by `adjusted_rand`, which does.
+Every point has a cluster; none is noise. `homogeneity` and `adjusted_rand` compare a partition with labels: the first
+without a correction for chance, the second with one.
 """
 
 from __future__ import annotations
@@ -37,17 +37,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Labels, as_labels
+from interp.geometry.clouds import Labels, as_labels, checked_within
 from interp.geometry.density import REACH, density_of, graph_for, volume_dimension
 from interp.geometry.neighbors import Graph
 from interp.results import Result
 
+# Arrays of the steps: of values and numbers of points, of peaks, and of the neighbours of points.
+PerPoint = Float[np.ndarray, " n"]
+Index = Int[np.ndarray, " n"]
+PeakIndex = Int[np.ndarray, " c"]
+Lists = Int[np.ndarray, "n m"]
+Near = Bool[np.ndarray, "n m"]
+Edges = Int[np.ndarray, "b 2"]
+Saddles = Int[np.ndarray, " b"]
+
 
 @dataclass(frozen=True, eq=False)
 class Peaks(Result):
-    """A cloud's clusters, and the density that they were found by.
+    """The clusters of a cloud, and the density behind them.
 
-    `clusters` says which cluster each example is in, 0 the one with the densest peak. `centres` are the examples at the
+    `clusters` is the number of each example's cluster, 0 the one with the densest peak. `centres` are the examples at the
     peaks. `log_density` and `errors` are those of each example. `borders` is the log density of the saddle between two
     clusters, with `border_errors`: NaN where they do not touch, and for a cluster with itself.
     """
@@ -63,10 +72,10 @@ class Peaks(Result):
     density: str = "knn"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a cluster: cluster, size, centre, log_density, error, neighbor, saddle, z.
+        """One row for each cluster: cluster, size, centre, log_density, error, neighbor, saddle, z.
 
-        `neighbor` is the cluster with the densest saddle to this one, `saddle` its log density, and `z` by how many
-        errors this peak stands above it; -1, NaN and infinity for a cluster that touches no other.
+        `neighbor` is the cluster with the densest saddle to this one, `saddle` its log density, and `z` the height of this
+        peak above it in errors; -1, NaN and infinity for a cluster that touches no other.
         """
         saddles = self.borders.nan_to_num(nan=-math.inf)
         rows = torch.arange(len(self.centres))
@@ -96,16 +105,15 @@ def density_peaks(
     dimension: float | None = None,
     metric: str = "euclidean",
 ) -> Int[Tensor, " n"] | Int[np.ndarray, " n"]:
-    """Which cluster each example of `x` `[example, feature]`, a cloud or its graph, is in: Int[example], by density, 0 the
-    densest.
-
-    An array for an array, a tensor on the same device for a tensor. What it takes and raises is that of `find_peaks`,
-    which also gives the peaks and borders.
+    """The cluster of each example of `x` `[example, feature]`, a cloud or its graph: Int[example], 0 the densest cluster.
 
     >>> rng = np.random.default_rng(0)
     >>> two = np.concatenate([rng.normal(size=(100, 2)), rng.normal(size=(60, 2)) + 10])
     >>> np.bincount(density_peaks(two)).tolist()
     [100, 60]
+
+    Returns an array for an array, a tensor on the same device for a tensor. Arguments and errors are those of `find_peaks`,
+    which also returns the peaks and borders.
     """
     clusters = find_peaks(x, z, k, density, dimension, metric).clusters
     if isinstance(x, np.ndarray):
@@ -121,73 +129,70 @@ def find_peaks(
     dimension: float | None = None,
     metric: str = "euclidean",
 ) -> Peaks:
-    """The density peaks of the cloud `x` `[example, feature]` that stand `z` errors above their saddles.
+    """The density peaks of the cloud `x` `[example, feature]` that are `z` errors above their saddles.
 
-    `density` is "knn", from `k` neighbours, or "pak", with a number of neighbours found for each point; the two may give
-    different numbers of clusters. `dimension` is that of the density, by default GRIDE's at ranks 16 and 32.
+    `density` is "knn", from `k` neighbours, or "pak", from a number of neighbours that it chooses for each point; the two may
+    give different numbers of clusters. `dimension` is that of the density, by default GRIDE's at ranks 16 and 32.
 
     Raises `InputError` for an unknown density or metric, a z that is not positive, a k that is not less than the number of
-    examples, 32 examples or fewer without a dimension, equal rows, and what is no finite cloud.
+    examples, 32 examples or fewer without a dimension, equal rows, and a cloud that is not finite.
     """
-    if isinstance(z, bool) or not isinstance(z, int | float | np.number) or not 0 < z < math.inf:
-        raise InputError(f"z={z!r}: expected a positive number of errors, such as 1.65")
+    z = checked_within(z, "z", "a positive number of errors, such as 1.65")
     neighbors = graph_for(x, k, dimension, density, metric, REACH)
     d = volume_dimension(neighbors, dimension)
-    found = density_of(neighbors, k, d, density)
+    estimate = density_of(neighbors, k, d, density)
     indices = neighbors.indices[:, : max(k, REACH) if density == "knn" else REACH].cpu().numpy()
-    rho, errors, sizes = found.values.numpy(), found.errors.numpy(), found.neighbors.numpy()
-
+    rho, errors, sizes = estimate.values.numpy(), estimate.errors.numpy(), estimate.neighbors.numpy()
     g = rho - errors
     near = np.arange(indices.shape[1]) < sizes[:, None]
     peaks, dropped_for = _peaks(g, indices, near)
     cluster = _assign(g, indices, peaks, dropped_for)
     owner, edges, saddles = _merge(rho, errors, peaks, *_saddles(g, indices, near, peaks, cluster), z)
 
-    kept = np.unique(owner)
-    kept = kept[np.argsort(-rho[peaks[kept]], kind="stable")]
+    left = np.unique(owner)
+    left = left[np.argsort(-rho[peaks[left]], kind="stable")]
     number = np.empty_like(owner)
-    number[kept] = np.arange(len(kept))
+    number[left] = np.arange(len(left))
     return Peaks(
         clusters=torch.from_numpy(number[owner[cluster]]),
-        centres=torch.from_numpy(peaks[kept]),
-        log_density=found.values,
-        errors=found.errors,
-        borders=_symmetric(rho[saddles], number[edges], len(kept)),
-        border_errors=_symmetric(errors[saddles], number[edges], len(kept)),
+        centres=torch.from_numpy(peaks[left]),
+        log_density=estimate.values,
+        errors=estimate.errors,
+        borders=_symmetric(rho[saddles], number[edges], len(left)),
+        border_errors=_symmetric(errors[saddles], number[edges], len(left)),
         dimension=d,
-        z=float(z),
+        z=z,
         density=density,
     )
 
 
 def homogeneity(clusters: Labels, labels: Labels) -> float:
-    """How much of what `labels` say the `clusters` say as well: 1 - H(labels | clusters) / H(labels), in [0, 1].
+    """The part of the labels' entropy that the clusters explain: 1 - H(labels | clusters) / H(labels), in [0, 1].
 
-    1 where every cluster has one label only, 0 where all have the same mixture. It does not count against a partition
-    that it is finer than the labels, and by chance it grows with the number of clusters: 1 for clusters of one example.
-    As a measure of a gap between modalities, labels say which modality an example is of.
+    1 where every cluster has only one label, 0 where all have the same mixture. A partition that is finer than the labels
+    costs nothing, and by chance the value grows with the number of clusters: 1 for clusters of one example. To measure a
+    gap between modalities, use the modality of each example as its label.
 
-    Raises `InputError` where there is not one cluster and one label an example, where some are missing, and where all labels
-    are the same.
+    Raises `InputError` where there is not one cluster and one label for each example, where some are missing, and where all
+    labels are the same.
 
     >>> homogeneity([0, 0, 1, 1, 2], ["image", "image", "text", "text", "text"])
     1.0
     """
     from sklearn.metrics import homogeneity_score
 
-    found, wanted = _paired_labels(clusters, labels)
-    if (wanted == wanted[0]).all():
-        only = as_labels(labels)[0].tolist()[0]
-        raise InputError(f"all labels are {only!r}: expected two or more, clusters cannot tell one apart")
-    return float(homogeneity_score(wanted, found))
+    first, second = _paired_labels(clusters, labels)
+    if (second == second[0]).all():
+        raise InputError(f"all labels are {as_labels(labels)[0].tolist()[0]!r}: expected two different ones or more")
+    return float(homogeneity_score(second, first))
 
 
 def adjusted_rand(clusters: Labels, labels: Labels) -> float:
     """How far two partitions put the same pairs of examples together: 1 for equal ones, 0 on average by chance.
 
-    Symmetric, and whatever the clusters are called. It can be negative: less than chance.
+    Symmetric; the names of clusters do not matter. A negative value is less than chance.
 
-    Raises `InputError` where there is not one cluster and one label an example, and where some are missing.
+    Raises `InputError` where there is not one cluster and one label for each example, and where some are missing.
 
     >>> adjusted_rand([0, 0, 1, 1], ["b", "b", "a", "a"])
     1.0
@@ -197,29 +202,22 @@ def adjusted_rand(clusters: Labels, labels: Labels) -> float:
     return float(adjusted_rand_score(*_paired_labels(clusters, labels)))
 
 
-def _peaks(
-    g: Float[np.ndarray, " n"], indices: Int[np.ndarray, "n m"], near: Bool[np.ndarray, "n m"]
-) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " n"]]:
-    """Step 1: the peaks, and of each point the densest one for which it was dropped as a peak, or -1."""
+def _peaks(g: PerPoint, indices: Lists, near: Near) -> tuple[PeakIndex, Index]:
+    """Step 1: the peaks, and for each point the densest one for which it was dropped as a peak, or -1."""
     around = np.where(near, g[indices], -np.inf)
     candidate = g >= around.max(axis=1)
     rows, columns = np.nonzero(near & candidate[indices] & (around < g[:, None]))
     order = np.argsort(g[rows], kind="stable")
     dropped_for = np.full(len(g), -1)
-    dropped_for[indices[rows, columns][order]] = rows[order]  # of several the last stays, which is the densest
+    dropped_for[indices[rows, columns][order]] = rows[order]  # of several the last stays: the densest
     return np.flatnonzero(candidate & (dropped_for < 0)), dropped_for
 
 
-def _assign(
-    g: Float[np.ndarray, " n"],
-    indices: Int[np.ndarray, "n m"],
-    peaks: Int[np.ndarray, " c"],
-    dropped_for: Int[np.ndarray, " n"],
-) -> Int[np.ndarray, " n"]:
-    """Step 2: the peak, by its number among `peaks`, that each point belongs to.
+def _assign(g: PerPoint, indices: Lists, peaks: PeakIndex, dropped_for: Index) -> Index:
+    """Step 2: the number among `peaks` of the peak of each point.
 
-    A point follows its first neighbour that is a peak or comes earlier in the order of density, and all of them are
-    followed to the end at once. None follows itself round a circle, as only a peak is followed from higher up.
+    A point follows its first neighbour that is a peak or comes earlier in the order of density, and the loop follows all
+    points to the end at once. There are no circles, as only peaks are followed from points of higher density.
     """
     n = len(g)
     turn = np.empty(n, dtype=np.int64)
@@ -239,13 +237,7 @@ def _assign(
     return number[leader]
 
 
-def _saddles(
-    g: Float[np.ndarray, " n"],
-    indices: Int[np.ndarray, "n m"],
-    near: Bool[np.ndarray, "n m"],
-    peaks: Int[np.ndarray, " c"],
-    cluster: Int[np.ndarray, " n"],
-) -> tuple[Int[np.ndarray, "b 2"], Int[np.ndarray, " b"]]:
+def _saddles(g: PerPoint, indices: Lists, near: Near, peaks: PeakIndex, cluster: Index) -> tuple[Edges, Saddles]:
     """Step 3: the pairs of clusters that touch, and the point at the saddle of each pair."""
     outside = near & (cluster[indices] != cluster[:, None])
     outside[peaks] = False
@@ -262,16 +254,11 @@ def _saddles(
 
 
 def _merge(
-    rho: Float[np.ndarray, " n"],
-    errors: Float[np.ndarray, " n"],
-    peaks: Int[np.ndarray, " c"],
-    edges: Int[np.ndarray, "b 2"],
-    saddles: Int[np.ndarray, " b"],
-    z: float,
-) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, "e 2"], Int[np.ndarray, " e"]]:
-    """Step 4: which cluster each one became part of, and the borders that are left with their saddles.
+    rho: PerPoint, errors: PerPoint, peaks: PeakIndex, edges: Edges, saddles: Saddles, z: float
+) -> tuple[PeakIndex, Int[np.ndarray, "e 2"], Int[np.ndarray, " e"]]:
+    """Step 4: the cluster that each cluster became part of, and the remaining borders with their saddles.
 
-    The borders are kept in the order of their saddles, densest first, so that the first of several is the one to take.
+    The borders are in the order of their saddles, densest first, so that the first of several is the one that stays.
     """
     order = np.argsort(-rho[saddles], kind="stable")
     edges, saddles = edges[order], saddles[order]
@@ -284,17 +271,17 @@ def _merge(
             return owner, edges, saddles
         first = weak.argmax()
         ratio = height[first] / error[first]
-        kept, gone = edges[first] if ratio[0] >= ratio[1] else edges[first, ::-1]
-        owner[owner == gone] = kept
-        edges = np.where(edges == gone, kept, edges)
-        third = edges.sum(axis=1) - kept
-        touching = np.flatnonzero((edges == kept).any(axis=1) & (third != kept))
-        stays = (edges != kept).all(axis=1)
+        winner, loser = edges[first] if ratio[0] >= ratio[1] else edges[first, ::-1]
+        owner[owner == loser] = winner
+        edges = np.where(edges == loser, winner, edges)
+        third = edges.sum(axis=1) - winner
+        touching = np.flatnonzero((edges == winner).any(axis=1) & (third != winner))
+        stays = (edges != winner).all(axis=1)
         stays[touching[np.unique(third[touching], return_index=True)[1]]] = True
         edges, saddles = edges[stays], saddles[stays]
 
 
-def _symmetric(values: Float[np.ndarray, " e"], edges: Int[np.ndarray, "e 2"], size: int) -> Float[Tensor, "c c"]:
+def _symmetric(values: PerPoint, edges: Int[np.ndarray, "n 2"], size: int) -> Float[Tensor, "c c"]:
     matrix = torch.full((size, size), torch.nan, dtype=torch.float64)
     one, other = torch.from_numpy(edges).T
     matrix[one, other] = matrix[other, one] = torch.from_numpy(values)
@@ -302,8 +289,8 @@ def _symmetric(values: Float[np.ndarray, " e"], edges: Int[np.ndarray, "e 2"], s
 
 
 def _paired_labels(first: Labels, second: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Two partitions of the same examples, by the numbers of their classes."""
-    (_, found), (_, wanted) = as_labels(first, "clusters"), as_labels(second)
-    if len(found) != len(wanted):
-        raise InputError(f"{len(found)} clusters and {len(wanted)} labels: expected one of each an example")
-    return found, wanted
+    """Two partitions of the same examples, as numbers of their classes."""
+    (_, one), (_, other) = as_labels(first, "clusters"), as_labels(second)
+    if len(one) != len(other):
+        raise InputError(f"{len(one)} clusters and {len(other)} labels: expected one of each for each example")
+    return one, other

@@ -1,22 +1,22 @@
-"""All of it for all layers: how the clouds of images and of captions differ, and agree, from state to state.
+"""Comparison: many measures of the states of images and of captions, at every layer.
 
-`compare` takes two stacks of states with the same examples in every layer and gives one frame: each measure, of each
-modality or of both together, at each state, with its error and with what it would be for nothing:
+`compare` takes two stacks of states with the same examples in every layer and returns one frame: each measure, of each
+modality or of both together, at each state, with its error and with its level where there is nothing to find:
 
-- Measures of *one* cloud (dimensions and spectra): the same measure when every feature is shuffled among the examples
-  on its own, which leaves each feature's distribution and takes their ties away.
-- Measures of *two* paired clouds (`interp.geometry.MEASURES`): the same when the rows of one are shuffled, with the
-  share of shuffles that reach the value, the unshuffled one counted, as p.
-- Measures of the *gap* between two clouds in one space: what each says of exchanged or shuffled rows
-  (`interp.geometry.modality`).
+- Measures of *one* cloud (dimensions and spectra): the same measure after a shuffle of every feature among the examples on
+  its own, which keeps each feature's distribution and removes their dependence.
+- Measures of *two* paired clouds: the same after shuffles of the rows of one, with the share of shuffles that reach the
+  value as p, the unshuffled one included.
+- Measures of the *gap* between two clouds in one space: the same after shuffles of the pairs, or after exchanges of image
+  and caption.
 
-A measure that compares two models says what tuning changed directly: give it the states of both. What changed in the
-measures themselves is the difference of two comparisons (`GeometryComparison.change`).
+`interp.geometry.registry` has an entry for each measure, with its null. To see directly what tuning changed, compare the
+states of both models. The difference of two comparisons (`GeometryComparison.change`) is what changed in the measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,24 +25,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError
+from interp.arguments import checked_int
+from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.clouds import States, as_paired_states, distinct_rows, duplicates
-from interp.geometry.controls import (
-    ALONE,
-    DIMENSIONS,
-    GAPS,
-    UNIONS,
-    Draws,
-    Layer,
-    about,
-    neighbours_of,
-    of_both,
-    of_gap,
-    of_one,
-    of_path,
-)
-from interp.geometry.measures import MEASURES
-from interp.geometry.overlap import Labels, classes_of
+from interp.geometry.grids import NO_HALVES, Resampling
+from interp.geometry.modality import FIELDS, modality_gap
+from interp.geometry.overlap import Labels, label_classes
+from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
+from interp.geometry.registry import OF_TWO, REGISTRY, Measure
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import half_samples
@@ -57,15 +47,16 @@ DEFAULT = (
     "cka",
 )
 MODALITIES = ("visual", "textual")
+_NUMBERS = ("value", "error", "chance", "p")
 
 
 @dataclass(frozen=True, eq=False)
 class GeometryComparison(Result):
-    """Measures of two modalities over states, one number a row: `measure`, `modality` ("visual", "textual" or "both"),
-    `state`, `value`, its standard `error` (NaN where none is known), `chance`, and `p` (NaN where there is no test).
+    """Measures of two modalities over states, one number in each row: `measure`, `modality` ("visual", "textual" or "both"),
+    `state`, `value`, its standard `error` (NaN where unknown), `chance`, and `p` (NaN without a test).
 
-    `n` is the number of examples used and `dropped` the rows that were left out because they repeat another, in all
-    states and both modalities alike.
+    `n` is the number of examples in use, and `dropped` are the rows that repeat another and were left out, of all states and
+    both modalities.
     """
 
     measure: list[str]
@@ -79,27 +70,20 @@ class GeometryComparison(Result):
     dropped: Int[Tensor, " dropped"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a number: measure, modality, state, value, error, chance, p."""
-        numbers = {"value": self.value, "error": self.error, "chance": self.chance, "p": self.p}
-        return pd.DataFrame(
-            {
-                "measure": self.measure,
-                "modality": self.modality,
-                "state": self.state,
-                **{name: column.numpy() for name, column in numbers.items()},
-            }
-        )
+        """One row for each number: measure, modality, state, value, error, chance, p."""
+        numbers = {name: getattr(self, name).numpy() for name in _NUMBERS}
+        return pd.DataFrame({"measure": self.measure, "modality": self.modality, "state": self.state, **numbers})
 
     def change(self, after: GeometryComparison) -> pd.DataFrame:
         """What changed from this comparison to `after`, say from a model before tuning to the tuned one.
 
-        One row a number that both have: measure, modality, state, before, after, difference, error, z. The error takes
-        the two as independent, sqrt(e^2 + e'^2), which for the same examples is too wide rather than too narrow.
+        One row for each number that both have: measure, modality, state, before, after, difference, error, z. The error
+        treats the two as independent, sqrt(e^2 + e'^2), which for the same examples is too wide rather than too narrow.
 
         Raises `InputError` where they have no number in common.
         """
         if not isinstance(after, GeometryComparison):
-            raise InputTypeError(f"after={after!r}: expected what compare() gives for the other model")
+            raise InputTypeError(f"after={shown(after)}: expected what compare() returns for the other model")
         keys = ["measure", "modality", "state"]
         both = self.to_frame().merge(after.to_frame(), on=keys, suffixes=("_before", "_after"))
         if both.empty:
@@ -107,10 +91,10 @@ class GeometryComparison(Result):
                 f"the comparisons have no number in common: {sorted(set(self.measure))} at {len(set(self.state))} states and"
                 f" {sorted(set(after.measure))} at {len(set(after.state))}"
             )
-        found = both[keys].assign(before=both["value_before"], after=both["value_after"])
-        found["difference"] = found["after"] - found["before"]
-        found["error"] = np.hypot(both["error_before"], both["error_after"])
-        return found.assign(z=found["difference"] / found["error"])
+        change = both[keys].assign(before=both["value_before"], after=both["value_after"])
+        change["difference"] = change["after"] - change["before"]
+        change["error"] = np.hypot(both["error_before"], both["error_after"])
+        return change.assign(z=change["difference"] / change["error"])
 
 
 def compare(
@@ -124,116 +108,129 @@ def compare(
 ) -> GeometryComparison:
     """Measures of `visual` and `textual`, both `[state, example, feature]` with paired examples, at every state.
 
-    `metrics` are any of
-
-    - "2nn", "gride" (ranks 16 and 32), "mle" (20 neighbours), "participation_ratio", "spectral_entropy", "curvature" (of the
-      paths through the states, at those between two others): of each modality;
-    - "label_overlap", which takes `labels`: of each modality;
-    - the names of `interp.geometry.MEASURES`: of both, at the same state. As many states of each are needed;
-    - "paired_cosine", "corrected_cosine", "centroid_distance" (over the spread), "separability", "principal_angle" (the
-      mean of ten, radians) and "homogeneity" (of density peaks of both clouds as one, in modality): the gap. As many
-      features of each are needed.
-
-    Errors: the estimator's own for dimensions and gaps, half-samples without replacement for others (`subsamples` of them,
-    0 for none). `chance` is a mean over `permutations` shuffles where it has no formula, and p takes them all; for
-    dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours is made for each
-    cloud and metric, and shared.
-
-    Examples that repeat another in any state of either modality have no dimension. Where a metric needs distinct ones, they
-    are left out of *all* numbers, in all states and both modalities, and named in `dropped`.
-
-    Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
-    more than half of the examples repeat others (leave it out), and what the measures raise.
-
     >>> rng = np.random.default_rng(0)
     >>> visual = rng.normal(size=(3, 100, 8))
     >>> textual = np.concatenate([rng.normal(size=(2, 100, 8)), visual[2:] + 0.1])
     >>> frame = compare(visual, textual, metrics=["participation_ratio", "cka"]).to_frame()
     >>> frame[frame.measure == "cka"].value.round(1).abs().tolist()
     [0.0, 0.0, 1.0]
+
+    `metrics` are names in `interp.geometry.REGISTRY`, yours too (`register_measure`):
+
+    - of each modality: "2nn", "gride" (ranks 16 and 32), "mle" (20 neighbours), "participation_ratio", "spectral_entropy",
+      "curvature" (of the paths through the states, at those between two others), and "label_overlap", which needs `labels`;
+    - of both at the same state, with equally many states of each: the names of `interp.geometry.MEASURES`, turned so that
+      more is more alike;
+    - the gap, with equally many features of each: "paired_cosine", "corrected_cosine", "centroid_distance" (over the
+      spread), "separability", "principal_angle" (the mean of ten, radians) and "homogeneity" (of density peaks of both
+      clouds as one, in modality).
+
+    Errors are the estimator's own for dimensions and gaps, and from half-samples without replacement for others (`subsamples`
+    of them, 0 for none). `chance` is the mean over `permutations` draws of the measure's null where it has no formula, and p
+    uses all draws; for dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours
+    is computed for each cloud and metric, and shared.
+
+    Examples that repeat another in any state of either modality have no dimension. Where a measure needs distinct ones,
+    repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
+
+    Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
+    more than half of the examples repeat others (leave it out), and the errors of the measures.
     """
-    asked = _known(metrics, labels)
+    measures = _known(metrics, labels)
     first, second = as_paired_states(visual, textual, MODALITIES)
-    kept = _distinct(first, second, asked)
+    rows = _distinct(first, second, measures)
     dropped = torch.ones(first.shape[1], dtype=torch.bool)
-    dropped[kept] = False
-    first, second = first[:, kept], second[:, kept]
-    n = len(kept)
-    _check_enough(n, asked)
-    classes = None if labels is None else classes_of(labels, len(dropped))[1][kept.numpy()]
-    if len(first) != len(second) and any(name not in ALONE for name in asked):
+    dropped[rows] = False
+    first, second = first[:, rows], second[:, rows]
+    n = len(rows)
+    _check_enough(n, measures)
+    classes = None if labels is None else label_classes(labels, len(dropped))[1][rows.numpy()]
+    if len(first) != len(second) and any(measure.kind in OF_TWO for measure in measures):
+        alone = tuple(name for name, measure in REGISTRY.items() if measure.kind not in OF_TWO)
         raise InputError(
-            f"visual has {len(first)} states and textual {len(second)}: measures of both take equally many, of one"
-            f" modality alone {ALONE} take any"
+            f"visual has {len(first)} states and textual {len(second)}: measures of both need equally many, only {alone} do"
+            " not"
         )
-    halves = half_samples(n, subsamples, seed) if subsamples else torch.zeros(0, 0, dtype=torch.int64)
-    draws = Draws(halves, _count(permutations), seed)
-    found = []
-    if "curvature" in asked:
-        for name, stack in zip(MODALITIES, (first, second), strict=True):
-            with about(name):
-                found += list(of_path(name, stack, draws))
-    for number in range(max(len(first), len(second))):
-        stacks = zip(MODALITIES, (first, second), strict=True)
-        clouds = [Layer(name, number, stack[number], classes) for name, stack in stacks if number < len(stack)]
-        for cloud in clouds:
-            with about(cloud.name):
-                found += [(number, row) for row in of_one(cloud, asked, draws)]
-        if len(clouds) == len(MODALITIES):
-            one, other = clouds
-            found += [(number, row) for row in of_both(one, other, asked, draws)]
-            with about(f"{one.name} (x) and {other.name} (y)"):
-                found += [(number, row) for row in of_gap(one, other, asked, draws)]
-    found.sort(key=lambda each: (asked.index(each[1].measure), each[1].modality, each[0]))
+    halves = half_samples(n, subsamples, seed) if subsamples else NO_HALVES
+    resampling = Resampling(halves, checked_int(permutations, "permutations", least=1), seed)
+    readings = list(_readings(measures, (first, second), classes, resampling))
+    names = [measure.name for measure in measures]
+    readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
     notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out",) if len(out) else ()
+    numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
     return GeometryComparison(
-        measure=[row.measure for _, row in found],
-        modality=[row.modality for _, row in found],
-        state=[number for number, _ in found],
-        value=torch.tensor([row.value for _, row in found], dtype=torch.float64),
-        error=torch.tensor([row.error for _, row in found], dtype=torch.float64),
-        chance=torch.tensor([row.chance for _, row in found], dtype=torch.float64),
-        p=torch.tensor([row.p for _, row in found], dtype=torch.float64),
+        measure=[each.measure for each in readings],
+        modality=[each.modality for each in readings],
+        state=[each.state for each in readings],
+        **numbers,
         n=n,
         dropped=out,
         provenance=Provenance(seed=seed, notes=notes),
     )
 
 
-def _known(metrics: Iterable[str], labels: object) -> list[str]:
-    known = (*ALONE, *MEASURES, *GAPS, *UNIONS)
+def _readings(
+    measures: Sequence[Measure], stacks: tuple[Tensor, Tensor], classes: np.ndarray | None, resampling: Resampling
+) -> Iterator[Reading]:
+    """Every measure at every state: paths first, then state by state, so that only one state's graphs are in memory."""
+    for measure in (each for each in measures if each.kind == "path"):
+        for name, stack in zip(MODALITIES, stacks, strict=True):
+            with naming(name):
+                yield from of_path(measure, name, stack, resampling)
+    for state in range(max(map(len, stacks))):
+        clouds = [
+            StateCloud(name, state, stack[state], classes, resampling)
+            for name, stack in zip(MODALITIES, stacks, strict=True)
+            if state < len(stack)
+        ]
+        for cloud in clouds:
+            with naming(cloud.name):
+                yield from (of_one(each, cloud) for each in measures if each.kind in ("cloud", "labelled"))
+        if len(clouds) == len(MODALITIES):
+            yield from _of_both(measures, clouds[0], clouds[1])
+
+
+def _of_both(measures: Sequence[Measure], one: StateCloud, other: StateCloud) -> Iterator[Reading]:
+    """The measures of two clouds at one state; those that one `modality_gap` has share it."""
+    shared = [measure for measure in measures if measure.name in FIELDS]
+    if shared:
+        draws = one.resampling
+        with naming(f"{one.name} (x) and {other.name} (y)"):
+            gap = modality_gap(one.cloud, other.cloud, shuffles=draws.permutations, seed=draws.seed)
+        yield from (of_gap(each, gap, one.state) for each in shared)
+    yield from (of_two(each, one, other) for each in measures if each.kind in OF_TWO and each not in shared)
+
+
+def _known(metrics: Iterable[str], labels: object) -> list[Measure]:
+    known = tuple(REGISTRY)
     if not isinstance(metrics, Iterable):
         raise InputError(f"metrics={metrics!r}: expected names, some of {known}")
-    asked = [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in asked if not isinstance(name, str) or name not in known]
-    if unknown or not asked:
-        raise InputError(f"metrics={asked!r}: {unknown!r} are unknown, use some of {known}")
-    if "label_overlap" in asked and labels is None:
-        raise InputError("metrics has 'label_overlap' and labels=None: pass one label an example")
-    return list(dict.fromkeys(asked))
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
+    if unknown or not names:
+        raise InputError(f"metrics={names!r}: {unknown!r} are unknown, use some of {known}")
+    measures = [REGISTRY[name] for name in dict.fromkeys(names)]
+    labelled = next((measure.name for measure in measures if measure.kind == "labelled"), None)
+    if labelled and labels is None:
+        raise InputError(f"metrics has {labelled!r} and labels=None: pass one label an example")
+    return measures
 
 
-def _check_enough(n: int, asked: Sequence[str]) -> None:
+def _check_enough(n: int, measures: Sequence[Measure]) -> None:
     """Refuse measures of more neighbours than there are, which a caller of `compare` does not choose."""
-    for name in asked:
-        k = neighbours_of(name)
+    for measure in measures:
+        k = measure.k or 0
         if k >= n:
             raise InputError(
-                f"{name!r} takes {k} neighbours and there are {n} examples: pass {k + 1} or more, or leave it out"
+                f"{measure.name!r} takes {k} neighbours and there are {n} examples: pass {k + 1} or more, or leave it out"
             )
 
 
-def _count(permutations: int) -> int:
-    if isinstance(permutations, bool) or not isinstance(permutations, int | np.integer) or permutations < 1:
-        raise InputError(f"permutations={permutations!r}: a chance level takes an integer of 1 or more")
-    return int(permutations)
-
-
-def _distinct(first: Tensor, second: Tensor, asked: Sequence[str]) -> Int[Tensor, " kept"]:
-    """The examples to keep: all, or those that are distinct in all states of both modalities where a metric needs that."""
+def _distinct(first: Tensor, second: Tensor, measures: Sequence[Measure]) -> Int[Tensor, " row"]:
+    """The examples to keep: all, or those that are distinct in all states of both modalities where a measure needs that."""
     n = first.shape[1]
-    needed = sorted({*DIMENSIONS, "id_correlation", "homogeneity"} & set(asked))
+    needed = sorted(measure.name for measure in measures if measure.distinct)
     if not needed:
         return torch.arange(n)
     for name, stack in zip(MODALITIES, (first, second), strict=True):

@@ -1,17 +1,17 @@
-"""Correlation by dimension: are two representations of the same examples tied together, in whatever way?
+"""Correlation by dimension: do two representations of the same examples depend on each other, in any way?
 
 Put two clouds side by side, [x, y]. If each has directions of its own, the joint cloud has d_x + d_y dimensions; where y is
-a function of x it has no more than x. What is missing is shared:
+a function of x it has no more than x. The difference is shared:
 
     value = (d_x + d_y - d_xy) / max(d_x, d_y)
 
-(Basile et al. 2024). It sees dependence that is not linear, and the clouds need not have the same width. Every column is
-given mean 0 and standard deviation 1 first, since the two lie side by side in one space.
+(Basile et al. 2024). It detects dependence that is not linear, and the clouds may have different widths. Every column gets
+mean 0 and standard deviation 1 first, since the two lie side by side in one space.
 
-**The value alone says nothing.** Intrinsic dimensions come out too low, the more so the higher they are, so d_xy is
-underestimated most and the value of independent clouds is far from 0: 0.1 to 0.4 for two Gaussians in ten dimensions,
-1,000 points. The statement is the p of a permutation test: x and shuffled y have the same d_x, d_y and bias, and no tie. p is
-the share of shuffles whose joint dimension is at most the observed one, the observed one counted among them.
+**Do not read the value alone.** Estimates of intrinsic dimensions are too low, the more so the higher they are, so d_xy is
+too low by most and the value of independent clouds is far from 0: 0.1 to 0.4 for two Gaussians in ten dimensions, 1,000
+points. The evidence is the p of a permutation test: x and shuffled y have the same d_x, d_y and bias, and no dependence. p
+is the share of shuffles whose joint dimension is at most the observed one, with the observed one among them.
 
 A shuffle needs no distances of its own. Squared distances side by side are sums, D_x[i, j] + D_y[s(i), s(j)], so both
 tables are computed once.
@@ -24,12 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, distinct_rows
 from interp.geometry.dimension import levina_bickel, two_nn
@@ -37,10 +37,11 @@ from interp.geometry.neighbors import blocks, ready
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator
+from interp.statistics.permutation import permutation_p
 
-FRACTION = 0.9  # of the ratios of distances, the lowest, that 2NN is fitted to
-HELD = 2**29  # bytes of a table of all distances that may be held
-Table = Callable[[Tensor], Tensor]  # from the numbers of some rows to these rows
+FRACTION = 0.9  # the lowest part of the ratios of distances, for the fit of 2NN
+HELD = 2**29  # the most bytes of a table of all distances in memory
+DistanceTable = Callable[[Tensor], Tensor]  # from the numbers of some rows to these rows
 NEIGHBOURS = {"2nn": 2, "mle": 100}
 
 
@@ -48,7 +49,7 @@ NEIGHBOURS = {"2nn": 2, "mle": 100}
 class IdCorrelation(Result):
     """How much intrinsic dimension two clouds share.
 
-    `value` is (d_x + d_y - d_joint) / max(d_x, d_y), `p` that of the permutation test, NaN where none was made. `d_x`,
+    `value` is (d_x + d_y - d_joint) / max(d_x, d_y), `p` that of the permutation test, NaN without shuffles. `d_x`,
     `d_y` and `d_joint` are the dimensions, `null` the values under each shuffle, and `n` the number of examples.
     """
 
@@ -71,31 +72,28 @@ class IdCorrelation(Result):
 def id_correlation(x: Cloud, y: Cloud, permutations: int = 100, method: str = "2nn", seed: int = 0) -> IdCorrelation:
     """The correlation by intrinsic dimension of `x` and `y`, `[example, feature]` with paired rows, and its p.
 
-    p = (#{shuffles with a joint dimension <= the observed one} + 1) / (permutations + 1), so that 100 shuffles can say 0.01
-    at best. The value is **far from 0 on independent data**, and may exceed 1: compare it with `null`, never with 0.
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(300, 2))
+    >>> dependent = id_correlation(x, np.sin(x), permutations=20)
+    >>> dependent.value > 0.8, round(dependent.p, 3)
+    (True, 0.048)
+
+    p = (#{shuffles with a joint dimension <= the observed one} + 1) / (permutations + 1), at best 0.01 with 100 shuffles.
+    The value is **far from 0 on independent data**, and may exceed 1: compare it with `null`, never with 0.
 
     `method` is "2nn" (the slope over the lowest 90 % of ratios) or "mle" (100 neighbours), as in `intrinsic_dimension`. Columns
     are standardised, constant ones dropped. With `permutations=0` p is NaN.
 
-    Takes 8 n^2 bytes of memory as long as that is at most 1 GiB; above, distances are made again for each shuffle. For 5,000
-    examples that is 0.2 GB, and 0.1 to 0.2 seconds a shuffle on one core.
+    It needs 8 n^2 bytes of memory as long as that is at most 1 GiB; above, it computes distances again for each shuffle. For
+    5,000 examples that is 0.2 GB, and 0.1 to 0.2 seconds for each shuffle on one core.
 
     Raises `InputError` where rows are not paired or not finite, where all columns of a cloud are constant, where rows are
     equal (drop them in both clouds with `distinct_rows`), for too few examples, and for an unknown method.
-
-    >>> x = np.random.default_rng(0).normal(size=(300, 2))
-    >>> tied = id_correlation(x, np.sin(x), permutations=20)
-    >>> tied.value > 0.8, round(tied.p, 3)
-    (True, 0.048)
     """
-    if method not in NEIGHBOURS:
-        raise InputError(f"method={method!r} is unknown: use one of {tuple(NEIGHBOURS)}")
-    if isinstance(permutations, bool) or not isinstance(permutations, int | np.integer) or permutations < 0:
-        raise InputError(f"permutations={permutations!r}: expected an integer of 0 or more")
+    k = NEIGHBOURS[checked_choice(method, "method", NEIGHBOURS)]
+    permutations = checked_int(permutations, "permutations")
     first, second = as_pair(x, y)
-    n = len(first)
-    k = NEIGHBOURS[method]
-    estimator = partial(_dimension, method)
+    n, estimator = len(first), partial(_dimension, method)
     if k >= n:
         raise InputError(f"method={method!r} takes {k} neighbours and there are {n} examples: pass {k + 1} or more")
     table_x, table_y = _table(_standardised(first, "x"), "x"), _table(_standardised(second, "y"), "y")
@@ -103,13 +101,11 @@ def id_correlation(x: Cloud, y: Cloud, permutations: int = 100, method: str = "2
     d_x, d_y = (estimator(_nearest(table, None, same, k)) for table in (table_x, table_y))
     for dimension, name in ((d_x, "x"), (d_y, "y")):
         if not math.isfinite(dimension):
-            raise InputError(
-                f"{name} has neighbours at equal distances: points on a lattice have no intrinsic dimension"
-            )
+            raise InputError(f"{name} has neighbours at equal distances: a lattice has no intrinsic dimension")
     rng = generator(seed)
     orders = [same, *(torch.from_numpy(rng.permutation(n)).to(same.device) for _ in range(permutations))]
     joint, *shuffled = (estimator(_nearest(table_x, table_y, order, k)) for order in orders)
-    p = (sum(dimension <= joint for dimension in shuffled) + 1) / (permutations + 1) if permutations else math.nan
+    p = permutation_p(sum(dimension <= joint for dimension in shuffled), permutations) if permutations else math.nan
     value, *null = ((d_x + d_y - dimension) / max(d_x, d_y) for dimension in (joint, *shuffled))
     under = torch.tensor(null, dtype=torch.float64)
     return IdCorrelation(value, p, d_x, d_y, joint, under, n, method, provenance=Provenance(seed=seed))
@@ -120,22 +116,22 @@ def _standardised(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n e"
     varies = (cloud != cloud[0]).any(dim=0)
     if not varies.any():
         raise InputError(f"all {cloud.shape[1]} columns of {name} are constant: expected one or more that vary")
-    kept = cloud[:, varies].double()
-    return (kept - kept.mean(dim=0)) / kept.std(dim=0)
+    columns = cloud[:, varies].double()
+    return (columns - columns.mean(dim=0)) / columns.std(dim=0)
 
 
-def _table(cloud: Float[Tensor, "n d"], name: str) -> Table:
-    """Some rows of all squared distances, infinity from a point to itself: computed in float64, kept in float32.
+def _table(cloud: Float[Tensor, "n d"], name: str) -> DistanceTable:
+    """Some rows of all squared distances, infinity from a point to itself: computed in float64, stored in float32.
 
-    Rounding changes a ratio of distances by 1e-7 of itself, far less than the ratios of one point and the next differ.
-    The whole table is held where it is small enough, and its rows made anew each time where it is not.
+    Rounding changes a ratio of distances by 1e-7 of itself, far less than the ratios of two points differ. The table is
+    stored where it is small enough; otherwise its rows are computed again at each call.
     """
     n = len(cloud)
     equal = n - len(distinct_rows(cloud))
     if equal:
         raise InputError(
-            f"{equal} of {n} rows of {name} equal an earlier one and have no ratio of distances: keep"
-            " distinct_rows(x, y) of both"
+            f"{equal} of {n} rows of {name} equal an earlier one and have no ratio of distances: keep distinct_rows(x, y) of"
+            " both"
         )
     points = ready(cloud)
 
@@ -150,7 +146,9 @@ def _table(cloud: Float[Tensor, "n d"], name: str) -> Table:
     return lambda rows: table[rows]
 
 
-def _nearest(first: Table, second: Table | None, order: Int[Tensor, " n"], k: int) -> Float[Tensor, "n k"]:
+def _nearest(
+    first: DistanceTable, second: DistanceTable | None, order: Int[Tensor, " n"], k: int
+) -> Float[Tensor, "n k"]:
     """The k smallest squared distances of each point of x, or of [x, y[order]], from the tables of x and y."""
     n, here = len(order), torch.arange(len(order), device=order.device)
     nearest = []

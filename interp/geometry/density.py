@@ -1,16 +1,16 @@
-"""Density: how crowded a cloud is at each of its points.
+"""Density: how crowded is a cloud at each of its points?
 
 Where k other points lie within a distance r, and the cloud locally fills d dimensions, the density is k points of n in a
-ball of volume V_d r^d. Two estimators are built on this, and both count volume in the *intrinsic* dimension d, not in
-the number of features, in which every ball would be empty:
+ball of volume V_d r^d. Two estimators use this. Both count volume in the *intrinsic* dimension d: in as many dimensions as
+features every ball would be empty.
 
 - **kNN**: the same k everywhere, with r the distance to the k-th neighbour: log rho = log k - log n - log V_d - d log r.
-  Its error is 1/sqrt(k), as of any count. A small k is noisy, a large one flattens the cloud.
-- **PAk** (Rodriguez et al. 2018): each point takes as many neighbours as its surroundings are even, and a fit allows for
-  the rest of the slope. Between two points with equal density the balls of their k nearest have equal volumes but for
-  chance. A likelihood-ratio test of this between a point and each next neighbour says where to stop.
+  Its error is 1/sqrt(k), that of a count. A small k is noisy, a large one flattens the cloud.
+- **PAk** (Rodriguez et al. 2018): each point uses as many neighbours as the density around it is even, and a fit corrects
+  for the slope that is left. Between two points of equal density the balls of their k nearest have equal volumes up to
+  chance; a likelihood-ratio test of this between a point and each next neighbour says where to stop.
 
-A density is in units of x^-d: only differences of its logarithm within one cloud mean something. They are proportional to
+A density is in units of x^-d: only differences of its logarithm within one cloud have a meaning. They are proportional to
 d, so an error in the dimension stretches all of them.
 """
 
@@ -19,22 +19,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import checked_choice
 from interp.errors import InputError
-from interp.geometry.clouds import check_k
+from interp.geometry.clouds import check_k, checked_within
 from interp.geometry.dimension import intrinsic_dimension
 from interp.geometry.neighbors import Graph, Neighbors, graph_of, refuse_copies, size_of
 from interp.results import Result
 
 METHODS = ("knn", "pak")
-REACH = 128  # the neighbours of each point that are looked at where their number is not fixed
-RANKS = (16, 32)  # the scale at which GRIDE takes the dimension
-_LEAST = 3  # the smallest k that PAk takes: its fit has two parameters
+REACH = 128  # the most neighbours of each point where their number is not fixed
+RANKS = (16, 32)  # the scale of GRIDE's dimension
+_LEAST = 3  # the smallest k of PAk: its fit has two parameters
 _UNEVEN = 23.928  # chi-squared with one degree of freedom is above this with a probability of 1e-6
 _THINNEST = 1e-14  # relative width of a shell between two equal distances, whose volume has no logarithm
 _STEPS, _CONVERGED = 100, 1e-10
@@ -44,7 +44,7 @@ _STEPS, _CONVERGED = 100, 1e-10
 class Density(Result):
     """The logarithm of the density at each example, `values`, with its statistical `errors`.
 
-    `neighbors` is how many neighbours each was estimated from, `dimension` in how many dimensions volume was counted.
+    `neighbors` is the number of neighbours of each estimate, `dimension` the dimension of the volumes.
     """
 
     values: Float[Tensor, " n"]
@@ -54,7 +54,7 @@ class Density(Result):
     method: str = "knn"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example: log_density, error, neighbors."""
+        """One row for each example: log_density, error, neighbors."""
         columns = {"log_density": self.values, "error": self.errors, "neighbors": self.neighbors}
         return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
@@ -62,42 +62,41 @@ class Density(Result):
 def log_density(
     x: Graph, k: int = 16, dimension: float | None = None, method: str = "knn", metric: str = "euclidean"
 ) -> Density:
-    """The log density of `x` `[example, feature]`, a cloud or its graph, at each of its examples, normalised to one in all.
-
-    `method` is "knn", from `k` neighbours, or "pak", from a number of neighbours that is found for each point, 3 to 127
-    (`k` is not used then). `dimension` is that of the volumes, by default GRIDE's at ranks 16 and 32.
-
-    The errors, 1/sqrt(k) and sqrt((4k+2)/(k(k-1))), are those of counting. They leave out what is due to the dimension,
-    and for kNN to the slope within the ball.
-
-    Raises `InputError` for an unknown method, too few examples, a dimension that is not positive, and for equal rows,
-    between which there is no volume: drop them in all paired clouds jointly with `distinct_rows`.
+    """The log density of `x` `[example, feature]`, a cloud or its graph, at each of its examples; the density integrates to 1.
 
     >>> import numpy as np
     >>> line = np.arange(100.0)[:, None] ** 2  # crowded at its start
-    >>> found = log_density(line, k=4, dimension=1)
-    >>> bool(found.values[2] > found.values[50] > found.values[90])
+    >>> density = log_density(line, k=4, dimension=1)
+    >>> bool(density.values[2] > density.values[50] > density.values[90])
     True
+
+    `method` is "knn", from `k` neighbours, or "pak", from 3 to 127 neighbours, which it chooses for each point (it does not
+    use `k`). `dimension` is that of the volumes, by default GRIDE's at ranks 16 and 32.
+
+    The errors, 1/sqrt(k) and sqrt((4k+2)/(k(k-1))), are those of counts. They do not include the error of the dimension,
+    nor for kNN that of the slope within the ball.
+
+    Raises `InputError` for an unknown method, too few examples, a dimension that is not positive, and for equal rows,
+    between which the volume is 0: drop them in all paired clouds jointly with `distinct_rows`.
     """
     neighbors = graph_for(x, k, dimension, method, metric, 1 if method == "knn" else REACH)
     return density_of(neighbors, k, volume_dimension(neighbors, dimension), method)
 
 
 def graph_for(x: Graph, k: int, dimension: float | None, method: str, metric: str, reach: int) -> Neighbors:
-    """The graph from which a density is estimated, of `reach` neighbours and of those it and its dimension take, as far as
-    there are so many; raises `InputError` for an unknown method and too few examples."""
+    """The graph for a density: of `reach` neighbours, and of enough for the density and its dimension, where there are so
+    many; raises `InputError` for an unknown method and too few examples."""
     n = size_of(x)
-    check_method(method, k, n)
+    if checked_choice(method, "density", METHODS) == "knn":
+        check_k(k, n)
     if dimension is None and n <= RANKS[1]:
-        raise InputError(
-            f"{n} examples are too few to estimate the dimension: pass {RANKS[1] + 1} or more, or dimension="
-        )
-    taken = max(reach, k if method == "knn" else 1, RANKS[1] if dimension is None else 1)
-    return graph_of(x, min(taken, n - 1), metric)
+        raise InputError(f"{n} examples are too few for a dimension: pass {RANKS[1] + 1} or more, or dimension=")
+    most = max(reach, k if method == "knn" else 1, RANKS[1] if dimension is None else 1)
+    return graph_of(x, min(most, n - 1), metric)
 
 
 def density_of(neighbors: Neighbors, k: int, dimension: float, method: str) -> Density:
-    """`log_density` of the cloud whose graph of nearest neighbours is known: k of them for kNN, up to 128 for PAk."""
+    """`log_density` from a graph of nearest neighbours: k of them for kNN, up to 128 for PAk."""
     indices, distances = neighbors.indices.cpu(), neighbors.distances.cpu().double()
     n = len(distances)
     refuse_copies(neighbors, "density")
@@ -116,32 +115,18 @@ def density_of(neighbors: Neighbors, k: int, dimension: float, method: str) -> D
     return Density(values - math.log(n), errors, used, dimension, method)
 
 
-def check_method(method: str, k: int, n: int) -> None:
-    """Refuse a name that is no estimator of density, and for kNN a `k` that `n` points cannot have."""
-    if method not in METHODS:
-        raise InputError(f"the density {method!r} is unknown: use one of {METHODS}")
-    if method == "knn":
-        check_k(k, n)
-
-
 def volume_dimension(neighbors: Neighbors, dimension: float | None) -> float:
-    """The dimension in which volumes are counted: the one given, or GRIDE's at ranks 16 and 32.
+    """The dimension of the volumes: the argument, or GRIDE's at ranks 16 and 32.
 
-    Raises `InputError` for one that is not positive and finite.
+    Raises `InputError` for a dimension that is not positive and finite.
     """
     if dimension is None:
         return intrinsic_dimension(neighbors, "gride", n1=RANKS[0], n2=RANKS[1], metric=neighbors.metric).value
-    if (
-        isinstance(dimension, bool)
-        or not isinstance(dimension, int | float | np.number)
-        or not 0 < dimension < math.inf
-    ):
-        raise InputError(f"dimension={dimension!r}: expected a positive number, or None for an estimate")
-    return float(dimension)
+    return checked_within(dimension, "dimension", "a positive number, or None for an estimate")
 
 
 def log_unit_ball(d: float) -> float:
-    """The log volume of the ball of radius 1 in `d` dimensions, which need not be whole: pi^(d/2) / Gamma(d/2 + 1).
+    """The log volume of the ball of radius 1 in `d` dimensions, whole or not: pi^(d/2) / Gamma(d/2 + 1).
 
     >>> round(math.exp(log_unit_ball(2)), 4), round(math.exp(log_unit_ball(3)), 4)
     (3.1416, 4.1888)
@@ -161,14 +146,14 @@ def log_shells(distances: Float[Tensor, "n k"], d: float) -> Float[Tensor, "n k"
 
 
 def even_neighborhoods(indices: Int[Tensor, "n m"], log_volumes: Float[Tensor, "n m"]) -> Int[Tensor, " n"]:
-    """How many neighbours of each point are as crowded as the point itself: at least 3, and less than m.
+    """The number of neighbours of each point that are as crowded as the point itself: at least 3, and less than m.
 
-    Neighbour k+1 of point i is compared by the balls of the k nearest of each, V_i and V_j. Had both the same density,
+    The test of neighbour k+1 of point i compares the balls of the k nearest of each, V_i and V_j. If both have one density,
 
         D = -2k (ln V_i + ln V_j - 2 ln(V_i + V_j) + ln 4) = 4k ln cosh((ln V_i - ln V_j) / 2)
 
-    would be chi-squared with one degree of freedom. The first neighbour for which D is above 23.928 (a probability of
-    1e-6) is one too many. `log_volumes` are those of the balls up to each neighbour.
+    is chi-squared with one degree of freedom. The first neighbour with D above 23.928 (a probability of 1e-6) is one too
+    many. `log_volumes` are those of the balls up to each neighbour.
     """
     k = torch.arange(_LEAST, indices.shape[1] - 1)
     own = log_volumes[:, _LEAST - 1 : -2]
@@ -184,13 +169,13 @@ def _log_cosh(x: Tensor) -> Tensor:
 def _fit_with_slope(shells: Float[Tensor, "n m"], used: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The log density F at each point, from the log volumes v_l of the shells up to neighbour k, one point in each.
 
-    The density of the l-th shell is F + a l, with a slope a of no interest, and the likelihood to maximise
+    The density of the l-th shell is F + a l, with a slope a, and the likelihood is
 
         L(F, a) = k F + a k(k+1)/2 - sum_l v_l exp(F + a l).
 
-    For a given slope the best F is ln k - ln sum_l v_l exp(a l). What is left is one equation for a: the mean of l,
-    weighted by v_l exp(a l), is (k+1)/2. It increases with a, and is solved by Newton's steps within a bracket: where
-    a is beyond the range of ln v, the weights are ordered and their mean rank lies to one side.
+    For any slope the best F is ln k - ln sum_l v_l exp(a l). One equation for a remains: the mean of l, weighted by
+    v_l exp(a l), is (k+1)/2. The mean increases with a, and Newton's steps within a bracket solve the equation: where a is
+    beyond the range of ln v, the weights are ordered and their mean rank lies to one side.
     """
     rank = torch.arange(1.0, shells.shape[1] + 1, dtype=shells.dtype)
     outside = rank > used[:, None]

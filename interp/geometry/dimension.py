@@ -1,19 +1,18 @@
-"""Intrinsic dimension: how many coordinates a cloud of points really uses.
+"""Intrinsic dimension: how many coordinates does a cloud of points really use?
 
 States of a model have thousands of features, but lie near a surface of ten or fifty dimensions. Close to a point such
 a surface is flat, and the number of neighbours within a radius r grows as r^d. So the *ratio* of a point's distances to
-two of its neighbours says what d is, whatever the density. Three estimators use it:
+two of its neighbours depends on d alone, whatever the density. Three estimators use it:
 
-- **2NN** (Facco et al. 2017): mu = r_2 / r_1, the two nearest, is Pareto distributed, P(mu > m) = m^-d.
-- **GRIDE** (Denti et al. 2022): the same for neighbours n1 and n2 further out, where noise no longer inflates d.
+- **2NN** (Facco et al. 2017): mu = r_2 / r_1, of the two nearest, is Pareto distributed, P(mu > m) = m^-d.
+- **GRIDE** (Denti et al. 2022): the same for neighbours n1 and n2 further out, where noise does not inflate d.
 - **MLE** (Levina and Bickel 2004): all of the k nearest at once.
 
-All look at one scale, the distance over which the ratio is taken, and all come out too low in high dimensions (a
-Gaussian in 20 dimensions, 2,000 points: 14 by GRIDE 16/32). The reason is how far they have to reach: where the
-neighbours are 0.6 times as far as any two points are, nothing is flat or even any more. An estimate says so (`warning`); on
-Gaussians, cubes and spheres of 2 to 40 dimensions with 500 to 5,000 points it was 10 to 50 % too low wherever it did.
-Compare values at equal numbers of points and equal ranks only, and see over `dimension_scaling` whether there is a
-`plateau`.
+All measure at one scale, the distance of the neighbours, and all are too low in high dimensions (a Gaussian in 20 dimensions,
+2,000 points: 14 by GRIDE 16/32). The reason is the distance: where the neighbours are 0.6 times as far as any two points, the
+surface is neither flat nor evenly filled. The estimate then has a `warning`; on Gaussians, cubes and spheres of 2 to 40
+dimensions with 500 to 5,000 points it was 10 to 50 % too low wherever it had one. Compare values only at equal numbers of
+points and equal ranks, and look for a `plateau` in `dimension_scaling`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError
-from interp.geometry.clouds import check_k
+from interp.arguments import checked_choice, checked_int
+from interp.errors import InputError, shown
+from interp.geometry.clouds import check_k, checked_within
 from interp.geometry.neighbors import Graph, Neighbors, graph_of, level, refuse_copies, size_of
 from interp.results import Result
 
@@ -44,8 +43,8 @@ _HALVINGS = 100
 class Estimate(Result):
     """An intrinsic dimension: its `value`, standard `error`, the number `n` of points, and its `scale`.
 
-    `scale` is the mean distance to the farthest neighbour used: the 2nd for 2NN, n2-th for GRIDE, k-th for MLE.
-    `ranks` are the neighbours whose distances were compared, and `reach` is the scale as a part of the distance of any two
+    `scale` is the mean distance to the farthest neighbour in use: the 2nd for 2NN, n2-th for GRIDE, k-th for MLE.
+    `ranks` are the two neighbours with the ratio of distances, and `reach` is the scale as a part of the distance of any two
     points (the root of its mean square).
     """
 
@@ -59,12 +58,12 @@ class Estimate(Result):
 
     @property
     def warning(self) -> str:
-        """Why the value is known to be too low, in one line; empty where it is not."""
+        """Why the value is surely too low, in one line; empty where it is not."""
         if not self.reach > FAR:
             return ""
         return (
             f"too low by 10 % or more: neighbour {self.ranks[1]} of {self.n} points is {self.reach:.2f} as far as any two"
-            f" points are, over {FAR:g}; more points or smaller ranks would help"
+            f" points are, over {FAR:g}; use more points or smaller ranks"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -85,6 +84,11 @@ def intrinsic_dimension(
 ) -> Estimate:
     """The intrinsic dimension d of the cloud `x` `[example, feature]`, with its error and scale.
 
+    >>> import numpy as np
+    >>> plane = np.random.default_rng(0).normal(size=(1000, 2)) @ np.array([[1.0, 2.0, 0.5], [0.0, 1.0, 3.0]])
+    >>> round(intrinsic_dimension(plane).value)
+    2
+
     With mu_i = r_n2/r_n1 the ratio of point i's distances to two of its neighbours (r_2/r_1 for 2NN), and n all points:
 
     - "2nn": the slope through the origin of -ln(1 - i/n) on ln mu_(i), sorted, over the lowest `fraction` of them.
@@ -95,20 +99,14 @@ def intrinsic_dimension(
     - "mle-inverse": one over the mean of the inverses of those (MacKay and Ghahramani), 1 to 10 % lower.
 
     The error is the analytical standard error: d / sqrt(fraction n) for 2NN, from the Fisher information for GRIDE, the
-    standard error of the mean over points for MLE. It takes points as independent, which neighbours are not quite: in
+    standard error of the mean over points for MLE. It treats points as independent, and neighbours are not quite: in
     simulations with Gaussians it is right from five dimensions on, and 0.6 of the true one for 2NN and GRIDE in two.
-    Half-samples, which are used for overlaps, would change the scale itself, and overstate it twofold.
+    Half-samples, which give the errors of overlaps, would change the scale itself, and double the error.
 
     Raises `InputError` for an unknown method, too few points, a fraction outside (0, 1), and for equal rows, which
     have no ratio of distances: drop them in all clouds jointly with `distinct_rows`.
-
-    >>> import numpy as np
-    >>> plane = np.random.default_rng(0).normal(size=(1000, 2)) @ np.array([[1.0, 2.0, 0.5], [0.0, 1.0, 3.0]])
-    >>> round(intrinsic_dimension(plane).value)
-    2
     """
-    if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
-        raise InputError(f"fraction={fraction!r}: expected a share between 0 and 1; method='2nn-ml' uses all points")
+    checked_within(fraction, "fraction", "a share between 0 and 1; method='2nn-ml' uses all points", high=1.0)
     known: dict[str, tuple[tuple[int, int], Callable[[Tensor], tuple[float, float]]]] = {
         "2nn": ((1, 2), partial(two_nn, fraction=fraction)),
         "2nn-ml": ((1, 2), _two_nn_likelihood),
@@ -116,72 +114,51 @@ def intrinsic_dimension(
         "mle": ((1, k), levina_bickel),
         "mle-inverse": ((1, k), _mackay_ghahramani),
     }
-    if method not in tuple(known):
-        raise InputError(f"method={method!r} is unknown: use one of {tuple(known)}")
-    (first, last), estimator = known[method]
-    graph = _graph(x, first, last, metric)
-    distances = _distances(graph, last)
-    _refuse_ties(distances, first, last)
-    value, error = estimator(distances)
-    scale = float(distances[:, last - 1].mean())
-    return Estimate(value, error, len(distances), scale, method, (first, last), scale / graph.extent)
+    ranks, estimator = known[checked_choice(method, "method", tuple(known))]
+    return _estimate(_graph(x, *ranks, metric), method, ranks, estimator)
 
 
 def dimension_scaling(x: Graph, range_max: int = 256, metric: str = "euclidean") -> list[Estimate]:
     """GRIDE over scales: one `Estimate` for each of the ranks (1, 2), (2, 4), (4, 8), ... up to `range_max`.
 
-    A dimension is a property of the cloud where it hardly changes with the scale; at the smallest scales noise raises
-    it, at the largest ones curvature and borders do what they like. Ranks 16/32 are item 4.
-
-    Raises what `intrinsic_dimension` raises; `range_max` is cut to what the number of points allows, the last item's
-    `ranks` say to what.
-
     >>> import numpy as np
-    >>> [found.ranks for found in dimension_scaling(np.random.default_rng(0).normal(size=(100, 2)), range_max=8)]
+    >>> [each.ranks for each in dimension_scaling(np.random.default_rng(0).normal(size=(100, 2)), range_max=8)]
     [(1, 2), (2, 4), (4, 8)]
+
+    A dimension is a property of the cloud where it hardly changes with the scale; at the smallest scales noise raises
+    it, at the largest ones curvature and borders change it either way. Ranks 16/32 are item 4. Too large a `range_max` is
+    cut to the number of points; the `ranks` of the last item tell.
+
+    Raises the errors of `intrinsic_dimension`.
     """
-    if isinstance(range_max, bool) or not isinstance(range_max, int | np.integer) or range_max < 2:
-        raise InputError(f"range_max={range_max!r}: expected an integer of 2 or more")
-    n = size_of(x)
+    range_max, n = checked_int(range_max, "range_max", least=2), size_of(x)
     steps = int(math.log2(min(range_max, n - 1)))
     if steps < 1:
         raise InputError(f"{n} examples have no two neighbours each: pass 3 or more")
     graph = _graph(x, 1, 2**steps, metric)
-    distances, whole = _distances(graph, 2**steps), graph.extent
-    found = []
-    for step in range(steps):
-        first, last = 2**step, 2 ** (step + 1)
-        _refuse_ties(distances, first, last)
-        value, error = _gride(distances, first, last)
-        scale = float(distances[:, last - 1].mean())
-        found.append(Estimate(value, error, n, scale, "gride", (first, last), scale / whole))
-    return found
+    ranks = [(2**step, 2 ** (step + 1)) for step in range(steps)]
+    return [_estimate(graph, "gride", pair, partial(_gride, n1=pair[0], n2=pair[1])) for pair in ranks]
 
 
 def plateau(estimates: Sequence[Estimate], tolerance: float = 0.1) -> range | None:
     """Where a dimension hardly depends on the scale: the longest run of `estimates` in which each differs from the one
     before by `tolerance` of it or less, as a half-open range of their numbers; None where no two do.
 
-    Of runs of equal length it is the one that changes least from end to end. Estimates that are known to be too low take
-    no part. (A definition of ours; studies choose the scale by eye.)
+    Of runs of equal length it is the one that changes least from end to end. Estimates with a `warning` do not count. (This
+    definition is this package's own; studies choose the scale by eye.)
 
-    Raises `InputError` where `estimates` are none, and for a tolerance that is not above 0.
+    Raises `InputError` where `estimates` are not a list of `Estimate`, and for a tolerance of 0 or less.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> sheet = np.pad(rng.uniform(size=(2000, 2)), ((0, 0), (0, 8))) + 0.003 * rng.normal(size=(2000, 10))
-    >>> found = dimension_scaling(sheet)
-    >>> [round(each.value, 1) for each in found][:3], plateau(found).start > 2  # noise first, then the sheet
+    >>> estimates = dimension_scaling(sheet)
+    >>> [round(each.value, 1) for each in estimates][:3], plateau(estimates).start > 2  # noise first, then the sheet
     ([3.9, 2.9, 2.4], True)
     """
-    if (
-        not isinstance(estimates, Sequence)
-        or not estimates
-        or not all(isinstance(each, Estimate) for each in estimates)
-    ):
-        raise InputError(f"estimates={estimates!r}: expected what dimension_scaling gives")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number) or not tolerance > 0:
-        raise InputError(f"tolerance={tolerance!r}: expected a share above 0")
+    if not (isinstance(estimates, Sequence) and estimates and all(isinstance(each, Estimate) for each in estimates)):
+        raise InputError(f"estimates={shown(estimates)}: expected the list that dimension_scaling returns")
+    checked_within(tolerance, "tolerance", "a share above 0")
     steady = [
         abs(after.value - before.value) <= tolerance * before.value and not before.warning and not after.warning
         for before, after in pairwise(estimates)
@@ -200,18 +177,25 @@ def _graph(x: Graph, first: int, last: int, metric: str) -> Neighbors:
     check_k(first, n, "the first rank")
     check_k(last, n, "the last rank")
     if first >= last:
-        raise InputError(f"ranks {first} and {last}: the first must be smaller than the last")
-    return graph_of(x, last, metric)
-
-
-def _distances(graph: Neighbors, last: int) -> Float[Tensor, "n k"]:
-    """Distances to the neighbours up to rank `last`, on the CPU, after refusing points that have no ratio of them."""
+        raise InputError(f"ranks {first} and {last}: expected a first one that is smaller than the last")
+    graph = graph_of(x, last, metric)
     refuse_copies(graph, "ratio of distances")
-    return graph.distances[:, :last].cpu()
+    return graph
+
+
+def _estimate(
+    graph: Neighbors, method: str, ranks: tuple[int, int], estimator: Callable[[Tensor], tuple[float, float]]
+) -> Estimate:
+    """The estimate from the distances to the neighbours up to the last of two ranks."""
+    distances = graph.distances[:, : ranks[1]].cpu()
+    _refuse_ties(distances, *ranks)
+    value, error = estimator(distances)
+    scale = float(distances[:, -1].mean())
+    return Estimate(value, error, len(distances), scale, method, ranks, scale / graph.extent)
 
 
 def _refuse_ties(distances: Float[Tensor, "n k"], first: int, last: int) -> None:
-    """Refuse ratios of 1, but for rounding: one has no likelihood where there are ranks between, and where half the ratios
+    """Refuse ratios of 1, up to rounding: with ranks between, a single one has no likelihood, and where half the ratios
     of next neighbours are 1 their logarithms are rounding errors."""
     n = len(distances)
     tied = int(level(distances[:, first - 1], distances[:, last - 1]).sum())
@@ -225,13 +209,13 @@ def _refuse_ties(distances: Float[Tensor, "n k"], first: int, last: int) -> None
 def two_nn(distances: Tensor, fraction: float) -> tuple[float, float]:
     """2NN and its error, from distances to the two nearest, in order."""
     n = len(distances)
-    kept = int(n * fraction)
-    if kept < 1:
-        raise InputError(f"fraction={fraction!r} of {n} examples is none: pass more examples")
-    log_mu = torch.sort((distances[:, 1] / distances[:, 0]).log())[0][:kept]
-    height = -torch.log1p(-torch.arange(1, kept + 1, dtype=log_mu.dtype) / n)
+    size = int(n * fraction)
+    if size < 1:
+        raise InputError(f"fraction={fraction!r} of {n} examples is less than one: pass more examples")
+    log_mu = torch.sort((distances[:, 1] / distances[:, 0]).log())[0][:size]
+    height = -torch.log1p(-torch.arange(1, size + 1, dtype=log_mu.dtype) / n)
     value = float((log_mu @ height) / (log_mu @ log_mu))
-    return value, value / math.sqrt(kept)
+    return value, value / math.sqrt(size)
 
 
 def _two_nn_likelihood(distances: Tensor) -> tuple[float, float]:
@@ -263,9 +247,7 @@ def _inverse_dimensions(distances: Tensor) -> Float[Tensor, " n"]:
     k = distances.shape[1]
     inverse = (distances[:, -1:] / distances[:, :-1]).log().sum(dim=1) / (k - 1)
     if (inverse == 0).any():
-        raise InputError(
-            f"{int((inverse == 0).sum())} examples have all their {k} neighbours equally far: use a larger k"
-        )
+        raise InputError(f"{int((inverse == 0).sum())} examples have {k} neighbours at one distance: use a larger k")
     return inverse
 
 

@@ -1,42 +1,86 @@
-"""Every layer against every layer: how the measures of two clouds are taken for two whole stacks of them.
+"""Layer against layer: measures of two clouds for two whole stacks of them.
 
-A grid of L x L comparisons has 2 L clouds. What belongs to one cloud, its graph of neighbours or its distances, is made
-L + L times, not L x L; the comparison itself is then cheap. Each function here takes two lists of clouds with paired rows
-and some halves of the examples, and gives a `Grid`: the values, the values among each half alone, and, where that is
-known, how much each example bears on a value.
+A grid of L x L comparisons has 2 L clouds. What belongs to one cloud, its graph of neighbours or its distances, is computed
+L + L times, not L x L times; the comparison itself is then cheap. Each function here takes two stacks with paired rows and
+some halves of the examples, and returns a `LayerGrid`: the values, the values among each half alone, and, where the
+measure knows it, the influence of each example. `pairwise_grid` does so for any function of two clouds.
+
+The null of a grid is the same grid after a random change of the clouds: the rows of the second stack in another order
+(`shuffled_values`), or the members of some pairs exchanged between two clouds in one space (`exchanged_values`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.centring import centred
 from interp.geometry.imbalance import mean_rank
-from interp.geometry.kernels import centred_table, check_left
-from interp.geometry.neighbors import Graph, blocks, graph_of, ready
+from interp.geometry.neighbors import Graph, Neighbors, blocks, graph_of, ready
 from interp.geometry.overlap import neighborhoods_in, overlap_influence, overlap_within
-from interp.geometry.pairs import Table
-from interp.statistics.half_samples import reach, wide
+from interp.geometry.pairs import PairTable, centred_table, check_left
+from interp.geometry.scaling import centred
+from interp.statistics.half_samples import generator, reach, wide
 
-Clouds = Sequence[Tensor]
-Names = tuple[Sequence[str], Sequence[str]]  # how errors call each cloud of both stacks
+_TOGETHER = 4  # shuffled clouds that are in memory at once, where a stack has one layer
+NO_HALVES = torch.zeros(0, 0, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """The halves of the examples from which errors come, and the number of random orders or exchanges in a null."""
+
+    halves: Int[Tensor, "s h"]
+    permutations: int
+    seed: int
+
+    def orders(self, n: int) -> list[Int[Tensor, " n"]]:
+        """Random orders of n examples, the same ones at every layer."""
+        rng = generator(self.seed)
+        return [torch.from_numpy(rng.permutation(n)) for _ in range(self.permutations)]
+
+    def exchanges(self, n: int) -> Bool[np.ndarray, "draw n"]:
+        """Which of n examples change sides in each draw, the same ones at every layer."""
+        return generator(self.seed).random((self.permutations, n)) < 1 / 2
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStacks:
+    """Two stacks of clouds, or of their graphs, with paired rows; `names` has the words of error messages for each cloud."""
+
+    first: Sequence[Graph]
+    second: Sequence[Graph]
+    names: tuple[Sequence[str], Sequence[str]]
+
+    @property
+    def n(self) -> int:
+        """The number of examples."""
+        return len(self.first[0])
+
+    @property
+    def named(self) -> list[list[tuple[Any, str]]]:
+        """The clouds of each stack with their names."""
+        return [
+            list(zip(stack, names, strict=True))
+            for stack, names in zip((self.first, self.second), self.names, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """`values[a, b]` of two stacks, `parts[half, a, b]` of each half of the examples, and `influence[a, b, n]`, how much each
-    example bears on a value, which is the mean; None where that is not known.
+class LayerGrid:
+    """`values[a, b]` of two stacks, `parts[half, a, b]` of each half of the examples, and `influence[a, b, n]`, the
+    influence of each example on a value, which is their mean; None where it is unknown.
 
-    A value compares examples with each other, so that an example counts in its own comparisons and in those of others. Where
+    A value compares examples with each other, so an example counts in its own comparisons and in those of others. Where
     the two are alike (`twice`) its influence is twice its own part, less the mean. The standard error that influences give
-    for the difference of two values is 1 to 2 times the spread of it over draws of examples, on the safe side; own parts
-    alone may give half of it.
+    for the difference of two values is 1 to 2 times its spread over draws of examples, on the safe side; own parts alone
+    may give half of it.
     """
 
     values: Float[Tensor, "a b"]
@@ -44,38 +88,33 @@ class Grid:
     influence: Float[Tensor, "a b n"] | None = None
 
 
-def overlap_grid(
-    first: Sequence[Graph], second: Sequence[Graph], names: Names, halves: Int[Tensor, "s h"], k: int, metric: str
-) -> Grid:
-    """The overlap of neighbourhoods, from one graph a cloud; a graph that was made before is taken as it is."""
-    columns = min(wide(k) if len(halves) else k, len(first[0]) - 1)
-    graphs = [
-        [graph_of(cloud, k, metric, name, columns) for cloud, name in zip(stack, called, strict=True)]
-        for called, stack in zip(names, (first, second), strict=True)
-    ]
-    values, influence = overlap_influence(graphs[0], graphs[1], k)
-    parts = [overlap_within(graphs[0], graphs[1], half, k) for half in halves]
-    return Grid(values, _stacked(parts, influence), influence)
+# Grids that share what belongs to one cloud ---------------------------------------------------------------------------
 
 
-def imbalance_grid(first: Clouds, second: Clouds, names: Names, halves: Int[Tensor, "s h"], k: int) -> Grid:
-    """1 less the mean of the information imbalance there and back; every cloud's distances are made once."""
-    stacks = [
-        [ready(cloud, name=name) for cloud, name in zip(stack, called, strict=True)]
-        for called, stack in zip(names, (first, second), strict=True)
-    ]
-    n, a, b = len(first[0]), len(first), len(second)
+def overlap_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int, metric: str) -> LayerGrid:
+    """The overlap of neighbourhoods, from one graph for each cloud; graphs in the stacks are used as they are."""
+    columns = min(wide(k) if len(halves) else k, stacks.n - 1)
+    first, second = ([graph_of(cloud, k, metric, name, columns) for cloud, name in stack] for stack in stacks.named)
+    values, influence = overlap_influence(first, second, k)
+    parts = [overlap_within(first, second, half, k) for half in halves]
+    return LayerGrid(values, _stacked(parts, influence), influence)
+
+
+def imbalance_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int) -> LayerGrid:
+    """1 less the mean of the information imbalance in both directions; distances are computed once for each cloud."""
+    first, second = ([ready(cloud, name=name) for cloud, name in stack] for stack in stacks.named)
+    n, a, b = stacks.n, len(first), len(second)
     terms = torch.empty(a, b, n, dtype=torch.float64)
     parts = torch.zeros(len(halves), a, b, dtype=torch.float64)
     for rows in blocks(n, n * (a + b + k)):
-        squared = [[points.squared(rows) for points in stack] for stack in stacks]
+        squared = [[points.squared(rows) for points in stack] for stack in (first, second)]
         terms[:, :, rows] = _likeness(squared[0], squared[1], k, n)
         for number, half in enumerate(halves):
             inside = half[(half >= rows.start) & (half < rows.stop)] - rows.start
             cut = [[block[inside][:, half] for block in stack] for stack in squared]
-            found = _likeness(cut[0], cut[1], reach(k, n, len(half)), len(half))
-            parts[number] += found.sum(dim=2) / len(half)
-    return Grid(terms.mean(dim=2), parts, twice(terms))
+            within = _likeness(cut[0], cut[1], reach(k, n, len(half)), len(half))
+            parts[number] += within.sum(dim=2) / len(half)
+    return LayerGrid(terms.mean(dim=2), parts, twice(terms))
 
 
 def _likeness(first: Sequence[Tensor], second: Sequence[Tensor], k: int, n: int) -> Float[Tensor, "a b r"]:
@@ -93,21 +132,17 @@ def _likeness(first: Sequence[Tensor], second: Sequence[Tensor], k: int, n: int)
 
 
 def kernel_grid(
-    first: Clouds,
-    second: Clouds,
-    names: Names,
-    halves: Int[Tensor, "s h"],
-    k: None,
-    table: Callable[[Tensor, str], Table],
-) -> Grid:
-    """The debiased cosine of tables of all pairs (`interp.geometry.kernels`), each table made twice and never held."""
-    n, a = len(first[0]), len(first)
+    stacks: LayerStacks, halves: Int[Tensor, "s h"], k: None, table: Callable[[Tensor, str], PairTable]
+) -> LayerGrid:
+    """The debiased cosine of tables of all pairs (`interp.geometry.kernels`); each table is computed twice, in blocks."""
+    n, a = stacks.n, len(stacks.first)
     if (len(halves) and halves.shape[1] < 4) or n < 4:
         raise InputError(
             f"{n} examples leave nothing when debiased: pass four or more, eight for an interval from halves of them"
         )
-    tables, sizes, called = [], [], [*names[0], *names[1]]
-    for cloud, name in zip((*first, *second), called, strict=True):
+    clouds = [*stacks.named[0], *stacks.named[1]]
+    tables, sizes = [], []
+    for cloud, name in clouds:
         rest = centred(cloud, name)
         centred_rows, size = centred_table(table(rest / rest.abs().amax(), name), n, debiased=True)
         tables.append(centred_rows)
@@ -126,15 +161,15 @@ def kernel_grid(
             traces[number] += (flat @ flat.T).cpu()
             sums[number][:, here.cpu()] = cut.sum(dim=2).T.cpu()
     size_of = cross.sum(dim=2).diagonal()
-    for left, size, name in zip(size_of, sizes, called, strict=True):
+    for left, size, (_, name) in zip(size_of, sizes, clouds, strict=True):
         check_left(left, size, n, name)
     scaled_cross = n * _normalised(cross, size_of)
     terms = scaled_cross[:a, a:]
-    own = scaled_cross.diagonal().T - 1  # what an example adds to the size of each table, of which a cosine is free
+    own = scaled_cross.diagonal().T - 1  # an example's part in the size of each table, which a cosine divides by
     influence = twice(terms) - terms.mean(dim=2, keepdim=True) * (own[:a, None] + own[None, a:])
     parts = _hsic(traces, sums, halves.shape[1])
     scaled = [_normalised(part[..., None], part.diagonal())[:a, a:, 0] for part in parts]
-    return Grid(terms.mean(dim=2), _stacked(scaled, terms), influence)
+    return LayerGrid(terms.mean(dim=2), _stacked(scaled, terms), influence)
 
 
 def _hsic(traces: Tensor, sums: Tensor, m: int) -> Float[Tensor, "s c c"]:
@@ -148,35 +183,73 @@ def _normalised(cross: Float[Tensor, "c c n"], own: Float[Tensor, " c"]) -> Floa
     return cross / (own[:, None] * own).clamp(min=torch.finfo(own.dtype).tiny).sqrt()[..., None]
 
 
+# Any function, and nulls ----------------------------------------------------------------------------------------------
+
+
 def pairwise_grid(
-    first: Clouds,
-    second: Clouds,
-    names: Names,
-    halves: Int[Tensor, "s h"],
-    k: int | None,
-    measure: Callable[[Tensor, Tensor, int | None], float],
-) -> Grid:
-    """Any measure of two clouds and k, for one pair of layers after the other; among a half, k reaches as far as among all."""
+    stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int | None, function: Callable[[Tensor, Tensor, Any], float]
+) -> LayerGrid:
+    """Any function of two clouds and k, for one pair of layers after the other.
 
-    def value(one: int, other: int, rows: Tensor | slice, k: int | None, among: str) -> float:
-        try:
-            return measure(first[one][rows], second[other][rows], k)
-        except InputError as error:
-            raise InputError(f"{among}{names[0][one]} (x) and {names[1][other]} (y): {error}") from error
-
-    def grid(rows: Tensor | slice, k: int | None, among: str = "") -> Tensor:
-        return torch.tensor(
-            [[value(one, other, rows, k, among) for other in range(len(second))] for one in range(len(first))],
-            dtype=torch.float64,
-        )
-
-    values = grid(slice(None), k)
-    n = len(first[0])
+    Among a half of the examples, k shrinks so that neighbourhoods reach as far as among all.
+    """
+    n = stacks.n
+    values = _each_pair(stacks, lambda x, y: function(x, y, k))
     parts = [
-        grid(half, k if k is None else reach(k, n, len(half)), f"a half of {n} examples, for an interval, of ")
+        _each_pair(
+            stacks,
+            lambda x, y, half=half: function(x[half], y[half], k and reach(k, n, len(half))),
+            f"a half of {n} examples, for an interval, of ",
+        )
         for half in halves
     ]
-    return Grid(values, _stacked(parts, values))
+    return LayerGrid(values, _stacked(parts, values))
+
+
+def _each_pair(stacks: LayerStacks, function: Callable[..., float], among: str = "") -> Float[Tensor, "a b"]:
+    """The value of each pair of clouds; an error names the pair."""
+    first, second = stacks.named
+    values = []
+    for x, name in first:
+        for y, other in second:
+            try:
+                values.append(function(x, y))
+            except InputError as error:
+                raise InputError(f"{among}{name} (x) and {other} (y): {error}") from error
+    return torch.tensor(values, dtype=torch.float64).view(len(first), len(second))
+
+
+def shuffled_values(
+    stacks: LayerStacks, resampling: Resampling, grid: Callable[[LayerStacks], LayerGrid]
+) -> Float[Tensor, "draw a b"]:
+    """The values of a grid after each shuffle of the rows of the second stack. A graph is shuffled by renaming its points."""
+    orders, b = resampling.orders(stacks.n), len(stacks.second)
+    together = max(1, _TOGETHER // b) if len(stacks.first) == b == 1 else 1
+    values = []
+    for start in range(0, len(orders), together):
+        some = orders[start : start + together]
+        second = [_reordered(cloud, order) for order in some for cloud in stacks.second]
+        names = stacks.names[0], [*stacks.names[1]] * len(some)
+        drawn = grid(replace(stacks, second=second, names=names)).values
+        values += drawn.split(b, dim=1)
+    return torch.stack(values)
+
+
+def _reordered(cloud: Graph, order: Int[Tensor, " n"]) -> Graph:
+    return cloud.permuted(order) if isinstance(cloud, Neighbors) else cloud[order.to(cloud.device)]
+
+
+def exchanged_values(
+    stacks: LayerStacks, resampling: Resampling, function: Callable[[Tensor, Tensor], float]
+) -> Float[Tensor, "draw a b"]:
+    """The values of each pair of clouds in one space, after each exchange of the members of some pairs of rows."""
+
+    def exchanged(sides: Bool[Tensor, "n 1"]) -> Tensor:
+        return _each_pair(
+            stacks, lambda x, y: function(torch.where(sides.to(x.device), y, x), torch.where(sides.to(x.device), x, y))
+        )
+
+    return torch.stack([exchanged(torch.from_numpy(sides)[:, None]) for sides in resampling.exchanges(stacks.n)])
 
 
 def twice(terms: Float[Tensor, "a b n"]) -> Float[Tensor, "a b n"]:

@@ -1,45 +1,45 @@
 """All pairs: are the same examples alike, and the same ones unlike, in two representations?
 
-Each cloud gives a table, n x n, of how alike its examples are: inner products, a Gaussian of distances, the distances
-themselves. Two such tables can be compared although the clouds have nothing in common but their examples:
+Each cloud gives an n x n table of how alike its examples are: inner products, a Gaussian of distances, or the distances
+themselves. Two such tables can be compared although the clouds share nothing but their examples:
 
-- `cka` (Kornblith et al. 2019): the cosine of two tables of a kernel, each centred. All pairs count, the far ones most.
-- `distance_correlation` (Szekely et al. 2007): the same cosine for tables of distances; 0 for independence alone.
+- `cka` (Kornblith et al. 2019): the cosine of two centred tables of a kernel. All pairs count, the far ones most.
+- `distance_correlation` (Szekely et al. 2007): the same cosine for tables of distances; 0 only for independence.
 - `rsa` (Kriegeskorte et al. 2008): the rank correlation of the distances of all pairs.
 - `cknna` (Huh et al. 2024): like CKA, but only pairs that are near neighbours in both clouds count.
 
-None fits a map, so none can overfit in the way a regression does. But *biased* forms, the usual ones, have another
-fault: a point is most like itself, the diagonals of both tables agree whatever the clouds are, and the more features
-there are, the more the diagonal weighs. Unrelated Gaussians have a biased linear CKA of 0.5 with as many features as
-examples, and of 0.8 with four times as many. The *debiased* forms leave the diagonal out and centre without it
-(U-centring: Szekely and Rizzo 2014; the same number as the HSIC_1 of Song et al. 2012). They are 0 on average for
-independent clouds of any size, below it about as often as above. They are the default here.
+None fits a map, so none can overfit as a regression does. But the usual, *biased* forms have another fault: a point is most
+like itself, so the diagonals of both tables agree whatever the clouds are, and the diagonal weighs more the more features
+there are. Unrelated Gaussians have a biased linear CKA of 0.5 with as many features as examples, and of 0.8 with four times
+as many. The *debiased* forms leave the diagonal out and centre without it (U-centring: Szekely and Rizzo 2014; the same
+number as the HSIC_1 of Song et al. 2012). For independent clouds of any size they are 0 on average, and negative about half
+of the time. They are the default here.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import checked_choice
 from interp.errors import InputError
-from interp.geometry.centring import centred_pair, doubles
-from interp.geometry.clouds import Cloud, as_pair
+from interp.geometry.clouds import Cloud, as_pair, check_k
 from interp.geometry.neighbors import blocks
 from interp.geometry.pairs import (
-    Table,
+    PairTable,
+    centred_table,
+    check_left,
     distances,
     each_pair,
-    gaussian,
     inner_products,
     mean_ranks,
-    median_distance,
+    rbf,
     sorted_squares,
 )
+from interp.geometry.scaling import centred_pair, doubles, unit_rows
 
 KERNELS = ("linear", "rbf")
-_NOTHING = 1e-20  # what centring leaves of a table's squared entries by rounding alone
 _CANCELLED = 1e-6  # below this part of the diagonal's squares, a difference from them has lost half its digits
 
 
@@ -49,29 +49,30 @@ _CANCELLED = 1e-6  # below this part of the diagonal's squares, a difference fro
 def cka(x: Cloud, y: Cloud, debiased: bool = True, kernel: str = "linear", bandwidth: float | None = None) -> float:
     """The centred kernel alignment of paired rows of `x` and `y`, both `[example, feature]`.
 
-        CKA = <K, L> / sqrt(<K, K> <L, L>),  <K, L> = sum_ij K_ij L_ij
-
-    with K and L the tables of the kernel k(a, b) of all pairs of rows, centred. `kernel="linear"`: a.b, which makes it
-    ||Y'X||^2 / (||X'X|| ||Y'Y||) for centred columns where not debiased. `kernel="rbf"`: exp(-|a - b|^2 / (2 s^2)), s
-    being `bandwidth` (1 where None) times the median distance of all pairs, for each cloud its own.
-
-    Debiased it lies in [-1, 1] and is 0 on average for independent clouds; biased it lies in [0, 1], and unrelated
-    clouds reach about d / (n + d). 1 for equal tables. Symmetric; unchanged by rotation, shift and isotropic scaling of
-    either cloud, not by scaling of single columns, of which the largest decide.
-
-    (Public code of Huh et al. adds 1e-6 to the denominator, so that its values depend on the scale of the features, and
-    takes s = 1 in their own units. Linear values are the same as here for features that are not tiny.)
-
-    Raises `InputError` where rows are not paired, a cloud is not finite or constant, fewer than four examples are to be
-    debiased, nothing is left of a table (all pairs equally alike), the kernel is unknown, or `bandwidth` is not a
-    positive number or given for the linear kernel.
-
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(100, 400))
     >>> y = np.random.default_rng(1).normal(size=(100, 400))
     >>> abs(cka(x, y)) < 0.05, cka(x, y, debiased=False) > 0.75
     (True, True)
     >>> round(cka(x, 3 * x + 1), 6)
     1.0
+
+        CKA = <K, L> / sqrt(<K, K> <L, L>),  <K, L> = sum_ij K_ij L_ij
+
+    with K and L the centred tables of the kernel k(a, b) of all pairs of rows. `kernel="linear"` is a.b: for centred columns
+    the biased form is then ||Y'X||^2 / (||X'X|| ||Y'Y||). `kernel="rbf"` is exp(-|a - b|^2 / (2 s^2)), with s `bandwidth`
+    (1 where None) times the median distance of all pairs of the same cloud.
+
+    The debiased form lies in [-1, 1] and is 0 on average for independent clouds; the biased one lies in [0, 1], and
+    unrelated clouds reach about d / (n + d). 1 for equal tables. Symmetric; unchanged by rotation, shift and isotropic
+    scaling of either cloud, but not by scaling of single columns: the largest decide.
+
+    (Public code of Huh et al. adds 1e-6 to the denominator, so that its values depend on the scale of the features, and
+    uses s = 1 in the units of the features. Linear values agree with these for features that are not tiny.)
+
+    Raises `InputError` where rows are not paired, a cloud is not finite or constant, there are fewer than four examples for
+    the debiased form, centring leaves nothing of a table (all pairs equally alike), the kernel is unknown, or `bandwidth`
+    is not a positive number or comes with the linear kernel.
     """
     return float(_cka_terms(x, y, debiased, kernel, bandwidth).sum().clamp(-1, 1))
 
@@ -79,11 +80,10 @@ def cka(x: Cloud, y: Cloud, debiased: bool = True, kernel: str = "linear", bandw
 def _cka_terms(
     x: Cloud, y: Cloud, debiased: bool = True, kernel: str = "linear", bandwidth: float | None = None
 ) -> Float[Tensor, " n"]:
-    """What each example contributes to `cka`: sum_j K_ij L_ij / sqrt(<K, K> <L, L>). They sum to its value."""
-    if kernel not in KERNELS:
-        raise InputError(f"kernel={kernel!r} is unknown: use one of {KERNELS}")
+    """Each example's part in `cka`, sum_j K_ij L_ij / sqrt(<K, K> <L, L>); the sum of the parts is its value."""
+    checked_choice(kernel, "kernel", KERNELS)
     if kernel == "linear" and bandwidth is not None:
-        raise InputError(f"bandwidth={bandwidth!r} was given for the linear kernel, which has none: use kernel='rbf'")
+        raise InputError(f"bandwidth={bandwidth!r}: the linear kernel has none, use kernel='rbf'")
     first, second = _unit_size(x, y, debiased)
     if kernel == "rbf":
         return _alignment(rbf(first, bandwidth, "x"), rbf(second, bandwidth, "y"), len(first), debiased)
@@ -95,55 +95,45 @@ def _cka_terms(
 def distance_correlation(x: Cloud, y: Cloud, debiased: bool = True) -> float:
     """The *squared* distance correlation dCor^2 of paired rows of `x` and `y`, both `[example, feature]`.
 
-        dCor^2 = <A, B> / sqrt(<A, A> <B, B>),  <A, B> = sum_ij A_ij B_ij
-
-    with A and B the tables of Euclidean distances, centred. For distributions it is 0 for independence and for nothing
-    else, so it sees dependence that linear CKA does not.
-
-    Debiased (Szekely and Rizzo 2014) it lies in [-1, 1], is 0 on average for independent clouds and so may be negative:
-    its root is not taken, and the square is what is returned. Not debiased (Szekely et al. 2007) it lies in [0, 1], its
-    root is their dCor, and it goes to 1 for any two clouds as features become many. 1 for clouds that are equal up to
-    rotation, shift and isotropic scaling, under which it does not change. Symmetric.
-
-    Raises `InputError` where rows are not paired, a cloud is not finite or constant, fewer than four examples are to be
-    debiased, or all pairs are equally far.
-
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(300, 1))
     >>> round(distance_correlation(x, 2 - x), 6)
     1.0
     >>> abs(cka(x, x**2)) < 0.05, distance_correlation(x, x**2) > 0.1
     (True, True)
+
+        dCor^2 = <A, B> / sqrt(<A, A> <B, B>),  <A, B> = sum_ij A_ij B_ij
+
+    with A and B the centred tables of Euclidean distances. For distributions it is 0 only for independence, so it detects
+    dependence that linear CKA does not.
+
+    The debiased form (Szekely and Rizzo 2014) lies in [-1, 1] and is 0 on average for independent clouds. It can be
+    negative, so the square is returned, without a root. The biased form (Szekely et al. 2007) lies in [0, 1]; its root is
+    their dCor, and it goes to 1 for any two clouds as the number of features grows. 1 for clouds that are equal up to
+    rotation, shift and isotropic scaling, under which it does not change. Symmetric.
+
+    Raises `InputError` where rows are not paired, a cloud is not finite or constant, there are fewer than four examples for
+    the debiased form, or all pairs are equally far.
     """
     return float(_distance_correlation_terms(x, y, debiased).sum().clamp(-1, 1))
 
 
 def _distance_correlation_terms(x: Cloud, y: Cloud, debiased: bool = True) -> Float[Tensor, " n"]:
-    """What each example contributes to `distance_correlation`; they sum to its value."""
+    """Each example's part in `distance_correlation`; the sum of the parts is its value."""
     first, second = _unit_size(x, y, debiased)
     return _alignment(distances(first), distances(second), len(first), debiased)
 
 
 def _unit_size(x: Cloud, y: Cloud, debiased: bool) -> tuple[Tensor, Tensor]:
-    """Both clouds centred, their largest entry 1, so that no square of theirs overflows."""
+    """Both clouds centred, with a largest entry of 1, so that no square overflows."""
     first, second = centred_pair(x, y)
     if debiased and len(first) < 4:
         raise InputError(f"{len(first)} examples leave nothing when debiased: pass four or more, or debiased=False")
     return first / first.abs().amax(), second / second.abs().amax()
 
 
-def rbf(x: Float[Tensor, "n d"], bandwidth: float | None, name: str) -> Table:
-    """The table of the Gaussian kernel of a centred cloud, `bandwidth` (1 where None) times its median distance wide."""
-    factor = 1.0 if bandwidth is None else bandwidth
-    if isinstance(factor, bool) or not isinstance(factor, int | float | np.number) or not 0 < factor < float("inf"):
-        raise InputError(f"bandwidth={bandwidth!r}: expected a positive number of median distances")
-    width = float(factor) * median_distance(x)
-    if not width:
-        raise InputError(f"half of the pairs of {name} are equal rows, the median distance is 0: drop duplicates")
-    return gaussian(x, width)
-
-
-def _alignment(first: Table, second: Table, n: int, debiased: bool) -> Float[Tensor, " n"]:
-    """Each example's part in the cosine of two tables, both centred first."""
+def _alignment(first: PairTable, second: PairTable, n: int, debiased: bool) -> Float[Tensor, " n"]:
+    """Each example's part in the cosine of two tables, after centring both."""
     (first, size), (second, other_size) = centred_table(first, n, debiased), centred_table(second, n, debiased)
     parts: list[Tensor] = []
     for rows in blocks(n, n):
@@ -153,36 +143,11 @@ def _alignment(first: Table, second: Table, n: int, debiased: bool) -> Float[Ten
     return _cosine(cross, own.sum(), other_own.sum(), size, other_size)
 
 
-def centred_table(table: Table, n: int, debiased: bool) -> tuple[Table, Tensor]:
-    """The table with rows and columns that sum to 0, by an offset for each; and the sum of its squares before.
-
-    Debiased, the diagonal is 0 before and after, and the offsets are such that the rest sums to 0.
-    """
-    within = n - 2 if debiased else n
-    sums, squares = [], []
-    for rows in blocks(n, n):
-        block = table(rows)
-        if debiased:
-            block.diagonal(offset=rows.start).zero_()
-        sums.append(block.sum(dim=1))
-        squares.append(block.square_().sum())
-    by_row = torch.cat(sums)
-    offsets = by_row.sum() / (2 * within * (n - 1 if debiased else n)) - by_row / within
-
-    def centred_rows(rows: slice) -> Tensor:
-        block = table(rows).add_(offsets[rows, None]).add_(offsets)
-        if debiased:
-            block.diagonal(offset=rows.start).zero_()
-        return block
-
-    return centred_rows, torch.stack(squares).sum()
-
-
 def _linear_alignment(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], debiased: bool) -> Float[Tensor, " n"]:
     """`_alignment` of inner products without their tables: sum_j (x_i.x_j)(y_i.y_j) = x_i (X'Y) y_i.
 
-    The diagonal is in the product and is taken from it again. Where a few enormous rows are nearly all there is, as they
-    are in language models, that loses the digits of the rest, and tables are made after all.
+    The product includes the diagonal, which is then subtracted. Where a few enormous rows make up nearly all of it, as in
+    language models, the subtraction loses the digits of the rest, and tables are computed after all.
     """
     one, other = _factors(x, debiased), _factors(y, debiased)
     own, other_own = _size(x, one[2]), _size(y, other[2])
@@ -193,10 +158,10 @@ def _linear_alignment(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], debiased
 
 
 def _factors(x: Float[Tensor, "n d"], debiased: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Left and right rows whose inner products are the centred table, and what these put on its diagonal in excess.
+    """Left and right rows whose inner products are the centred table, and the excess of these on its diagonal.
 
-    Row i of a centred cloud's table sums to -|x_i|^2 without its diagonal. The offsets a that U-centring adds are two
-    more columns, for x_i.x_j + a_i + a_j = (x_i, a_i, 1).(x_j, 1, a_j).
+    Row i of a centred cloud's table sums to -|x_i|^2 without its diagonal. Two more columns add the offsets a of U-centring:
+    x_i.x_j + a_i + a_j = (x_i, a_i, 1).(x_j, 1, a_j).
     """
     n = len(x)
     if not debiased:
@@ -210,7 +175,7 @@ def _factors(x: Float[Tensor, "n d"], debiased: bool) -> tuple[Tensor, Tensor, T
 def _size(x: Float[Tensor, "n d"], diagonal: Float[Tensor, " n"]) -> Tensor:
     """sum_ij K_ij^2 of a cloud's centred table, from one product, as the rows of x sum to 0.
 
-    Debiased, K_ij = x_i.x_j + a_i + a_j but on the diagonal, where that is |x_i|^2 + 2 a_i, and 0 in its place.
+    Debiased, K_ij = x_i.x_j + a_i + a_j; only on the diagonal, where that is |x_i|^2 + 2 a_i, the table has 0.
     """
     n = len(x)
     offsets = (diagonal - x.square().sum(dim=1)) / 2 if diagonal.any() else diagonal
@@ -219,12 +184,12 @@ def _size(x: Float[Tensor, "n d"], diagonal: Float[Tensor, " n"]) -> Tensor:
 
 
 def _row_products(one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Float[Tensor, " n"]:
-    """sum_j K_ij L_ij for tables given by their factors, a block of columns of the second at a time."""
+    """sum_j K_ij L_ij from the factors of both tables, a block of columns of the second at a time."""
     (left, right, diagonal), (other_left, other_right, other_diagonal) = one, other
-    found = -diagonal * other_diagonal
+    sums = -diagonal * other_diagonal
     for columns in blocks(other_left.shape[1], max(left.shape)):
-        found += ((left @ (right.T @ other_right[:, columns])) * other_left[:, columns]).sum(dim=1)
-    return found
+        sums += ((left @ (right.T @ other_right[:, columns])) * other_left[:, columns]).sum(dim=1)
+    return sums
 
 
 def _cosine(cross: Tensor, own: Tensor, other_own: Tensor, size: Tensor, other_size: Tensor) -> Float[Tensor, " n"]:
@@ -233,40 +198,36 @@ def _cosine(cross: Tensor, own: Tensor, other_own: Tensor, size: Tensor, other_s
     return cross / (own.sqrt() * other_own.sqrt())
 
 
-def check_left(own: Tensor, size: Tensor, n: int, name: str) -> None:
-    """Refuse a table of n rows of which centring leaves, as its sum of squares, nothing but rounding of `size`."""
-    if own <= _NOTHING * size:
-        raise InputError(f"all pairs of the {n} rows of {name} are equally alike: nothing is left to compare")
-
-
 # Ranks of distances ---------------------------------------------------------------------------------------------------
 
 
 def rsa(x: Cloud, y: Cloud) -> float:
-    """The Spearman correlation of the distances of all pairs of rows of `x` with those of `y`: representational
-    similarity. Both are `[example, feature]`, with paired rows.
+    """Representational similarity: the Spearman correlation of the distances of all pairs of rows of `x` with those of `y`.
 
-    Distances are Euclidean and rows as they are; distances that are equal have the mean of their ranks. In [-1, 1],
-    about 0 for unrelated clouds, 1 where distances are in the same order. Symmetric; unchanged by rotation, shift and
-    isotropic scaling of either cloud. The n (n - 1) / 2 pairs are not independent: a p-value of Spearman's does not
-    hold for them.
-
-    Others take 1 - Pearson's correlation of rows for the distance, or Pearson's for the comparison (Kriegeskorte et al.
-    2008 leave both open). Distances are ordered in float32; those that differ by less than 1 in 10^7 are equal. It is
-    slow where examples are many: seconds at 5,000, minutes at 20,000, on a processor's one thread.
-
-    Raises `InputError` where rows are not paired, a cloud is not finite or constant, or all pairs are equally far.
-
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(50, 3))
     >>> round(rsa(x, 5 - 2 * x), 6)
     1.0
+
+    Both are `[example, feature]`, with paired rows. Distances are Euclidean, of the rows as they are; equal distances have
+    the mean of their ranks. In [-1, 1], about 0 for unrelated clouds, 1 where distances are in the same order. Symmetric;
+    unchanged by rotation, shift and isotropic scaling of either cloud. The n (n - 1) / 2 pairs are not independent, so the
+    p-value of Spearman's correlation does not hold for them.
+
+    Others use 1 - Pearson's correlation of rows as the distance, or Pearson's correlation for the comparison (Kriegeskorte
+    et al. 2008 leave both open). Distances are compared in float32; those that differ by less than 1 in 10^7 are equal.
+    Slow for many examples: seconds at 5,000, minutes at 20,000, on one thread.
+
+    Raises `InputError` where rows are not paired, a cloud is not finite or constant, or all pairs are equally far.
     """
     clouds = [cloud / cloud.abs().amax() for cloud in centred_pair(x, y)]
     lengths = [cloud.square().sum(dim=1) for cloud in clouds]
     ordered = [sorted_squares(cloud) for cloud in clouds]
     for values, name in zip(ordered, ("x", "y"), strict=True):
         if values[0] == values[-1]:
-            raise InputError(f"all {len(values)} pairs of rows of {name} are equally far: their order says nothing")
+            raise InputError(
+                f"all {len(values)} pairs of rows of {name} are equally far: their distances have no order"
+            )
     n, middle = len(clouds[0]), (len(ordered[0]) + 1) / 2
     cross, own, other = 0.0, 0.0, 0.0
     for rows in blocks(n, 8 * n):
@@ -284,28 +245,30 @@ def rsa(x: Cloud, y: Cloud) -> float:
 def cknna(x: Cloud, y: Cloud, k: int = 10) -> float:
     """The centred kernel nearest-neighbour alignment (Huh et al. 2024) of paired rows of `x` and `y`.
 
-        CKNNA = A(K, L) / sqrt(A(K, K) A(L, L)),  A(K, L) = HSIC_1(M * K, M * L)
-
-    with K and L the inner products of rows at unit length, and M_ij = 1 where j is one of the k nearest of i, itself
-    left out, in both clouds. It is CKA for pairs that are close in both; for k near n it goes to CKA of unit rows.
-
-    1 for equal tables, about 0.8 k / n for unrelated clouds. Unchanged by rotation and by the lengths of rows, but not
-    by shift: rows are *not* centred, as in the paper's code. "j is near i" does not say that i is near j, so M * K is
-    no symmetric table; HSIC_1 is applied as that code does, sum K_ij L_ji + .. - 2 (columns of K).(rows of L) .., and
-    exchanging x and y changes the value in its last digits. That code adds 1e-6 to the denominator; here it is not
-    added. Among equally near points it is arbitrary which are the nearest.
-
-    Raises `InputError` where rows are not paired, a cloud is not finite or has a row of zeros or rows of one direction
-    alone, n < 4, k is not in 1 .. n - 1, and where A(K, K) is not positive, for k too near n.
-
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(100, 5))
     >>> round(cknna(x, x * np.arange(1, 101)[:, None]), 6)
     1.0
+
+        CKNNA = A(K, L) / sqrt(A(K, K) A(L, L)),  A(K, L) = HSIC_1(M * K, M * L)
+
+    with K and L the inner products of rows at unit length, and M_ij = 1 where j is one of the k nearest of i, without i
+    itself, in both clouds. It is CKA for pairs that are close in both; for k near n it goes to CKA of unit rows.
+
+    1 for equal tables, about 0.8 k / n for unrelated clouds. Unchanged by rotation and by the lengths of rows, but not
+    by shift: rows are *not* centred, as in the paper's code. Where j is near i, i need not be near j, so M * K is not
+    symmetric; HSIC_1 is applied as in that code, sum K_ij L_ji + .. - 2 (columns of K).(rows of L) .., and exchanging x and
+    y changes the value in its last digits. That code adds 1e-6 to the denominator, this one does not. Among equally near
+    points the choice of the nearest is arbitrary.
+
+    Raises `InputError` where rows are not paired, a cloud is not finite or has a row of zeros or rows of one direction
+    only, n < 4, k is not in 1 .. n - 1, and where A(K, K) is not positive, for k too near n.
     """
     first, second = as_pair(x, y)
     n = len(first)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < n or n < 4:
-        raise InputError(f"k={k!r} neighbours were asked of {n} examples: expected four or more, and 1 <= k < n")
+    check_k(k, n)
+    if n < 4:
+        raise InputError(f"{n} examples are too few for cknna: pass four or more")
     one, two = _near(doubles(first), int(k), "x"), _near(doubles(second), int(k), "y")
     cross, own, other = _masked(one, two, n), _masked(one, one, n), _masked(two, two, n)
     for value, name in ((own, "x"), (other, "y")):
@@ -317,13 +280,10 @@ def cknna(x: Cloud, y: Cloud, k: int = 10) -> float:
 
 
 def _near(cloud: Float[Tensor, "n d"], k: int, name: str) -> tuple[Int[Tensor, " nk"], Float[Tensor, " nk"]]:
-    """Each row's k nearest by inner product of unit rows: n i + j of each such pair, in order, and its product."""
-    lengths = cloud.norm(dim=1, keepdim=True)
-    if (lengths == 0).any():
-        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
-    unit = cloud / lengths
+    """The pairs of each row and its k nearest by inner product of unit rows: n i + j of each, in order, and its product."""
+    unit = unit_rows(cloud, name)
     if (unit - unit[0]).abs().amax() < 1e-13:
-        raise InputError(f"the {len(cloud)} rows of {name} have one direction: expected examples that differ")
+        raise InputError(f"the {len(cloud)} rows of {name} have the same direction: expected examples that differ")
     n, table = len(unit), inner_products(unit)
     places, values = [], []
     for rows in blocks(n, n):
@@ -337,7 +297,7 @@ def _near(cloud: Float[Tensor, "n d"], k: int, name: str) -> tuple[Int[Tensor, "
 
 
 def _masked(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], n: int) -> float:
-    """n (n - 3) times the HSIC_1 of two sparse tables, of the entries that both have."""
+    """n (n - 3) times the HSIC_1 of two sparse tables, over the entries that both have."""
     (place, values), (other_place, other_values) = one, other
     both = torch.isin(place, other_place)
     place, first = place[both], values[both]

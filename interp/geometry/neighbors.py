@@ -1,16 +1,19 @@
-"""The graph of nearest neighbours: what intrinsic dimension, overlaps and densities are all read from.
+"""The graph of nearest neighbours, from which intrinsic dimension, overlaps and densities are all computed.
 
-In thousands of dimensions coordinates say little, but who is near whom still does, and it survives rotation, shift
-and scaling. So most measures here look at a cloud through one thing only: each point's neighbours, in order. The graph
-is made once (`nearest_neighbors`) and every measure that needs no more takes it in place of the cloud.
+In thousands of dimensions coordinates say little. The order of a point's neighbours still says much, and it survives
+rotation, shift and scaling. So most measures here look at a cloud only through the neighbours of each point, in order. Compute
+the graph once (`nearest_neighbors`); every measure that needs no more takes it in place of the cloud.
 
-It is exact, and costs little more than the product of the cloud with itself. Four decisions matter. *A point is not its
-own neighbour*: it is left out by its index, not by being the first in the list, which is another point where two are
-equal. *Distances do not cancel*: they are made as |a|^2 + |b|^2 - 2ab about the centre, which is one matrix product, and
-again from the differences a - b wherever that lost digits. *Equal rows are equally far*: products are made with distinct
-rows alone, so that copies of a point have the same distance to the last bit. *Ties are fair*: where several points are
-equally far and not all can be among the k nearest, each is one in part (`shares`), as often as a random choice would take
-it. A cloud of equal points then says nothing, instead of agreeing with any other.
+The graph is exact, and costs little more than the product of the cloud with itself. Four decisions matter:
+
+- *A point is not its own neighbour.* It is excluded by its index, not by its first place in the list: where two points are
+  equal, another point may be first.
+- *Distances do not cancel.* They are |a|^2 + |b|^2 - 2ab about the centre, which is one matrix product, and are computed
+  again from the differences a - b wherever the sum has lost digits.
+- *Equal rows are equally far.* Products use distinct rows only, so copies of a point have the same distance to the last bit.
+- *Ties are fair.* Where several points are equally far and not all can be among the k nearest, each is a neighbour in part
+  (`shares`), as often as a random choice would take it. A cloud of equal points then carries no information, instead of
+  agreeing with any other.
 """
 
 from __future__ import annotations
@@ -26,18 +29,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.arguments import checked_choice
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_cloud, check_k, duplicates, first_equal
+from interp.geometry.scaling import check_lengths
 
 METRICS = ("euclidean", "cosine")
-_BLOCK = 2**22  # numbers held at once in a block of distances: 16 or 32 MiB
-# Below this part of |a|^2 + |b|^2 a squared distance is made again, from the difference: half the digits are left above.
+_BLOCK = 2**22  # numbers in one block of distances: 16 or 32 MiB
+# Below this part of |a|^2 + |b|^2 a squared distance is computed again, from the difference; above, half its digits are right.
 _CANCELLED = {torch.float32: 2e-3, torch.float64: 1e-4}
 _DEEP = 256  # with fewer features a product costs no more than the copy of its half
-_WHOLE = 2**29  # bytes of a table of all pairs that may be held
-_MANY = 0.02  # where more than this share of a block is lost, all of it is made from differences
-# Squared distances that differ by less than this part are tied. Points on a lattice are, and rounding must not part them;
-# float32 has too few digits for that, there copies of one point alone are tied.
+_WHOLE = 2**29  # the most bytes of a table of all pairs in memory
+_MANY = 0.02  # where more than this share of a block has lost digits, all of it is computed from differences
+# Squared distances that differ by less than this part are tied, so that rounding does not break the ties of a lattice.
+# float32 has too few digits for that: there only copies of one point are tied.
 TIED = {torch.float32: 0.0, torch.float64: 2.0**-36}
 
 
@@ -45,9 +50,9 @@ TIED = {torch.float32: 0.0, torch.float64: 2.0**-36}
 class Neighbors:
     """Each point's k nearest others, nearest first: their `indices` and `distances`, both `[example, k]`.
 
-    `next_distance` `[example]` is that of the neighbour after the last (infinity where there is none), which says whether
-    the last place is tied. `extent` is how far any two points are, the root of the mean square of all distances; `metric`
-    how distances were taken and `cloud` what of.
+    `next_distance` `[example]` is the distance of the neighbour after the last (infinity where no other is left), which says
+    whether the last place is tied. `extent` is the root of the mean square of all distances, `metric` their kind, and
+    `cloud` the points themselves.
     """
 
     indices: Int[Tensor, "n k"]
@@ -62,21 +67,21 @@ class Neighbors:
 
     @property
     def k(self) -> int:
-        """How many neighbours each point has."""
+        """The number of neighbours of each point."""
         return self.indices.shape[1]
 
     @cached_property
     def points(self) -> Points:
-        """The cloud made ready for distances, for what the lists do not say."""
+        """The cloud ready for distances, for what the lists do not contain."""
         return ready(self.cloud, self.metric)
 
     @cached_property
     def level_anywhere(self) -> bool:
-        """Whether any two neighbours of a point that follow each other are equally far."""
+        """Whether two neighbours in a row are equally far from any point."""
         return bool(level(self.distances[:, :-1], self.distances[:, 1:]).any()) or bool(self.tied(self.k).any())
 
     def permuted(self, order: Int[Tensor, " n"]) -> Neighbors:
-        """The graph of the same points in another order: point i is what was `order[i]`."""
+        """The graph of the same points in another order: point i is the old point `order[i]`."""
         order = order.to(self.indices.device)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
@@ -86,12 +91,12 @@ class Neighbors:
         )
 
     def tied(self, k: int) -> Bool[Tensor, " n"]:
-        """Where the neighbour after the k-th is as far as the k-th, so that who is among the k is a matter of chance."""
+        """Where the neighbour after the k-th is as far as the k-th, so that the k-th place is a matter of chance."""
         after = self.distances[:, k] if k < self.k else self.next_distance
         return level(self.distances[:, k - 1], after)
 
 
-# Wider at run time than what is meant, as `Cloud` is.
+# Wider at run time than for type checkers, as `Cloud` is.
 if TYPE_CHECKING:
     Graph = Cloud | Neighbors
 else:
@@ -99,18 +104,18 @@ else:
 
 
 def nearest_neighbors(x: Cloud, k: int, metric: str = "euclidean") -> Neighbors:
-    """The `k` nearest neighbours of each row of `x` `[example, feature]`, the row itself left out by its index.
+    """The `k` nearest neighbours of each row of `x` `[example, feature]`, without the row itself.
+
+    >>> graph = nearest_neighbors(torch.tensor([[0.0], [1.0], [3.0]]), k=2)
+    >>> graph.indices.tolist(), graph.distances.tolist()
+    ([[1, 2], [0, 2], [1, 0]], [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0]])
 
     `metric` is "euclidean", or "cosine": the Euclidean distance of the rows on the unit sphere, sqrt(2 - 2 cos), which
     orders neighbours as the cosine does. Among equally far points the order is arbitrary. Computed in blocks of rows,
     on the device of `x`, in float32 for clouds of float32 or less: distances are then right to 1e-4, and neighbours whose
-    distances differ by less may change places. Arrays give arrays where a measure is one; a graph holds tensors.
+    distances differ by less may change places. The graph has tensors, also for an array.
 
-    Raises `InputError` where k >= n, the metric is unknown, or `x` is no finite cloud (or has a zero row, for cosine).
-
-    >>> found = nearest_neighbors(torch.tensor([[0.0], [1.0], [3.0]]), k=2)
-    >>> found.indices.tolist(), found.distances.tolist()
-    ([[1, 2], [0, 2], [1, 0]], [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0]])
+    Raises `InputError` where k >= n, the metric is unknown, or `x` is not a finite cloud (or has a zero row, for cosine).
     """
     return _graph(as_cloud(x), k, metric, "x")
 
@@ -129,10 +134,10 @@ def _graph(cloud: Float[Tensor, "n d"], k: int, metric: str, name: str) -> Neigh
 
 
 def graph_of(x: Graph, k: int, metric: str = "euclidean", name: str = "x", columns: int | None = None) -> Neighbors:
-    """`x` itself where it is a graph of at least `k` neighbours by `metric`, else the graph of the cloud `x`, of `columns`
-    neighbours where so many are wanted and there are.
+    """`x` itself where it is a graph of at least `k` neighbours by `metric`, else the graph of the cloud `x`, with `columns`
+    neighbours where it has so many.
 
-    Raises `InputError` for a graph of fewer neighbours or another metric, and what `nearest_neighbors` raises.
+    Raises `InputError` for a graph of fewer neighbours or another metric, and the errors of `nearest_neighbors`.
     """
     if not isinstance(x, Neighbors):
         cloud = as_cloud(x, name)
@@ -141,34 +146,39 @@ def graph_of(x: Graph, k: int, metric: str = "euclidean", name: str = "x", colum
     check_k(k, len(x))
     _check_metric(x, metric, name)
     if x.k < k:
-        raise InputError(f"{name} is a graph of {x.k} neighbours and {k} are needed: make it with k={k} or more")
+        raise InputError(f"{name} is a graph of {x.k} neighbours, fewer than {k}: make it with k={k} or more")
     return x
 
 
 def pair_of(x: Graph, y: Graph, k: int, metric: str, columns: int | None = None) -> tuple[Neighbors, Neighbors]:
-    """Two graphs whose points are paired; raises what `graph_of` raises, and where the numbers of points differ."""
+    """Two graphs of paired points; raises the errors of `graph_of`, and where the numbers of points differ."""
     first, second = _paired(x, y)
     return graph_of(first, k, metric, "x", columns), graph_of(second, k, metric, "y", columns)
 
 
-def points_of(x: Graph, y: Graph, metric: str = "euclidean") -> tuple[Points, Points]:
-    """Two clouds, or those that two graphs were made of, ready for distances; raises what `pair_of` raises."""
-    found = []
-    for part, name in zip(_paired(x, y), ("x", "y"), strict=True):
-        if isinstance(part, Neighbors):
-            _check_metric(part, metric, name)
-        found.append(part.points if isinstance(part, Neighbors) else ready(part, metric, name))
-    return found[0], found[1]
+def points_of(x: Graph, metric: str = "euclidean", name: str = "x") -> Points:
+    """A cloud, or that of a graph, ready for distances; raises the errors of `graph_of`."""
+    if not isinstance(x, Neighbors):
+        return ready(as_cloud(x, name), metric, name)
+    _check_metric(x, metric, name)
+    return x.points
+
+
+def paired_points(x: Graph, y: Graph, metric: str) -> tuple[Points, Points]:
+    """Two paired clouds, or those of two graphs, ready for distances; raises the errors of `pair_of`."""
+    first, second = _paired(x, y)
+    return points_of(first, metric, "x"), points_of(second, metric, "y")
 
 
 def size_of(x: Graph) -> int:
-    """The number of points of a cloud or a graph; raises what `as_cloud` raises."""
+    """The number of points of a cloud or a graph; raises the errors of `as_cloud`."""
     return len(x) if isinstance(x, Neighbors) else len(as_cloud(x))
 
 
 def _paired(x: Graph, y: Graph) -> tuple[Tensor | Neighbors, Tensor | Neighbors]:
-    first = x if isinstance(x, Neighbors) else as_cloud(x, "x")
-    second = y if isinstance(y, Neighbors) else as_cloud(y, "y")
+    first, second = (
+        part if isinstance(part, Neighbors) else as_cloud(part, name) for part, name in ((x, "x"), (y, "y"))
+    )
     if len(first) != len(second):
         raise InputError(f"x has {len(first)} examples and y {len(second)}: rows must be paired")
     device = (first.cloud if isinstance(first, Neighbors) else first).device
@@ -176,43 +186,37 @@ def _paired(x: Graph, y: Graph) -> tuple[Tensor | Neighbors, Tensor | Neighbors]
 
 
 def _check_metric(x: Neighbors, metric: str, name: str) -> None:
-    if metric not in METRICS:
-        raise InputError(f"metric={metric!r} is unknown: use one of {METRICS}")
-    if x.metric != metric:
-        raise InputError(f"{name} is a graph by {x.metric!r} and metric={metric!r} was asked for: pass one of the two")
+    if x.metric != checked_choice(metric, "metric", METRICS):
+        raise InputError(f"{name} is a graph by {x.metric!r} and metric={metric!r}: expected the same metric twice")
 
 
 def refuse_copies(graph: Neighbors, lacks: str) -> None:
-    """Refuse points at distance 0 from another, which have no `lacks`, and say which rows to drop."""
+    """Refuse points at distance 0 from another, which have no `lacks`, and name the rows to drop."""
     equal = int((graph.distances[:, 0] == 0).sum())
     if equal:
         rows = duplicates(place(graph.cloud, graph.metric)).tolist()
         repeated = ", ".join(map(str, rows[:3])) + (", ..." if len(rows) > 3 else "")
-        how, first = (
-            ("equal", "") if graph.metric == "euclidean" else ("point the same way as", "rows of unit length and ")
-        )
+        cosine = graph.metric == "cosine"
         raise InputError(
-            f"{equal} of {len(graph)} examples {how} another (rows {repeated} repeat earlier ones) and have no {lacks}: take"
-            f" {first}keep distinct_rows(x), of all paired clouds jointly"
+            f"{equal} of {len(graph)} examples {'point the same way as' if cosine else 'equal'} another (rows {repeated} repeat"
+            f" earlier ones) and have no {lacks}: take {'rows of unit length and ' if cosine else ''}keep distinct_rows(x),"
+            " of all paired clouds jointly"
         )
 
 
 def blocks(n: int, width: int) -> list[slice]:
-    """Slices of `n` rows, so that a block of rows by `width` stays within memory."""
+    """Slices of `n` rows, so that a block of rows by `width` fits in memory."""
     step = max(1, _BLOCK // max(1, width))
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def place(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
     """The cloud whose Euclidean distances order points as `metric` does: itself, or its rows at unit length."""
-    if metric not in METRICS:
-        raise InputError(f"metric={metric!r} is unknown: use one of {METRICS}")
-    if metric == "euclidean":
+    if checked_choice(metric, "metric", METRICS) == "euclidean":
         return cloud
     cloud = cloud / cloud.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(cloud.dtype).tiny)
     lengths = cloud.norm(dim=1, keepdim=True)
-    if (lengths == 0).any():
-        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
+    check_lengths(lengths, name)
     return cloud / lengths
 
 
@@ -220,21 +224,21 @@ def ready(cloud: Float[Tensor, "n d"], metric: str = "euclidean", name: str = "x
     """The distinct rows of a cloud about their centre, in units in which squares neither overflow nor vanish."""
     placed = place(cloud, metric, name)
     first = first_equal(placed)
-    kept, copies = torch.unique(first, return_inverse=True)
-    distinct = placed if len(kept) == len(placed) else placed[kept]
+    rows, copies = torch.unique(first, return_inverse=True)
+    distinct = placed if len(rows) == len(placed) else placed[rows]
     values = torch.sub(distinct, distinct.mean(dim=0), out=empty_table(distinct, *distinct.shape))
     most = max(abs(float(end)) for end in torch.aminmax(values))
     unit = 2.0 ** math.floor(math.log2(most)) if most > 0 else 1.0
     lengths = torch.linalg.vector_norm(values.div_(unit), dim=1).square()
-    return Points(values, lengths, distinct, unit, None if len(kept) == len(placed) else copies)
+    return Points(values, lengths, distinct, unit, None if len(rows) == len(placed) else copies)
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """A cloud made ready for distances: its distinct rows, and which of them each example is.
+    """A cloud ready for distances: its distinct rows, and the number of each example's row among them.
 
-    `values` are the rows about their centre in units of `unit`, `lengths` their squared lengths, `rows` themselves, of
-    which differences lose nothing.
+    `values` are the rows about their centre in units of `unit`, `lengths` their squared lengths, and `rows` the rows
+    themselves, whose differences lose no digits.
     """
 
     values: Float[Tensor, "m d"]
@@ -245,33 +249,33 @@ class Points:
 
     @property
     def n(self) -> int:
-        """The number of examples, copies counted."""
+        """The number of examples, with copies."""
         return len(self.values) if self.copies is None else len(self.copies)
 
     @property
     def extent(self) -> float:
-        """How far any two examples are, in the units of the cloud: the root of the mean square of their distances."""
+        """The root of the mean square of the distances of all pairs of examples, in the units of the cloud."""
         spread = self.lengths.sum(dtype=torch.float64)
-        if self.copies is not None:  # the centre of distinct rows is not that of all examples
+        if self.copies is not None:  # distinct rows have another centre than all examples
             spread = self.lengths[self.copies].sum(dtype=torch.float64)
             spread = spread - self.n * self.values[self.copies].mean(dim=0, dtype=torch.float64).square().sum()
         return self.unit * math.sqrt(2 * max(float(spread), 0.0) / (self.n - 1))
 
     def number(self, examples: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-        """Which distinct row each example is."""
+        """The number of each example's row among the distinct ones."""
         return examples if self.copies is None else self.copies[examples]
 
     def products(self, parts: Sequence[slice]) -> Iterator[tuple[slice, Float[Tensor, "r m"]]]:
-        """Each of `parts`, slices that make up all examples in order, with |b|^2 - 2ab of its rows a and all distinct b.
+        """Each of `parts`, slices that cover all examples in order, with |b|^2 - 2ab of its rows a and all distinct b.
 
-        The table is symmetric: where all of it can be held, one half is computed and the other copied. A block is the
-        caller's to change, until the next one is asked for.
+        The table is symmetric: where all of it fits in memory, one half is computed and the other copied. The caller may
+        change a block until it reads the next one.
         """
         m, d = self.values.shape
         if self.copies is not None or d < _DEEP or m * m * self.values.element_size() > _WHOLE:
-            held = empty_table(self.values, max(part.stop - part.start for part in parts), m)
+            block = empty_table(self.values, max(part.stop - part.start for part in parts), m)
             for rows in parts:
-                yield rows, self._products(rows, out=held[: rows.stop - rows.start])
+                yield rows, self._products(rows, out=block[: rows.stop - rows.start])
             return
         table = empty_table(self.values, m, m)
         for rows in parts:
@@ -287,18 +291,18 @@ class Points:
     def nearest(
         self, rows: slice, products: Float[Tensor, "r m"], k: int
     ) -> tuple[Int[Tensor, "r k"], Float[Tensor, "r k"]]:
-        """The k nearest others of each of `rows`, in order, and how far they are (in the units of the cloud)."""
+        """The k nearest others of each of `rows`, in order, and their distances in the units of the cloud."""
         here = torch.arange(self.n, device=self.values.device)[rows]
         own = self.number(here)
-        # |a|^2 is the same along a row: the order can do without it.
+        # |a|^2 is the same along a row: it does not change the order.
         squared = products if self.copies is None else products[:, self.copies]
         squared[torch.arange(len(here), device=here.device), here] = torch.inf
-        found = squared.topk(k, largest=False)
-        indices, nearest = found.indices, found.values.double()
+        first = squared.topk(k, largest=False)
+        indices, nearest = first.indices, first.values.double()
         scale = self.lengths[own, None].double() + self.lengths[self.number(indices)]
         nearest = (nearest + self.lengths[own, None]).clamp_(min=0)
         lost = nearest <= _CANCELLED[self.values.dtype] * scale
-        whole = lost[:, -1]  # the border itself lost its digits: who is within is not known
+        whole = lost[:, -1]  # the border itself has lost digits: the neighbours within are unknown
         if whole.any():
             again = self.squared(here[whole]).topk(k, largest=False)
             indices[whole], nearest[whole], lost[whole] = again.indices, again.values.double(), False
@@ -310,7 +314,7 @@ class Points:
         return indices, nearest.sqrt_().mul_(self.unit)
 
     def squared(self, rows: slice | Int[Tensor, " r"]) -> Float[Tensor, "r n"]:
-        """Squared distances of `rows` to all examples, in units of `unit`, with infinity where an example meets itself."""
+        """Squared distances of `rows` to all examples, in units of `unit`; infinity from an example to itself."""
         return self.squared_from(rows, self._products(rows))
 
     def squared_from(self, rows: slice | Int[Tensor, " r"], products: Float[Tensor, "r m"]) -> Float[Tensor, "r n"]:
@@ -321,7 +325,9 @@ class Points:
         squared = products.add_(self.lengths[own, None])
         squared[number, own] = torch.inf
         share = _CANCELLED[self.values.dtype]
-        if (squared.amin(dim=1) <= share * (self.lengths[own] + self.lengths.max())).any():  # else none can be lost
+        if (
+            squared.amin(dim=1) <= share * (self.lengths[own] + self.lengths.max())
+        ).any():  # else all have their digits
             lost = squared <= share * (self.lengths[own, None] + self.lengths)
             at = lost.nonzero()
             if len(at) > _MANY * lost.numel():
@@ -337,11 +343,11 @@ class Points:
 
     @property
     def _pairs(self) -> int:
-        """How many pairs of rows are looked at together."""
+        """The number of pairs of rows in one block."""
         return max(1, _BLOCK // self.values.shape[1])
 
     def apart(self, first: Int[Tensor, " p"], second: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
-        """The squared distance of each example of `first` from that of `second`, in units of `unit`, from differences."""
+        """The squared distances of pairs of examples, in units of `unit`, from differences."""
         one, other = self.number(first), self.number(second)
         parts = zip(one.split(self._pairs), other.split(self._pairs), strict=True)
         return torch.cat([self._differences(a, b) for a, b in parts])
@@ -359,10 +365,10 @@ class Points:
 
 
 def empty_table(values: Tensor, rows: int, columns: int) -> Float[Tensor, "r c"]:
-    """A table to write into, of the type of `values` and on their device.
+    """An empty table of the type of `values` and on their device.
 
-    On a CPU it is numpy's, which asks for large pages: to touch a new table of torch's takes as long as a third of the
-    product that is written there.
+    On a CPU numpy allocates it, with large pages: to touch a new table of torch's takes a third as long as the product
+    that fills it.
     """
     if values.device.type != "cpu":
         return values.new_empty(rows, columns)
@@ -370,9 +376,9 @@ def empty_table(values: Tensor, rows: int, columns: int) -> Float[Tensor, "r c"]
 
 
 def shares(squared: Float[Tensor, "*b r n"], k: int) -> Float[Tensor, "*b r n"]:
-    """How far each point is one of the k nearest: 1, 0, or a part where the k-th place is tied; rows sum to k.
+    """Each point's part among the k nearest: 1, 0, or between where the k-th place is tied; rows sum to k.
 
-    Of t points tied for the last m places each gets m/t, the probability that a random order would give it one.
+    Of t points tied for the last m places each has m/t, the probability that a random order gives it one of them.
 
     >>> shares(torch.tensor([[torch.inf, 1.0, 2.0, 2.0]]), k=2).tolist()
     [[0.0, 1.0, 0.5, 0.5]]
@@ -386,5 +392,5 @@ def shares(squared: Float[Tensor, "*b r n"], k: int) -> Float[Tensor, "*b r n"]:
 
 
 def level(distances: Float[Tensor, "*s"], after: Float[Tensor, "*s"]) -> Bool[Tensor, "*s"]:
-    """Where the later of two distances is no larger than the earlier, but for rounding."""
+    """Where the later of two distances is no larger than the earlier, except by rounding."""
     return after <= distances * (1 + TIED[distances.dtype])

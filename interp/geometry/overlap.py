@@ -1,14 +1,14 @@
 """Neighbourhood overlap: do two representations of the same examples put the same ones close together?
 
-Take each example's k nearest neighbours in one cloud and in another, and count how many are in both:
+Take each example's k nearest neighbours in one cloud and in another, and count those in both:
 
     NO(X, Y) = 1/(n k) * sum_i |N_k^X(i) & N_k^Y(i)|
 
-It is 1 where the neighbourhoods are the same and k/(n-1), `overlap_chance`, where they have nothing to do with each
-other. The clouds need not have the same width and no map between them is fitted, so it compares layers, models and
-modalities. `label_overlap` is the same question asked of one cloud and a partition into classes. (Doimo et al. 2020,
-Ansuini et al. 2019; `mutual_knn`, Huh et al. 2024, is the same measure on rows of unit length, and `cycle_knn`, theirs
-too, asks whether one comes back to where one started.)
+It is 1 where the neighbourhoods are the same and k/(n-1), `overlap_chance`, where they are unrelated. The clouds may have
+different widths and no map is fitted between them, so it compares layers, models and modalities. `label_overlap` asks the
+same question of one cloud and a partition into classes. (Doimo et al. 2020, Ansuini et al. 2019; `mutual_knn`, Huh et al.
+2024, is the same measure on rows of unit length, and their `cycle_knn` asks whether a step to a neighbour and a step back
+lead to the start.)
 
 All of them take graphs of `nearest_neighbors` in place of clouds. Intervals come from half-samples without replacement
 (`interp.statistics.half_samples` says why), with neighbourhoods that reach as far.
@@ -33,16 +33,16 @@ from interp.statistics.half_samples import half_samples, interval, reach, standa
 def neighbor_overlap(x: Graph, y: Graph, k: int = 30, metric: str = "euclidean") -> float:
     """The share of `k` nearest neighbours that paired rows of `x` and `y`, both `[example, feature]`, have in common.
 
-    In [0, 1], symmetric; `overlap_chance(n, k)` for unrelated clouds. Unchanged by rotation, shift and scaling
-    of either cloud. Rows are taken as they are; `metric="cosine"` looks at directions alone. Where points are tied
-    for the k-th place the value is the mean over random choices among them, made for each cloud apart: a cloud of equal
-    points gives chance, and two equal clouds give 1 only if they have no such ties.
-
-    Raises `InputError` where rows are not paired, k >= n, a cloud is not finite, or a graph has fewer than k neighbours.
-
     >>> x = np.random.default_rng(0).normal(size=(100, 5))
     >>> neighbor_overlap(x, -3 * x, k=10)
     1.0
+
+    In [0, 1], symmetric; `overlap_chance(n, k)` for unrelated clouds. Unchanged by rotation, shift and scaling
+    of either cloud. Rows are used as they are; `metric="cosine"` compares directions only. Where points are tied
+    for the k-th place the value is the mean over random choices among them, independent for each cloud: a cloud of equal
+    points gives chance, and two equal clouds give 1 only without such ties.
+
+    Raises `InputError` where rows are not paired, k >= n, a cloud is not finite, or a graph has fewer than k neighbours.
     """
     first, second = pair_of(x, y, k, metric)
     return float(overlap_values([first], [second], k))
@@ -51,8 +51,8 @@ def neighbor_overlap(x: Graph, y: Graph, k: int = 30, metric: str = "euclidean")
 def mutual_knn(x: Graph, y: Graph, k: int = 10) -> float:
     """The mutual k-nearest-neighbour alignment of Huh et al. (2024): `neighbor_overlap` by cosine, with their k.
 
-    On rows of unit length the largest inner products, which they take, are the smallest distances. (Their code does not
-    bring the rows to unit length itself, but is given such rows.)
+    They use the largest inner products; on rows of unit length these are the smallest distances. (Their code expects such
+    rows and does not normalise them.)
 
     >>> x = np.random.default_rng(0).normal(size=(100, 5))
     >>> mutual_knn(x, x * np.arange(1, 101)[:, None])
@@ -62,15 +62,15 @@ def mutual_knn(x: Graph, y: Graph, k: int = 10) -> float:
 
 
 def cycle_knn(x: Graph, y: Graph, k: int = 10, metric: str = "cosine") -> float:
-    """The share of examples that come back: of i's neighbours in y, some one has i among its own neighbours in x.
+    """The share of examples with a way back: one of i's neighbours in y has i among its own neighbours in x.
 
         1/n sum_i [ exists j in N_k^Y(i): i in N_k^X(j) ]
 
-    (`cycle_knn` of Huh et al. 2024, platonic-rep.) In [0, 1] and not symmetric: it is 1 for equal clouds only where
-    everyone is a neighbour of a neighbour. Unrelated clouds come near 1 - (1 - k/(n-1))^k, k chances of k/(n-1) each.
-    Where the k-th place is tied, the nearest in the graph's order are taken.
+    (`cycle_knn` of Huh et al. 2024, platonic-rep.) In [0, 1] and not symmetric. For equal clouds it is 1 only where each
+    example is a neighbour of one of its neighbours. Unrelated clouds come near 1 - (1 - k/(n-1))^k, k chances of k/(n-1)
+    each. Where the k-th place is tied, the order of the graph decides.
 
-    Raises what `neighbor_overlap` raises.
+    Raises the errors of `neighbor_overlap`.
 
     >>> x = np.arange(20.0)[:, None]
     >>> cycle_knn(x, x, k=2, metric="euclidean")
@@ -97,7 +97,7 @@ def overlap_interval(
 ) -> tuple[float, float, float]:
     """`neighbor_overlap(x, y)` with its 95 % interval, as (value, low, high), from half-samples without replacement.
 
-    Raises what `neighbor_overlap` raises, and `InputError` for fewer than two subsamples or fewer than four examples.
+    Raises the errors of `neighbor_overlap`, and `InputError` for fewer than two subsamples or fewer than four examples.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 5))
     >>> overlap_interval(x, x, k=10)
@@ -113,21 +113,20 @@ def overlap_interval(
 
 
 def label_overlap(x: Graph, labels: Labels, k: int = 30, metric: str = "euclidean") -> float:
-    """How much of its `k` nearest neighbours an example shares its label with: the mean over classes of class means.
-
-    Classes weigh equally, however many examples they have. Chance is the mean over classes of (n_c - 1)/(n - 1), which
-    is about one over their number. 1 can only be reached where every class has more than k examples. Ties as in
-    `neighbor_overlap`.
-
-    Raises `InputError` where labels are not one an example, some are missing, all are the same, k >= n, or `x` is not
-    finite.
+    """The share of its `k` nearest neighbours that have an example's own label: the mean over classes of class means.
 
     >>> x = np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
     >>> label_overlap(x, ["low"] * 3 + ["high"] * 3, k=2)
     1.0
+
+    All classes have the same weight, whatever their sizes. Chance is the mean over classes of (n_c - 1)/(n - 1), about one
+    over their number. A value of 1 needs more than k examples in every class. Ties as in `neighbor_overlap`.
+
+    Raises `InputError` where there is not one label for each example, some are missing, all are the same, k >= n, or `x` is
+    not finite.
     """
     graph = graph_of(x, k, metric)
-    classes, of = classes_of(labels, len(graph))
+    classes, of = label_classes(labels, len(graph))
     own = torch.from_numpy(of).to(graph.indices.device)
     same = torch.empty(len(graph), dtype=torch.float64)
     for rows in blocks(len(graph), len(graph)):
@@ -137,23 +136,23 @@ def label_overlap(x: Graph, labels: Labels, k: int = 30, metric: str = "euclidea
     return float(np.mean([same[of == number].mean() / k for number in range(len(classes))]))
 
 
-def classes_of(labels: Labels, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The classes and each example's number among them.
+def label_classes(labels: Labels, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, and the number of each example's class.
 
-    Raises `InputError` where labels are not one for each of `n` examples, some are missing, or all are the same.
+    Raises `InputError` where there is not one label for each of `n` examples, some are missing, or all are the same.
     """
     classes, of = as_labels(labels)
     if len(of) != n:
         raise InputError(f"labels have shape {of.shape!r} for {n} examples: pass one label an example")
     if len(classes) < 2:
-        raise InputError(f"all labels are {classes.tolist()!r}: an overlap with labels needs two classes or more")
+        raise InputError(f"all labels are {classes.tolist()!r}: expected two classes or more")
     return classes, of
 
 
 @dataclass(frozen=True)
 class Neighborhoods:
-    """Who the k neighbours of some rows are: `lists` `[row, k]`, and for the rows `tied`, where the last places are a
-    matter of chance, everyone's part in them, `parts` `[tied, n]`."""
+    """The k neighbours of some rows: `lists` `[row, k]`, and for the rows `tied`, where the last places are a matter of
+    chance, the part of each example in them, `parts` `[tied, n]`."""
 
     lists: Int[Tensor, "r k"]
     tied: Int[Tensor, " t"]
@@ -166,7 +165,7 @@ class Neighborhoods:
         return weights
 
     def add_columns(self, weights: Float[Tensor, "r n"], to: Float[Tensor, " n"]) -> None:
-        """Add to each example of `to` the `weights` of it in the rows in whose neighbourhood it is, as far as it is."""
+        """Add to each example of `to` its `weights` in the rows whose neighbours include it, times its part there."""
         added = weights.gather(1, self.lists)
         if len(self.tied):
             added[self.tied] = 0
@@ -183,15 +182,15 @@ def sums_over(
     weights: Float[Tensor, "r n"], sets: Sequence[Neighborhoods], lists: Int[Tensor, "r ck"]
 ) -> Float[Tensor, "c r"]:
     """The sum of each row's `weights` over its neighbourhood in each of `sets`, whose joined lists are `lists`."""
-    found = weights.gather(1, lists).view(len(lists), len(sets), -1).sum(dim=2).T
+    sums = weights.gather(1, lists).view(len(lists), len(sets), -1).sum(dim=2).T
     for number, each in enumerate(sets):
         if len(each.tied):
-            found[number, each.tied] = (weights[each.tied] * each.parts).sum(dim=1)
-    return found
+            sums[number, each.tied] = (weights[each.tied] * each.parts).sum(dim=1)
+    return sums
 
 
 def neighborhoods(graph: Neighbors, rows: slice, k: int) -> Neighborhoods:
-    """The k neighbours of each of `rows`; tied rows are looked up in all their distances."""
+    """The k neighbours of each of `rows`; tied rows use all their distances."""
     tied = graph.tied(k)[rows].nonzero().flatten()
     lists = graph.indices[rows, :k]
     if not len(tied):
@@ -210,10 +209,9 @@ def neighborhoods_in(squared: Float[Tensor, "r n"], k: int) -> Neighborhoods:
 
 
 def neighborhoods_within(graph: Neighbors, subset: Int[Tensor, " s"], k: int) -> Neighborhoods:
-    """The k neighbours that each of `subset` has among the others of it, all numbered within it.
+    """The k neighbours of each of `subset` among the others of the subset, with their numbers within it.
 
-    They are read off the lists of the whole graph, which hold them where these are long enough. The other rows, and tied
-    ones, are looked up in all their distances.
+    Long lists of the whole graph contain them. Rows with lists that are too short, and tied ones, use all their distances.
     """
     n, size = len(graph), len(subset)
     place = torch.full((n,), -1, dtype=torch.int64, device=subset.device)
@@ -224,21 +222,21 @@ def neighborhoods_within(graph: Neighbors, subset: Int[Tensor, " s"], k: int) ->
     unknown = among[:, -1] < min(k + 1, size - 1)  # the list ends before the neighbour after the last
     if graph.level_anywhere and size - 1 > k:
         unknown |= _level_after(among, graph.distances[subset], k)
-    look = unknown.nonzero().flatten()
+    rest = unknown.nonzero().flatten()
     chosen = (near >= 0) & (among <= k)
     lists = near.new_zeros(size, k)
-    if len(look):
+    if len(rest):
         lists[~unknown] = near[~unknown][chosen[~unknown]].view(-1, k)
     else:
         lists = near[chosen].view(size, k)
     parts = torch.zeros(0, size, device=subset.device)
-    if len(look):
-        parts = shares(graph.points.squared(subset[look])[:, subset], k).float()
-    return Neighborhoods(lists, look, parts)
+    if len(rest):
+        parts = shares(graph.points.squared(subset[rest])[:, subset], k).float()
+    return Neighborhoods(lists, rest, parts)
 
 
 def _level_after(among: Tensor, distances: Tensor, k: int) -> Tensor:
-    """Where the neighbour after the k-th, among those counted so far, is as far as the k-th, if the list has both."""
+    """Where the neighbour after the k-th, by the counts `among`, is as far as the k-th, if the list has both."""
     last = distances.shape[1] - 1
     kth, after = (torch.searchsorted(among, torch.full_like(among[:, :1], number)) for number in (k, k + 1))
     border, beyond = (distances.gather(1, at.clamp(max=last)).squeeze(1) for at in (kth, after))
@@ -248,29 +246,29 @@ def _level_after(among: Tensor, distances: Tensor, k: int) -> Tensor:
 def overlap_values(first: Sequence[Neighbors], second: Sequence[Neighbors], k: int) -> Float[Tensor, "a b"]:
     """The overlap of each graph of `first` with each of `second`."""
     n = len(first[0])
-    found = torch.zeros(len(first), len(second), dtype=torch.float64)
+    sums = torch.zeros(len(first), len(second), dtype=torch.float64)
     for _, number, weights, sets, lists in _meetings(first, second, k):
-        found[number] += sums_over(weights, sets, lists).sum(dim=1, dtype=torch.float64).cpu()
-    return found / (n * k)
+        sums[number] += sums_over(weights, sets, lists).sum(dim=1, dtype=torch.float64).cpu()
+    return sums / (n * k)
 
 
 def overlap_influence(
     first: Sequence[Neighbors], second: Sequence[Neighbors], k: int
 ) -> tuple[Float[Tensor, "a b"], Float[Tensor, "a b n"]]:
-    """The overlap of each graph of `first` with each of `second`, and how much each example bears on it, whose mean it is.
+    """The overlap of each graph of `first` with each of `second`, and the influence of each example; its mean is the overlap.
 
-    An example counts by its own neighbourhood and by standing in others', where it takes the place of someone else: of
-    whoever would do as well as anyone, on average. The spread of these over examples is that of an overlap over draws of
-    examples on the safe side: in simulations 1.1 to 1.6 times as large for overlaps under 0.5, and many times for nearly equal
-    clouds, where who takes a place is the same in both. That of its own neighbourhoods alone is too small by a third.
+    An example counts by its own neighbourhood and by its places in those of others, where it displaces an average example.
+    The spread of influences over examples estimates that of an overlap over draws of examples on the safe side: in
+    simulations it is 1.1 to 1.6 times as large for overlaps under 0.5, and many times for nearly equal clouds, where the same
+    examples are displaced in both. The spread of own neighbourhoods alone is too small by a third.
     """
     n = len(first[0])
     own = torch.zeros(len(first), len(second), n, dtype=torch.float64)
     others = torch.zeros(len(first), len(second), n, device=first[0].indices.device)
     for rows, number, weights, sets, lists in _meetings(first, second, k):
         own[number, :, rows] = sums_over(weights, sets, lists).double().cpu() / k
-        for each, found in zip(sets, others[number], strict=True):
-            each.add_columns(weights, found)
+        for each, sums in zip(sets, others[number], strict=True):
+            each.add_columns(weights, sums)
     mean = own.mean(dim=2, keepdim=True)
     standing = [torch.stack([_standing(graph, k) for graph in stack]) - 1 for stack in (first, second)]
     influence = own + others.double().cpu() / k - mean * (1 + standing[0][:, None] + standing[1][None])
@@ -280,7 +278,7 @@ def overlap_influence(
 def _meetings(
     first: Sequence[Neighbors], second: Sequence[Neighbors], k: int
 ) -> Iterator[tuple[slice, int, Float[Tensor, "r n"], list[Neighborhoods], Int[Tensor, "r ck"]]]:
-    """Block by block of rows: each graph of `first`, by number, as everyone's part in its neighbourhoods, and the
+    """Block by block of rows: the number of each graph of `first`, the parts of all examples in its neighbourhoods, and the
     neighbourhoods of all of `second` with their joined lists."""
     n = len(first[0])
     uncertain = sum(bool(graph.tied(k).any()) for graph in (*first, *second))
@@ -292,25 +290,22 @@ def _meetings(
 
 
 def _standing(graph: Neighbors, k: int) -> Float[Tensor, " n"]:
-    """In how many neighbourhoods each example stands, over k; 1 on average."""
+    """The number of neighbourhoods that include each example, over k; 1 on average."""
     n = len(graph)
-    found = torch.zeros(n, device=graph.indices.device)
+    counts = torch.zeros(n, device=graph.indices.device)
     for rows in blocks(n, n * (1 + bool(graph.tied(k).any()))):
-        neighborhoods(graph, rows, k).add_columns(found.new_ones(1, 1).expand(rows.stop - rows.start, n), found)
-    return found.double().cpu() / k
+        neighborhoods(graph, rows, k).add_columns(counts.new_ones(1, 1).expand(rows.stop - rows.start, n), counts)
+    return counts.double().cpu() / k
 
 
 def overlap_within(
     first: Sequence[Neighbors], second: Sequence[Neighbors], subset: Int[Tensor, " s"], k: int
 ) -> Float[Tensor, "a b"]:
-    """The overlap of each graph of `first` with each of `second` among `subset` alone, in neighbourhoods that reach as far
-    as k do among all."""
+    """The overlap of each graph of `first` with each of `second` among `subset` alone, with as many neighbours as reach as far
+    as k among all examples."""
     inner = reach(k, len(first[0]), len(subset))
     subset = subset.to(first[0].indices.device)
     others = [neighborhoods_within(graph, subset, inner) for graph in second]
     lists = joined(others)
-    found = torch.zeros(len(first), len(second), dtype=torch.float64)
-    for number, graph in enumerate(first):
-        weights = neighborhoods_within(graph, subset, inner).dense()
-        found[number] = sums_over(weights, others, lists).double().mean(dim=1).cpu()
-    return found / inner
+    weights = (neighborhoods_within(graph, subset, inner).dense() for graph in first)
+    return torch.stack([sums_over(each, others, lists).double().mean(dim=1).cpu() for each in weights]) / inner

@@ -1,12 +1,12 @@
-"""The visual layer x textual layer matrix, drawn: whole, along its diagonal, and what it says of the entry.
+"""The visual layer x textual layer matrix, drawn: whole, along its diagonal, and its bypass of early layers.
 
-A bright diagonal band says that image and caption of one scene have the same neighbours at the same depth: the
-abstraction phase, marked by a rectangle. The dots mark which textual layer each visual layer is most like; dots far
-right of the diagonal in the bottom rows are features that enter past the early textual layers. Whether they do so beyond
-chance is for `bypass_figure` to say: a best layer there always is.
+A bright diagonal band shows that image and caption of one scene have the same neighbours at the same depth: the abstraction
+phase, in a rectangle. The dots mark the textual layer most like each visual layer; dots far right of the diagonal in the
+bottom rows are features that enter past the early textual layers. A best layer always exists; `bypass_figure` shows whether
+it is better than chance.
 
-Measures have chance levels and signs of their own. The colour scale begins at chance, or at the least value where that is
-below, and is never narrower than a tenth, so that noise about chance stays pale.
+Measures have chance levels, signs and titles of their own, which come from the registry. The colour scale begins at chance,
+or at the least value where that is lower, and is at least a tenth wide, so that noise about chance stays pale.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from interp.geometry.registry import REGISTRY
 from interp.plots.series import Series, series_figure
 from interp.plots.theme import AMOUNT_SCALE, CHANCE, COLOURS, INK, MARK, TEMPLATE, label, markers, new_figure, numbers
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 _NARROWEST = 0.1
-_TURNED = ("procrustes", "information_imbalance")  # of which a matrix holds 1 less the value
 
 
 def diagonal_figure(
@@ -55,7 +55,7 @@ def diagonal_figure(
 
 
 def _floor(matrix: AlignmentMatrix) -> Tensor:
-    """What unrelated representations reach, for each pair of layers."""
+    """The chance level of each pair of layers."""
     return torch.full_like(matrix.values, matrix.chance) if matrix.floor is None else matrix.floor
 
 
@@ -64,8 +64,9 @@ def _is_level(matrix: AlignmentMatrix) -> bool:
 
 
 def _metric(matrix: AlignmentMatrix) -> str:
-    name = label(matrix.metric.replace("_", " "))
-    return f"1 - {name}" if matrix.metric in _TURNED else name
+    """What the registry calls the values of the matrix; the name itself for a measure that is not registered."""
+    measure = REGISTRY.get(matrix.metric)
+    return label(measure.turned.title if measure else matrix.metric.replace("_", " "), 40)
 
 
 def alignment_figure(
@@ -123,7 +124,7 @@ def _is_square(matrix: AlignmentMatrix) -> bool:
 
 def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
     parts = (numbers(part) for part in (matrix.low, matrix.high, _floor(matrix)))
-    said = [
+    notes = [
         [
             ("" if None in (low, high) else f"<br>95 % {low:.3f} to {high:.3f}") + f"<br>chance {floor:.3g}"
             for low, high, floor in zip(*row, strict=True)
@@ -133,13 +134,13 @@ def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
     return go.Heatmap(
         z=numbers(matrix.values),
         coloraxis=coloraxis,
-        customdata=said,
+        customdata=notes,
         hovertemplate="visual %{y}, textual %{x}: %{z:.3f}%{customdata}<extra></extra>",
     )
 
 
 def _coloraxis(matrices: Sequence[AlignmentMatrix]) -> dict[str, Any]:
-    """From chance, or the least value below it, to the largest; never narrower than a tenth above chance."""
+    """From chance, or the least value below it, to the largest value, at least a tenth above chance."""
     values = [value for matrix in matrices for value in numbers(matrix.values.flatten()) if value is not None]
     chances = [matrix.chance for matrix in matrices]
     return {
@@ -194,10 +195,10 @@ def _square(figure: go.Figure, matrices: Iterable[AlignmentMatrix]) -> None:
 def bypass_figure(
     results: BypassResult | Mapping[str, BypassResult], title: str | None = None, height: int = 460
 ) -> go.Figure:
-    """By how much an intermediate textual layer is more like each visual layer than the first one is, and which is most.
+    """The gain of intermediate textual layers over the first, for each visual layer, and the best textual layer.
 
     Above, the gain with its 95 % interval; rings have a p of 0.05 or more. Below, the best textual layer: on the dotted
-    line it is as deep as the visual one. Several results under their names.
+    line it is as deep as the visual one. Draws several results under their names.
     """
     named = dict(results) if isinstance(results, Mapping) else {"gain": results}
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
@@ -209,16 +210,7 @@ def bypass_figure(
             figure.add_trace(trace, row=row, col=1)
     layers = max(len(result.gain) for result in named.values())
     figure.add_hline(y=0, line={"color": CHANCE, "dash": "dot", "width": 1.5}, row=1, col=1)
-    figure.add_scatter(
-        x=[0, layers - 1],
-        y=[0, layers - 1],
-        mode="lines",
-        line={"color": CHANCE, "dash": "dot", "width": 1.5},
-        showlegend=False,
-        hoverinfo="skip",
-        row=2,
-        col=1,
-    )
+    figure.add_trace(diagonal(layers - 1), row=2, col=1)
     figure.update_xaxes(dtick=1 if layers <= 16 else None)
     figure.update_xaxes(title_text="visual state", row=2, col=1)
     figure.update_yaxes(title_text="gain", row=1, col=1)
@@ -226,11 +218,17 @@ def bypass_figure(
     return figure
 
 
+def diagonal(end: float) -> go.Scatter:
+    """The dotted line of equal coordinates, from 0 to `end`."""
+    line = {"color": CHANCE, "dash": "dot", "width": 1.5}
+    return go.Scatter(x=[0, end], y=[0, end], mode="lines", line=line, showlegend=False, hoverinfo="skip")
+
+
 def _bypass_lines(name: str, result: BypassResult, colour: str) -> tuple[go.Scatter, go.Scatter]:
-    shown = label(name, 60)
+    text = label(name, 60)
     layers = list(range(len(result.gain)))
     gains, ps = numbers(result.gain), numbers(result.p)
-    look = {"mode": "lines+markers", "legendgroup": shown, "line": {"color": colour, "width": 2.2}}
+    look = {"mode": "lines+markers", "legendgroup": text, "line": {"color": colour, "width": 2.2}}
     gain = go.Scatter(
         x=layers,
         y=gains,
@@ -241,24 +239,24 @@ def _bypass_lines(name: str, result: BypassResult, colour: str) -> tuple[go.Scat
             "thickness": 1.2,
             "width": 3,
         },
-        name=shown,
+        name=text,
         showlegend=True,
         marker=markers(colour, [p is not None and p >= LEVEL for p in ps]),
         customdata=["" if p is None else f" (p {p:.2g})" for p in ps],
-        hovertemplate=f"{shown}<br>visual %{{x}}: gain %{{y:.3f}}%{{customdata}}<extra></extra>",
+        hovertemplate=f"{text}<br>visual %{{x}}: gain %{{y:.3f}}%{{customdata}}<extra></extra>",
         **look,
     )
     best = go.Scatter(
         x=layers,
         y=numbers(result.best),
-        name=shown,
+        name=text,
         showlegend=False,
         marker={"size": 7, "color": colour},
         customdata=[
             f"{value:.3f}" + ("" if low is None else f", 95 % {low:.3f} to {high:.3f}")
             for value, low, high in zip(numbers(result.values), numbers(result.low), numbers(result.high), strict=True)
         ],
-        hovertemplate=f"{shown}<br>visual %{{x}}: textual %{{y}}, %{{customdata}}<extra></extra>",
+        hovertemplate=f"{text}<br>visual %{{x}}: textual %{{y}}, %{{customdata}}<extra></extra>",
         **look,
     )
     return gain, best

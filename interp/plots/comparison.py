@@ -1,8 +1,8 @@
-"""Comparisons of clouds, drawn: all measures over depth in small panels, and who predicts whom in a square.
+"""Comparisons of clouds, drawn: all measures over depth in small panels, and information imbalance in a square.
 
-Measures have units of their own, so each gets a panel and an axis. What they share is how they are read: a line with its
-standard error, its control dashed in the same colour, and where a test was made, a ring at a state where it found
-nothing (p of 0.05 or more).
+Each measure has its own unit, so each has its panel, with the title and the bounds of its entry in the registry. All panels
+read alike: a line with its standard error, the control dashed in the same colour, and a ring at each state with a p of 0.05
+or more.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import InputError
+from interp.geometry.registry import REGISTRY
+from interp.plots.alignment import diagonal
 from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, label, markers, new_figure, numbers
 
 if TYPE_CHECKING:
@@ -24,22 +26,23 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 _COLOUR = {"visual": COLOURS[0], "textual": COLOURS[1], "both": COLOURS[2]}
 _ACROSS = 3
+_ROOM = 0.05  # of an axis, beyond the bounds of a measure
 _PANEL = 240  # pixels from one row of panels to the next
 
 
 def comparison_figure(result: GeometryComparison, title: str | None = None, height: int | None = None) -> go.Figure:
     """A panel for each measure: states to the right, a line for each modality, its control dashed.
 
-    Bars are one standard error, none where it is not known. Rings have a p of 0.05 or more; filled markers less, or no
-    test. What is NaN is a gap.
+    Bars are one standard error, where it is known. Rings have a p of 0.05 or more; filled markers less, or no test. NaN is a
+    gap in the line.
     """
     frame = result.to_frame()
     measures = list(dict.fromkeys(result.measure))
     if not measures:
-        raise InputError("the comparison has no number: compare() at least one measure")
+        raise InputError("the comparison has no number: expected one measure or more")
     across = min(_ACROSS, len(measures))
     down = math.ceil(len(measures) / across)
-    names = [label(name.replace("_", " "), 40) for name in measures]
+    names = [label(_title(name), 40) for name in measures]
     figure = make_subplots(down, across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.26 / down)
     figure.update_layout(
         template=TEMPLATE,
@@ -52,6 +55,7 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
     for index, measure in enumerate(measures):
         row, column = divmod(index, across)
         part = frame[frame["measure"] == measure]
+        figure.update_yaxes(_axis(measure), row=row + 1, col=column + 1)
         for modality in (each for each in _COLOUR if (part["modality"] == each).any()):
             line = part[part["modality"] == modality]
             for trace in _line(measure, modality, line, legend=modality not in named):
@@ -65,11 +69,24 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
     return figure
 
 
+def _title(measure: str) -> str:
+    """What the registry calls the numbers of a comparison; the name itself for a measure that is not registered."""
+    return REGISTRY[measure].compared.title if measure in REGISTRY else measure.replace("_", " ")
+
+
+def _axis(measure: str) -> dict[str, float]:
+    """The ends beyond which the axis of a measure does not reach: its bounds, with room for markers."""
+    bounds = REGISTRY[measure].compared.bounds if measure in REGISTRY else (-math.inf, math.inf)
+    room = _ROOM * min(bounds[1] - bounds[0], 1.0)
+    ends = {"minallowed": bounds[0] - room, "maxallowed": bounds[1] + room}
+    return {name: end for name, end in ends.items() if math.isfinite(end)}
+
+
 def _line(measure: str, modality: str, line: pd.DataFrame, legend: bool) -> list[go.Scatter]:
     """The line of one modality in one panel, and its control."""
     colour = _COLOUR[modality]
     states, errors, ps = line["state"].tolist(), numbers(line["error"]), numbers(line["p"])
-    said = [
+    notes = [
         ("" if error is None else f" ± {error:.3g}") + ("" if p is None else f" (p {p:.2g})")
         for error, p in zip(errors, ps, strict=True)
     ]
@@ -83,7 +100,7 @@ def _line(measure: str, modality: str, line: pd.DataFrame, legend: bool) -> list
         showlegend=legend,
         line={"color": colour, "width": 2},
         marker=markers(colour, [p is not None and p >= LEVEL for p in ps]),
-        customdata=said,
+        customdata=notes,
         hovertemplate=f"{label(measure)}, {modality}<br>state %{{x}}: %{{y:.4g}}%{{customdata}}<extra></extra>",
     )
     control = go.Scatter(
@@ -102,27 +119,18 @@ def _line(measure: str, modality: str, line: pd.DataFrame, legend: bool) -> list
 def imbalance_figure(
     points: Mapping[str, tuple[float, float]], title: str = "Information imbalance", height: int = 480
 ) -> go.Figure:
-    """Who predicts whom: each pair of clouds, by its name, a point at its `information_imbalance`, (x to y, y to x).
+    """Which cloud predicts which: each pair of clouds, by its name, a point at its `information_imbalance`, (x to y, y to x).
 
-    Near the lower left corner each tells who is near in the other; at the cross neither does, which is chance. Above the
-    diagonal x tells more of y than y of x.
+    Near the lower left corner each predicts the neighbours in the other; at the cross, which is chance, neither does. Above
+    the diagonal x predicts y better than y predicts x.
 
-    Raises `InputError` where there is no point, or one is not two numbers.
+    Raises `InputError` without points, and for one that is not two numbers.
     """
-    if not points:
-        raise InputError(f"points={points!r}: expected a name and two numbers for each pair of clouds")
     wrong = [name for name, pair in points.items() if len(pair) != 2]
-    if wrong:
-        raise InputError(f"points of {wrong!r} are not two numbers: expected what information_imbalance gives")
-    figure = new_figure(title, "x to y (0: x tells who is near in y)", "y to x (0: y tells who is near in x)", height)
-    figure.add_scatter(
-        x=[0, 1],
-        y=[0, 1],
-        mode="lines",
-        line={"color": CHANCE, "dash": "dot", "width": 1.5},
-        showlegend=False,
-        hoverinfo="skip",
-    )
+    if wrong or not points:
+        raise InputError(f"points={dict(points)!r}: expected the two numbers of information_imbalance for each name")
+    figure = new_figure(title, "x to y (0: x predicts y)", "y to x (0: y predicts x)", height)
+    figure.add_trace(diagonal(1))
     figure.add_scatter(
         x=[1],
         y=[1],

@@ -1,10 +1,10 @@
 """Intrinsic dimension, drawn over depth or over scale.
 
-An estimate is worth as much as the scale it was taken at: noise raises it among the nearest neighbours, borders and
-curvature lower it among far ones. So there are two figures: one estimate a state, and one a scale of a single cloud, where
-a level stretch (`interp.geometry.plateau`, shaded) says that there is a dimension to speak of. A ring is an estimate
-that is known to be too low (`Estimate.warning`). A dimension has no chance level; what it is read against is its
-error, other scales, and other clouds of as many points.
+An estimate depends on its scale: noise raises it among the nearest neighbours, borders and curvature lower it among far ones.
+So there are two figures: one estimate for each state, and one for each scale of a single cloud, where a level stretch
+(`interp.geometry.plateau`, shaded) shows that the cloud has a dimension. A ring is an estimate that is surely too low
+(`Estimate.warning`). A dimension has no chance level: read it against its error, other scales, and other clouds of as many
+points.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Lines = Estimate | Sequence[Estimate] | Mapping[str, Sequence[Estimate]]
 
 
 def estimates_figure(estimates: Lines, **options: object) -> go.Figure:
-    """A list of `Estimate` as what it is: of unlike ranks over scale, else over depth."""
+    """A list of `Estimate`: over scale where their ranks differ, else over depth."""
     ranks = {item.ranks for line in _named(estimates).values() for item in line}
     draw = scaling_figure if len(ranks) > 1 else dimension_figure
     return draw(estimates, **options)  # type: ignore[arg-type]
 
 
 def dimension_figure(estimates: Lines, title: str = "Intrinsic dimension", height: int = 380) -> go.Figure:
-    """Intrinsic dimension over depth, one estimate a state; several modalities or models under their names.
+    """Intrinsic dimension over depth, one estimate for each state; several modalities or models under their names.
 
-    Bars are one standard error. Rings are known to be too low, hovering says why.
+    Bars are one standard error. Rings are surely too low; the text on hovering says why.
     """
     named = _named(estimates)
     figure = new_figure(title, "state (0 enters layer 0)", "dimension", height)
@@ -44,16 +44,16 @@ def dimension_figure(estimates: Lines, title: str = "Intrinsic dimension", heigh
 def scaling_figure(
     estimates: Lines, title: str = "Intrinsic dimension over scale", tolerance: float = 0.1, height: int = 380
 ) -> go.Figure:
-    """What `dimension_scaling` gives, over the mean distance of the farther neighbour, in log; several clouds under names.
+    """The estimates of `dimension_scaling` over the mean distance of the farther neighbour, in log; several clouds under names.
 
-    The plateau at this `tolerance`, where there is one, is shaded in the colour of its line. Bars are one standard error.
+    The plateau at this `tolerance`, if one exists, is shaded in the colour of its line. Bars are one standard error.
 
     Raises `InputError` where a line is empty.
     """
     named = _named(estimates)
     empty = [name for name, line in named.items() if not line]
     if empty or not named:
-        raise InputError(f"there are no estimates for {empty!r}: expected what dimension_scaling gives")
+        raise InputError(f"no estimates for {empty!r}: expected the list that dimension_scaling returns")
     figure = new_figure(title, "distance of the neighbours", "dimension", height)
     for index, (name, line) in enumerate(named.items()):
         colour = COLOURS[index % len(COLOURS)]

@@ -1,8 +1,8 @@
-"""What is said of one cloud, or of a pair of them, in a picture beside what it is read against.
+"""Results about one cloud or a pair of clouds, drawn beside their controls.
 
-The gap between two clouds stands beside the same numbers of shuffled pairs, a correlation by dimension in the histogram of
-its shuffles, a cluster's peak above the saddle it is told apart by, learnt weights beside those that were fitted to
-shuffled rows. Measures over depth are drawn in `interp.plots.comparison`, dimensions in `interp.plots.dimension`.
+The gap between two clouds beside the same numbers of shuffled pairs, a correlation by dimension in the histogram of its
+shuffles, the peak of a cluster above its densest saddle, learnt weights beside those fitted to shuffled rows. Measures over
+depth are drawn in `interp.plots.comparison`, dimensions in `interp.plots.dimension`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST = 24  # bars, or clusters with their sizes written out
 def gap_figure(result: ModalityGap, title: str | None = None, height: int = 340) -> go.Figure:
     """The numbers of a modality gap, one a row, with their standard errors; grey marks are their controls.
 
-    The bar of the cosine of all pairs is between its quartiles. The distance of the centres is in units of the spread.
+    The bar of the cosine of all pairs goes from quartile to quartile. The distance of the centres is in units of the spread.
     """
     named = {
         "separability": (result.separability, result.separability_error, 0.5, "chance"),
@@ -69,7 +69,7 @@ def gap_figure(result: ModalityGap, title: str | None = None, height: int = 340)
 
 
 def correlation_figure(result: IdCorrelation, title: str | None = None, height: int = 340) -> go.Figure:
-    """The correlation by dimension (line) among what it is for shuffled rows (histogram), which is not about 0."""
+    """The correlation by dimension (line) in the histogram of its values for shuffled rows, whose centre is not 0."""
     p = "no shuffles" if result.p != result.p else f"p {result.p:.2g}, {len(result.null)} shuffles"
     figure = new_figure(
         title or f"Correlation by dimension {result.value:.2f} ({p})",
@@ -94,10 +94,10 @@ def correlation_figure(result: IdCorrelation, title: str | None = None, height: 
 
 
 def peaks_figure(result: Peaks, title: str | None = None, height: int = 380) -> go.Figure:
-    """Each cluster as a stick from its densest saddle (ring) to its peak (filled): the longer, the surer.
+    """Each cluster as a stick from its densest saddle (ring) to its peak (filled); a longer stick is stronger evidence.
 
-    Bars are the errors of the densities. A cluster that touches no other has no stick. Where clusters are few their sizes
-    stand above them.
+    Bars are the errors of the densities. A cluster that touches no other has no stick. A few clusters have their sizes beside
+    them.
     """
     frame = result.to_frame()
     count = len(frame)
@@ -146,7 +146,7 @@ def peaks_figure(result: Peaks, title: str | None = None, height: int = 380) -> 
 
 
 def density_figure(result: Density, title: str | None = None, height: int = 340) -> go.Figure:
-    """The log density of all examples, densest first, with their errors; only differences mean something."""
+    """The log density of all examples, densest first, with their errors; only differences have a meaning."""
     order = result.values.argsort(descending=True)
     values, errors = result.values[order], result.errors[order]
     figure = new_figure(
@@ -168,21 +168,16 @@ def density_figure(result: Density, title: str | None = None, height: int = 340)
 
 
 def weights_figure(result: FeatureWeights, title: str | None = None, height: int = 380) -> go.Figure:
-    """The heaviest features, and the way there: the imbalance on the examples fitted to, step by step.
+    """The heaviest features, and the imbalance on the examples of the fit, step by step.
 
-    Dotted levels are on held-out examples: with the weights found, with those it began with, and with weights fitted to
-    shuffled rows (their mean). A fit is worth how far the first lies below the other two.
+    Dotted levels are on held-out examples: with the weights at the end, with those at the start, and with weights fitted to
+    shuffled rows (their mean). In a good fit the first is far below the other two.
     """
     frame = result.to_frame()[:_MOST]
     shuffled = float(result.shuffled.mean())
     figure = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.1)
-    figure.update_layout(
-        template=TEMPLATE,
-        height=height,
-        title={
-            "text": title or f"Weights: imbalance {result.start:.3f} to {result.held_out:.3f} (shuffled {shuffled:.3f})"
-        },
-    )
+    text = title or f"Weights: imbalance {result.start:.3f} to {result.held_out:.3f} (shuffled {shuffled:.3f})"
+    figure.update_layout(template=TEMPLATE, height=height, title={"text": text})
     figure.add_bar(
         x=[str(feature) for feature in frame["feature"]],
         y=numbers(frame["weight"]),
@@ -192,33 +187,16 @@ def weights_figure(result: FeatureWeights, title: str | None = None, height: int
         row=1,
         col=1,
     )
-    steps = len(result.path)
-    figure.add_scatter(
-        x=list(range(steps)),
-        y=numbers(result.path),
-        mode="lines",
-        name="fitted to",
-        line={"color": COLOURS[0], "width": 2.2},
-        hovertemplate="step %{x}: %{y:.4f}<extra></extra>",
-        row=1,
-        col=2,
-    )
-    levels = {
-        "held out": result.held_out,
-        "held out, at the start": result.start,
-        "held out, shuffled": shuffled,
+    end = max(1, len(result.path) - 1)
+    lines = {
+        "fitted to": (list(range(len(result.path))), numbers(result.path), COLOURS[0], "solid"),
+        "held out": ([0, end], [result.held_out] * 2, COLOURS[1], "dot"),
+        "held out, at the start": ([0, end], [result.start] * 2, COLOURS[2], "dot"),
+        "held out, shuffled": ([0, end], [shuffled] * 2, CHANCE, "dot"),
     }
-    for (name, level), colour in zip(levels.items(), (COLOURS[1], COLOURS[2], CHANCE), strict=True):
-        figure.add_scatter(
-            x=[0, max(1, steps - 1)],
-            y=[level, level],
-            mode="lines",
-            name=name,
-            line={"color": colour, "dash": "dot", "width": 2},
-            hovertemplate=f"{name}: %{{y:.4f}}<extra></extra>",
-            row=1,
-            col=2,
-        )
+    for name, (x, y, colour, dash) in lines.items():
+        line, hover = {"color": colour, "dash": dash, "width": 2}, f"{name}, step %{{x}}: %{{y:.4f}}<extra></extra>"
+        figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, hovertemplate=hover, row=1, col=2)
     figure.update_xaxes(title_text="feature", type="category", row=1, col=1)
     figure.update_yaxes(title_text="weight (largest 1)", row=1, col=1)
     figure.update_xaxes(title_text="step", row=1, col=2)

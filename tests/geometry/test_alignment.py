@@ -148,7 +148,7 @@ def test_kept_and_read_again(tmp_path):
 def test_refusals():
     visual, textual = planted(n=40)
     for call, message in [
-        (lambda: alignment_matrix(visual, textual, k=40), "k=40 neighbours were asked of 40 examples"),
+        (lambda: alignment_matrix(visual, textual, k=40), "k=40 neighbours of 40 examples: expected"),
         (lambda: alignment_matrix(visual, textual[:, :30], k=5), "visual has 40 examples and textual 30"),
         (lambda: alignment_matrix(visual[0], textual, k=5), r"visual has shape \(40, 16\): expected \[state, example"),
         (lambda: alignment_matrix(visual, textual, metric="cosine"), "metric='cosine' is unknown"),

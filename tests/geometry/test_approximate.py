@@ -56,7 +56,7 @@ def test_copies_of_points_and_tiny_clouds():
 
 def test_refusals(monkeypatch):
     x = cloud(50)
-    with pytest.raises(InputError, match="k=50 neighbours were asked of 50"):
+    with pytest.raises(InputError, match="k=50 neighbours of 50"):
         approximate_neighbors(x, 50)
     with pytest.raises(InputError, match="effort=0"):
         approximate_neighbors(x, 5, effort=0)

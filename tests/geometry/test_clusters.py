@@ -192,9 +192,9 @@ def nan_at_3(x):
     [
         (lambda x: x, {"z": 0}, "z=0: expected a positive number"),
         (lambda x: x, {"z": True}, "z=True"),
-        (lambda x: x, {"density": "kde"}, "density 'kde' is unknown"),
-        (lambda x: x[:40], {"k": 40}, "k=40 neighbours were asked of 40 examples"),
-        (lambda x: x[:32], {}, "32 examples are too few to estimate the dimension"),
+        (lambda x: x, {"density": "kde"}, "density='kde' is unknown: use one of knn, pak"),
+        (lambda x: x[:40], {"k": 40}, "k=40 neighbours of 40 examples: expected"),
+        (lambda x: x[:32], {}, "32 examples are too few for a dimension"),
         (lambda x: np.concatenate([x, x[5:6]]), {}, "distinct_rows"),
         (lambda x: np.concatenate([x, x[5:6]]), {"dimension": 3}, "2 of 241 examples equal another .*distinct_rows"),
         (nan_at_3, {}, "not finite, the first at example 3"),

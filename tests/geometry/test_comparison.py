@@ -7,7 +7,7 @@ import pytest
 
 from interp.errors import InputError
 from interp.geometry import (
-    MEASURES,
+    REGISTRY,
     cka,
     compare,
     curvature,
@@ -17,7 +17,6 @@ from interp.geometry import (
     neighbor_overlap,
     participation_ratio,
 )
-from interp.geometry.controls import ALONE, GAPS, UNIONS
 from interp.results import Result
 
 STATES = 4
@@ -36,7 +35,7 @@ def row(found, measure, state, modality="both"):
     return frame[(frame.measure == measure) & (frame.state == state) & (frame.modality == modality)].iloc[0]
 
 
-@pytest.mark.parametrize("name", [*ALONE, *MEASURES, *GAPS, *UNIONS])
+@pytest.mark.parametrize("name", REGISTRY)
 def test_every_measure_has_a_number_for_every_state_and_its_control(name):
     visual, textual = stacks(n=80)
     labels = np.arange(80) % 3
@@ -45,14 +44,14 @@ def test_every_measure_has_a_number_for_every_state_and_its_control(name):
     assert list(frame.columns) == ["measure", "modality", "state", "value", "error", "chance", "p"]
     states = [1, 2] if name == "curvature" else list(range(STATES))
     assert frame.groupby("modality").state.apply(list).to_dict() == (
-        {"textual": states, "visual": states} if name in ALONE else {"both": states}
+        {"both": states} if REGISTRY[name].kind in ("pair", "gap") else {"textual": states, "visual": states}
     )
     assert np.isfinite(frame.value).all()
     assert np.isfinite(frame.chance).all()
     assert np.isfinite(frame.error).all() == (name not in ("paired_cosine", "centroid_distance"))
-    tested = name in ("label_overlap", "paired_cosine", *MEASURES, *UNIONS)
+    tested = REGISTRY[name].kind in ("labelled", "pair") or name in ("paired_cosine", "principal_angle", "homogeneity")
     assert np.isfinite(frame.p).all() == tested
-    if name in MEASURES:
+    if REGISTRY[name].kind == "pair":
         assert row(found, name, 2).value > row(found, name, 2).chance
         assert row(found, name, 2).p == pytest.approx(1 / 6)
         assert row(found, name, 2).value > max(row(found, name, state).value for state in (0, 1, 3))
@@ -99,12 +98,12 @@ def test_the_null_is_that_of_shuffled_rows():
 
 
 def test_a_graph_is_made_once_for_all_that_take_it(monkeypatch):
-    from interp.geometry import controls
+    from interp.geometry import readings
 
     made = []
-    whole = controls.nearest_neighbors
+    whole = readings.nearest_neighbors
     monkeypatch.setattr(
-        controls, "nearest_neighbors", lambda cloud, k, metric: made.append(k) or whole(cloud, k, metric)
+        readings, "nearest_neighbors", lambda cloud, k, metric: made.append(k) or whole(cloud, k, metric)
     )
     names = ["neighbor_overlap", "2nn", "gride", "mle", "label_overlap"]
     compare(*stacks(), metrics=names, labels=np.arange(120) % 2, permutations=2)

@@ -151,8 +151,8 @@ def test_equal_rows_are_refused(method, dimension):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "kde"}, "density 'kde' is unknown"),
-        ({"k": 150}, "k=150 neighbours were asked of 150 examples"),
+        ({"method": "kde"}, "density='kde' is unknown: use one of knn, pak"),
+        ({"k": 150}, "k=150 neighbours of 150 examples: expected"),
         ({"k": 0}, "k=0"),
         ({"dimension": 0}, "dimension=0"),
         ({"dimension": math.nan}, "dimension=nan"),
@@ -166,7 +166,7 @@ def test_refusals(arguments, message):
 
 
 def test_too_few_examples():
-    with pytest.raises(InputError, match="32 examples are too few to estimate the dimension: pass 33 or more"):
+    with pytest.raises(InputError, match="32 examples are too few for a dimension: pass 33 or more"):
         log_density(gaussian(32))
     with pytest.raises(InputError, match="4 examples are too few for method='pak'"):
         log_density(gaussian(4), method="pak", dimension=3)

@@ -120,9 +120,9 @@ def test_equal_rows_are_named_and_refused():
     [
         ({"method": "3nn"}, "method='3nn' is unknown"),
         ({"fraction": 1.0}, "fraction=1.0"),
-        ({"method": "gride", "n1": 32, "n2": 32}, "the first must be smaller"),
-        ({"method": "gride", "n2": 100}, "last rank=100 neighbours were asked of 100 examples"),
-        ({"method": "mle", "k": 1}, "the first must be smaller"),
+        ({"method": "gride", "n1": 32, "n2": 32}, "expected a first one that is smaller"),
+        ({"method": "gride", "n2": 100}, "last rank=100 neighbours of 100 examples: expected"),
+        ({"method": "mle", "k": 1}, "expected a first one that is smaller"),
         ({"metric": "hamming"}, "metric='hamming'"),
     ],
 )
@@ -174,7 +174,7 @@ def test_the_plateau_of_a_noisy_sheet_lies_between_noise_and_border():
     steps = [Estimate(value, 0.1, 100, 1.0) for value in (8.0, 5.0, 4.9, 3.0, 2.9, 2.8, 1.0)]
     assert plateau(steps) == range(3, 6)
     assert plateau(steps, tolerance=0.01) is None
-    with pytest.raises(InputError, match=r"estimates=\[\]: expected what dimension_scaling gives"):
+    with pytest.raises(InputError, match=r"estimates=\[\]: expected the list that dimension_scaling returns"):
         plateau([])
     with pytest.raises(InputError, match="tolerance=0"):
         plateau(steps, tolerance=0)

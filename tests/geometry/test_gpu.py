@@ -7,6 +7,7 @@ import torch
 
 from interp.geometry import (
     MEASURES,
+    REGISTRY,
     alignment_matrix,
     approximate_neighbors,
     clamp,
@@ -24,7 +25,6 @@ from interp.geometry import (
     principal_angles,
     standardise,
 )
-from interp.geometry.controls import ALONE, GAPS, UNIONS
 
 pytestmark = pytest.mark.gpu
 
@@ -54,10 +54,11 @@ def test_ties_and_copies():
 
 
 def test_all_measures_of_all_layers():
-    names = [*ALONE, *MEASURES, *GAPS, *UNIONS]
     labels = [number % 3 for number in range(150)]
     here, there = (
-        compare(*(stack.to(device) for stack in stacks()), metrics=names, labels=labels, subsamples=3, permutations=3)
+        compare(
+            *(stack.to(device) for stack in stacks()), metrics=REGISTRY, labels=labels, subsamples=3, permutations=3
+        )
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(there.value, here.value, atol=2e-2, rtol=1e-2)

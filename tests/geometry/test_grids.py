@@ -25,7 +25,8 @@ from interp.geometry import (
     rsa,
     svcca,
 )
-from interp.geometry.measures import measure_of
+from interp.geometry.grids import NO_HALVES, LayerStacks
+from interp.geometry.registry import measure_of
 from interp.statistics.half_samples import half_samples, reach
 
 ALONE = {
@@ -44,7 +45,6 @@ ALONE = {
     "procrustes": lambda x, y: 1 - procrustes(x, y),
     "id_correlation": lambda x, y: id_correlation(x, y, permutations=0).value,
 }
-NONE = torch.zeros(0, 0, dtype=torch.int64)
 NAMES = ["visual state 0", "visual state 1"], [f"textual state {number}" for number in range(3)]
 
 
@@ -66,10 +66,10 @@ def test_every_measure_is_compared():
 @pytest.mark.parametrize("name", MEASURES)
 def test_each_value_and_each_half_is_what_the_pair_gives_alone(name):
     visual, textual = stacks()
-    measure = MEASURES[name]
+    measure = MEASURES[name].turned
     k = None if measure.k is None else min(measure.k, 7)
     halves = half_samples(60, 3, seed=1)
-    found = measure.grid(list(visual), list(textual), NAMES, halves, k)
+    found = measure.grid(LayerStacks(list(visual), list(textual), NAMES), halves, k)
     for i in range(2):
         for j in range(3):
             assert float(found.values[i, j]) == pytest.approx(called(name, visual[i], textual[j], k), abs=1e-7)
@@ -99,8 +99,8 @@ def test_unrelated_layers_are_at_their_floor_and_equal_ones_are_at_the_top(name)
 @pytest.mark.parametrize("name", [name for name in MEASURES if MEASURES[name].chance is None])
 def test_the_floor_is_that_of_shuffled_rows(name):
     visual, textual = stacks()
-    measure = MEASURES[name]
-    floor = measure.floor(list(visual), list(textual), NAMES, measure.k, 0)
+    measure = MEASURES[name].turned
+    floor = measure.floor(LayerStacks(list(visual), list(textual), NAMES), measure.k, 0)
     rng = np.random.default_rng(0)
     orders = [torch.from_numpy(rng.permutation(60)) for _ in range(3)]
     expected = np.mean([called(name, visual[1], textual[2][order], measure.k) for order in orders])
@@ -118,7 +118,7 @@ def test_errors_name_the_layers():
             alignment_matrix(visual, textual, metric=name)
     with pytest.raises(InputError, match="visual state 1 has 60 rows of zeros"):
         alignment_matrix(visual * torch.tensor([1.0, 0.0])[:, None, None], textual, metric="mutual_knn")
-    with pytest.raises(InputError, match="k=5 was given for metric='cka'"):
+    with pytest.raises(InputError, match="k=5 for metric='cka': this measure has no neighbours"):
         alignment_matrix(visual, textual, metric="cka", k=5)
     with pytest.raises(InputError, match="metric='cosine' is unknown: use one of"):
         measure_of("cosine")
@@ -164,7 +164,7 @@ def test_float32_layers_give_the_same_to_single_precision():
 def test_bounds_hold():
     for name, measure in MEASURES.items():
         found = alignment_matrix(*stacks(), metric=name, k=7 if measure.k else None)
-        low, high = measure.bounds
+        low, high = measure.turned.bounds
         assert float(found.low.min()) >= low
         assert float(found.high.max()) <= high
         assert not math.isnan(float(found.low.min()))
@@ -180,7 +180,7 @@ def test_influence_gives_the_error_of_a_difference_on_the_safe_side(name):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(120, 10))
         others = [torch.tensor(x + rng.normal(size=(120, 10))) for _ in range(2)]
-        found = measure.grid([torch.tensor(x)], others, (["x"], ["y", "y"]), NONE, k)
+        found = measure.grid(LayerStacks([torch.tensor(x)], others, (["x"], ["y", "y"])), NO_HALVES, k)
         values.append(float(found.values.diff(dim=1)))
         errors.append(float(found.influence.diff(dim=1).std()) / math.sqrt(120))
     assert 0.95 < np.mean(errors) / np.std(values) < 2.2

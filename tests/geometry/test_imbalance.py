@@ -154,15 +154,15 @@ def test_refusals():
     same = np.repeat(x[:4], 5, axis=0)
     for call, message in [
         (lambda: information_imbalance(x, y[:19]), "x has 20 examples and y 19"),
-        (lambda: information_imbalance(x, y, k=20), "k=20 neighbours were asked of 20 examples"),
+        (lambda: information_imbalance(x, y, k=20), "k=20 neighbours of 20 examples: expected"),
         (lambda: information_imbalance(x, y * np.nan), "y has 20 rows that are not finite"),
         (lambda: information_imbalance(x, y, metric="dot"), "metric='dot'"),
         (
             lambda: differentiable_imbalance(x, y, torch.ones(2)),
-            r"weights=Tensor of shape \(2,\): expected a finite one for each of the 3",
+            r"weights=Tensor of shape \(2,\): expected one finite number for each of the 3",
         ),
         (lambda: differentiable_imbalance(x, y, factor=0), "factor=0"),
-        (lambda: differentiable_imbalance(same, same), "20 of 20 examples have 1 copies of themselves"),
+        (lambda: differentiable_imbalance(same, same), "20 of 20 examples have 1 copies in weighted x"),
         (lambda: learn_weights(x, y, steps=0), "steps=0"),
         (lambda: learn_weights(x, y, shuffles=0), "shuffles=0"),
         (lambda: learn_weights(x, y, held_out=1.0), "held_out=1.0"),
@@ -182,7 +182,7 @@ def test_weights_may_be_an_array():
     expected = differentiable_imbalance(x, y, torch.tensor([1.0, 2.0, 0.5]), factor=0.5)
     assert differentiable_imbalance(x, y, np.array([1.0, 2.0, 0.5]), factor=0.5) == expected
     for weights in ([1.0, 2.0, 0.5], 1.0, np.array([1.0, np.nan, 1.0])):
-        with pytest.raises(InputError, match="expected a finite one for each of the 3 features"):
+        with pytest.raises(InputError, match="expected one finite number for each of the 3 features"):
             differentiable_imbalance(x, y, weights)
 
 

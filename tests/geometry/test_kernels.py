@@ -258,17 +258,17 @@ def test_refusals():
         (lambda: cka(x[:3], y[:3]), "3 examples leave nothing when debiased"),
         (lambda: cka(simplex, x[:6]), "all pairs of the 6 rows of x are equally alike"),
         (lambda: cka(x, y, kernel="cosine"), "kernel='cosine' is unknown"),
-        (lambda: cka(x, y, bandwidth=2), "bandwidth=2 was given for the linear kernel"),
+        (lambda: cka(x, y, bandwidth=2), "bandwidth=2: the linear kernel has none"),
         (lambda: cka(x, y, kernel="rbf", bandwidth=0), "bandwidth=0"),
         (lambda: cka(x, np.eye(60, 1), kernel="rbf"), "half of the pairs of y are equal rows"),
         (lambda: distance_correlation(x[:6], simplex), "all pairs of the 6 rows of y are equally alike"),
         (lambda: distance_correlation(constant, x), "the 60 rows of x are all equal"),
         (lambda: rsa(simplex, x[:6]), "all 15 pairs of rows of x are equally far"),
         (lambda: rsa(x, constant), "the 60 rows of y are all equal"),
-        (lambda: cknna(x, y, k=60), "k=60 neighbours were asked of 60 examples"),
+        (lambda: cknna(x, y, k=60), "k=60 neighbours of 60 examples: expected"),
         (lambda: cknna(x, y, k=0), "k=0"),
         (lambda: cknna(x, y * 0), "y has 60 rows of zeros"),
-        (lambda: cknna(constant, y), "the 60 rows of x have one direction"),
+        (lambda: cknna(constant, y), "the 60 rows of x have the same direction"),
     ]:
         with pytest.raises(InputError, match=message) as found:
             call()

@@ -99,7 +99,7 @@ def test_distinct_rows_are_so_in_all_clouds_and_states():
         (np.zeros((1, 5)), 1, "euclidean", "two examples or more"),
         (np.zeros((4, 0)), 1, "euclidean", r"shape \(4, 0\)"),
         (np.array([[0.0], [np.nan], [1.0]]), 1, "euclidean", "1 rows that are not finite, the first at example 1"),
-        (np.eye(4), 4, "euclidean", "k=4 neighbours were asked of 4 examples"),
+        (np.eye(4), 4, "euclidean", "k=4 neighbours of 4 examples: expected"),
         (np.eye(4), 0, "euclidean", "k=0"),
         (np.eye(4), True, "euclidean", "k=True"),
         (np.eye(4), 1, "manhattan", "metric='manhattan' is unknown"),
@@ -203,10 +203,10 @@ def test_a_graph_serves_in_place_of_its_cloud_or_says_why_not():
     graph = nearest_neighbors(x, 7)
     assert neighbor_overlap(graph, x, k=7) == 1
     for call, message in [
-        (lambda: neighbor_overlap(graph, x, k=8), "x is a graph of 7 neighbours and 8 are needed: make it with k=8"),
+        (lambda: neighbor_overlap(graph, x, k=8), "x is a graph of 7 neighbours, fewer than 8: make it with k=8"),
         (lambda: neighbor_overlap(x, graph, k=5, metric="cosine"), "y is a graph by 'euclidean' and metric='cosine'"),
         (lambda: neighbor_overlap(graph, x[:40], k=5), "x has 50 examples and y 40"),
-        (lambda: intrinsic_dimension(graph, "gride"), "graph of 7 neighbours and 32 are needed"),
+        (lambda: intrinsic_dimension(graph, "gride"), "graph of 7 neighbours, fewer than 32"),
     ]:
         with pytest.raises(InputError, match=message):
             call()

@@ -153,7 +153,7 @@ def test_interval_is_the_same_for_the_same_seed_only():
 def test_refusals():
     x, y = pair(0, n=20)
     for call, message in [
-        (lambda: neighbor_overlap(x, y), "k=30 neighbours were asked of 20 examples"),
+        (lambda: neighbor_overlap(x, y), "k=30 neighbours of 20 examples: expected"),
         (lambda: neighbor_overlap(x, y[:19], k=3), "x has 20 examples and y 19"),
         (lambda: neighbor_overlap(x, y, k=3, metric="dot"), "metric='dot'"),
         (lambda: neighbor_overlap(x, y * np.nan, k=3), "y has 20 rows that are not finite"),

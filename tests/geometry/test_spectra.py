@@ -138,7 +138,7 @@ def test_refusals():
         (lambda: spectral_entropy(np.full((9, 4), 0.1)), "the 9 rows of x are all equal"),
         (lambda: spectral_entropy(x[:, :1]), r"x has shape \(20, 1\): expected two features"),
         (lambda: eigenvalues(x * np.nan), "x has 20 rows that are not finite"),
-        (lambda: curvature(np.zeros((2, 5, 3))), r"states has shape \(2, 5, 3\): a turn takes three states"),
+        (lambda: curvature(np.zeros((2, 5, 3))), r"states has shape \(2, 5, 3\): expected three states or more"),
         (lambda: curvature(x), r"states has shape \(20, 4\)"),
     ]:
         with pytest.raises(InputError, match=message) as found:

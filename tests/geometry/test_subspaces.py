@@ -160,7 +160,7 @@ def test_rounding_to_single_precision_makes_no_directions():
     x32, y32 = x.astype(np.float32), y.astype(np.float32)
     assert pwcca(x32, y32) == pytest.approx(pwcca(x, y), abs=1e-4)
     for call in (svcca, principal_angles):
-        with pytest.raises(InputError, match="components=10 were asked of x, which has 3"):
+        with pytest.raises(InputError, match="components=10: x has 3"):
             call(x32, y32)
 
 
@@ -175,18 +175,18 @@ def test_refusals():
     x, y = pair()
     constant = np.full((80, 5), 0.1)
     for call, message in [
-        (lambda: svcca(x, y, 6), "components=6 were asked of x, which has 5"),
+        (lambda: svcca(x, y, 6), "components=6: x has 5"),
         (lambda: svcca(x, y, 0), "components=0"),
         (lambda: svcca(x, y[:9]), "x has 80 examples and y 9"),
         (lambda: svcca(x, constant), "the 80 rows of y are all equal"),
         (lambda: pwcca(constant, y), "the 80 rows of x are all equal"),
-        (lambda: pwcca(x[:8], y[:8]), "y has 7 directions in 8 examples: all correlations are 1"),
+        (lambda: pwcca(x[:8], y[:8]), "y has 7 directions in 8 examples, so that all correlations are 1"),
         (lambda: pwcca(x, y * np.inf), "y has 80 rows that are not finite"),
         (lambda: procrustes(x[:1], y[:1]), r"x has shape \(1, 5\)"),
         (lambda: procrustes(x, constant), "the 80 rows of y are all equal"),
         (lambda: principal_angles(x, y), "x has 5 features and y 8"),
         (lambda: principal_angles(x, constant, 2), "the 80 rows of y are all equal"),
-        (lambda: principal_angles(x, x[:3], 3), "components=3 were asked of y, which has 2"),
+        (lambda: principal_angles(x, x[:3], 3), "components=3: y has 2"),
     ]:
         with pytest.raises(InputError, match=message) as found:
             call()

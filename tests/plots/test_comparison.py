@@ -24,12 +24,12 @@ def result():
 def test_every_number_is_drawn_once_in_its_panel(result):
     figure = plots.figure(result)
     titles = [annotation.text for annotation in figure.layout.annotations]
-    assert titles == ["participation ratio", "curvature", "cka", "paired cosine"]
+    assert titles == ["participation ratio", "curvature (radians)", "CKA", "paired cosine"]
     frame = result.to_frame()
-    axes = {"x": titles[0], "x2": titles[1], "x3": titles[2], "x4": titles[3]}
+    axes = dict(zip(("x", "x2", "x3", "x4"), dict.fromkeys(result.measure), strict=True))
     rows = 0
     for value, control in zip(figure.data[::2], figure.data[1::2], strict=True):
-        measure = axes[value.xaxis].replace(" ", "_")
+        measure = axes[value.xaxis]
         part = frame[(frame.measure == measure) & (frame.modality == value.name)]
         rows += len(part)
         assert list(value.x) == list(control.x) == part.state.tolist()
