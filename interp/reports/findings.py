@@ -170,8 +170,8 @@ def _strength(demo: Demo) -> Finding:
     else:
         verdict = "not different within the error"
     text = (
-        f"Images and captions of the same scenes share most neighbours at state {before[0]} in {STAGE1} (overlap {before[1]:.2f}) "
-        f"and at state {after[0]} in {TUNED} ({after[1]:.2f}; chance {chance:.2f}): {verdict}."
+        f"Images and captions of the same scenes share most neighbours at state {before[0]} in {STAGE1} (overlap "
+        f"{before[1]:.2f}) and at state {after[0]} in {TUNED} ({after[1]:.2f}; chance {chance:.2f}): {verdict}."
     )
     return Finding("alignment", text, "tuning strengthens the abstraction phase", after[2] > before[3])
 
