@@ -47,6 +47,14 @@ def test_the_pages_about_capturing_run(here):
     assert names["cache"]["pattern", 3].shape == (2, 4, 37, 37)
 
 
+def test_the_page_about_the_toy_runs():
+    (example,) = examples("docs/toy.md", "python")
+    names: dict = {}
+    exec(compile(example, "docs/toy.md", "exec"), names)
+    assert names["answer"] == names["question"].answer
+    assert (names["scores"]["accuracy"] <= 1).all()
+
+
 def test_the_page_about_sweeps_runs():
     (example,) = examples("docs/sweeps.md", "python")
     names: dict = {}

@@ -1,4 +1,4 @@
-"""What is drawn is what the result holds, beside what it has to be read against; tokens are shown, not interpreted."""
+"""Figures show the numbers of a result and what they are compared with; tokens are shown, not interpreted as HTML."""
 
 import math
 import subprocess
@@ -154,8 +154,8 @@ def test_a_word_is_found_on_the_image(toy, few):
         assert [figure.data[trace] for trace in traces] == frames
         for state in range(9):
             framed = {6 * y + x for x, y in zip(places["x"][state], places["y"][state], strict=True)}
-            said = {patch for patch in range(36) if button.label in map(label, read.words(state, 36 + patch))}
-            assert framed == said
+            patches = {patch for patch in range(36) if button.label in map(label, read.words(state, 36 + patch))}
+            assert framed == patches
     counts = [sum(map(len, button.args[0]["x"])) for button in buttons]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 0
@@ -232,9 +232,9 @@ def test_probes_show_p_and_the_control_task(states):
     np.testing.assert_allclose(task.y, result.control_task)
     assert task.name == "accuracy, control task"
     assert task.line.color == line.line.color
-    for state, (symbol, said) in enumerate(zip(line.marker.symbol, line.customdata, strict=True)):
+    for state, (symbol, hover) in enumerate(zip(line.marker.symbol, line.customdata, strict=True)):
         assert symbol == ("circle-open" if result.p[state] > 0.05 else "circle")
-        assert said[2] == f"state {state} (p {result.p[state]:.2g}, selectivity {result.selectivity[state]:.2g})"
+        assert hover[2] == f"state {state} (p {result.p[state]:.2g}, selectivity {result.selectivity[state]:.2g})"
     assert set(line.marker.symbol) == {"circle", "circle-open"}
     bare = probe_layers(states, labels, permutations=0, control=False)
     assert set(drawn(plots.figure(bare), "scatter")[1].marker.symbol) == {"circle"}

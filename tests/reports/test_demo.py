@@ -1,4 +1,4 @@
-"""The demo on the toy: all of its numbers, the same locally and remotely, and a report that shows and tells them."""
+"""The demo on the toy: the same numbers locally and remotely, and a report that shows and describes them."""
 
 import dataclasses
 import re
@@ -275,18 +275,18 @@ def test_the_report_shows_every_section_in_a_browser(demo, tmp_path):
         return Plotly.update(plot, ...step.args).then(() =>
             [...plot.querySelectorAll('.heatmaplayer text, .hm text')].map(t => t.textContent));
     })()"""
-    seen = visit(
+    visited = visit(
         target,
         "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.querySelector('.main-svg')).length",
         "document.querySelectorAll('.js-plotly-plot').length",
         "document.body.innerText.includes('<image>') || document.querySelectorAll('h2').length",
         slide,
     )
-    assert seen.complaints == []
-    assert seen.outside(target) == []
-    assert seen.values[0] == seen.values[1] == 12
+    assert visited.complaints == []
+    assert visited.outside(target) == []
+    assert visited.values[0] == visited.values[1] == 12
     words = [demo.lens.words(0, patch)[0] for patch in range(36)]
-    assert [text for text in seen.values[3] if text] == words
+    assert [text for text in visited.values[3] if text] == words
 
 
 def test_the_words_on_the_picture_are_the_lens(demo):

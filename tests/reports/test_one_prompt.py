@@ -88,9 +88,9 @@ def test_the_grid_lies_over_what_the_tower_sees(toy):
     """A wide picture is cropped by the processor: its edges are not among the patches."""
     picture = Image.new("RGB", (192, 96), "blue")
     picture.paste("red", (48, 0, 144, 96))
-    seen = analyse_prompt(toy, picture, "where ?").image
-    assert seen.size == (48, 48)
-    red, green, blue = np.asarray(seen)[:, 4:-4].reshape(-1, 3).mean(axis=0)
+    processed = analyse_prompt(toy, picture, "where ?").image
+    assert processed.size == (48, 48)
+    red, green, blue = np.asarray(processed)[:, 4:-4].reshape(-1, 3).mean(axis=0)
     assert red > 250
     assert green < 5
     assert blue < 5
@@ -114,7 +114,7 @@ def test_the_summary_says_where_the_answer_leads(analysis):
 def test_the_report_opens_in_a_browser(analysis, tmp_path):
     hostile = dataclasses.replace(analysis, question="<script>x</script>", answer="<b>bold</b>", model="a<b")
     target = prompt_page(hostile).write(tmp_path / "own.html")
-    seen = visit(target, "document.body.innerText.includes('<b>bold</b>')", "document.title")
-    assert seen.complaints == []
-    assert seen.outside(target) == []
-    assert seen.values == [True, "a<b, one picture, one question"]
+    visited = visit(target, "document.body.innerText.includes('<b>bold</b>')", "document.title")
+    assert visited.complaints == []
+    assert visited.outside(target) == []
+    assert visited.values == [True, "a<b, one picture, one question"]

@@ -1,4 +1,4 @@
-"""One page, one file: escaped, atomic, and without a request to anywhere, in a real browser."""
+"""One page, one file: escaped, written atomically, and without network requests, in a real browser."""
 
 import os
 from html.parser import HTMLParser
@@ -81,7 +81,7 @@ def test_plotly_is_left_out_where_no_figure_is_drawn():
 @needs_chromium
 def test_the_page_opens_without_complaint_or_request(tmp_path):
     target = page().write(tmp_path / "page.html")
-    seen = visit(
+    visited = visit(
         target,
         "window.broken === undefined",
         "document.querySelectorAll('.main-svg').length > 0",
@@ -89,9 +89,9 @@ def test_the_page_opens_without_complaint_or_request(tmp_path):
         "document.title",
         "document.querySelector('.modebar').innerHTML.includes('loud')",
     )
-    assert seen.complaints == []
-    assert seen.outside(target) == []
-    assert seen.values == [True, True, 2, EVIL, False]
+    assert visited.complaints == []
+    assert visited.outside(target) == []
+    assert visited.values == [True, True, 2, EVIL, False]
 
 
 @needs_chromium

@@ -38,7 +38,7 @@ def test_what_is_no_caption(text):
 
 
 def answer_of(kind, items, text):
-    """The answer worked out from the words of the question alone, apart from how it was made."""
+    """The answer, derived from the words of the question alone."""
     words = text.split()
     digit_named = next((item for item in items if str(item.digit) in words), None)
     place_named = next((item for item in items if item.place in words), None)
