@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from interp.activations import capture
@@ -177,8 +178,10 @@ def _processed_image(vlm: VLM, batch: Batch) -> Image:
     mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if pixels is None or pixels.ndim != 4 or len(pixels) != 1 or pixels.shape[1] != 3 or not mean or not deviation:
         return batch.images[0][0]
-    scaled = pixels[0].float() * torch.tensor(deviation)[:, None, None] + torch.tensor(mean)[:, None, None]
-    return Image.fromarray((scaled.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    image = rearrange(pixels[0].float().cpu(), "colour y x -> y x colour") * torch.tensor(deviation) + torch.tensor(
+        mean
+    )
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy())
 
 
 def _token_geometry(vlm: VLM, batch: Batch) -> tuple[TokenGeometry, list[str]]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def to_pixel_values(images: np.ndarray) -> Tensor:
     """UInt8 images `[row, 48, 48, 3]` as the processor passes them to the tower: Float `[row, 3, 48, 48]`."""
     mean, std = np.asarray(PIXEL_MEAN, np.float32), np.asarray(PIXEL_STD, np.float32)
     scaled = (images.astype(np.float32) / 255.0 - mean) / std
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(rearrange(scaled, "row y x colour -> row colour y x")))
 
 
 @lru_cache(maxsize=1)
@@ -155,7 +156,7 @@ def patch_lesson(rng: np.random.Generator, size: int, split: str = "train") -> t
         grid[..., 2] = np.arange(len(PLACES)).reshape(GRID, GRID)
         for item in objects:
             grid[divmod(item.place_index, GRID)][:2] = item.digit, COLOURS.index(item.colour)
-        labels.append(grid.repeat(CELL // PATCH, 0).repeat(CELL // PATCH, 1).reshape(PATCHES**2, 3))
+        labels.append(repeat(grid, "y x label -> (y down x across) label", down=CELL // PATCH, across=CELL // PATCH))
     return to_pixel_values(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 

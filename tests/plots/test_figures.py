@@ -25,13 +25,8 @@ def drawn(figure, kind):
 
 
 @pytest.fixture(scope="module")
-def sweep(toy):
-    chosen = pairs(2, seed=1)
-    clean, corrupted = (
-        toy.prepare([pair.prompt for pair in chosen], [getattr(pair, side).image for pair in chosen])
-        for side in ("clean", "corrupted")
-    )
-    metric = logit_difference([pair.answer for pair in chosen], [pair.other for pair in chosen])
+def sweep(toy, colour_pairs):
+    clean, corrupted, metric = colour_pairs
     return patch_sweep(toy, clean, corrupted, layers=[1, 5], metric=metric)
 
 

@@ -9,10 +9,9 @@ import torch
 
 from interp import plots
 from interp.errors import InputError
-from interp.patching import FlowResult, PatchResult, SweepResult, attribution_patch, logit_difference
+from interp.patching import FlowResult, PatchResult, SweepResult, attribution_patch
 from interp.plots.pictures import lattice
 from interp.plots.theme import label
-from interp.toy import pairs
 
 
 def a_grid(layers, columns, heads=None, rows=2, **options):
@@ -132,14 +131,9 @@ def test_a_single_head_is_drawn_as_a_site_without_heads_is():
 
 
 @pytest.fixture(scope="module")
-def swept(toy):
+def swept(toy, colour_pairs):
     """A grid over the patches of two pairs, and one over all of their positions."""
-    chosen = pairs(2, seed=1)
-    clean, corrupted = (
-        toy.prepare([pair.prompt for pair in chosen], [getattr(pair, side).image for pair in chosen])
-        for side in ("clean", "corrupted")
-    )
-    metric = logit_difference([pair.answer for pair in chosen], [pair.other for pair in chosen])
+    clean, corrupted, metric = colour_pairs
     return [
         attribution_patch(toy, clean, corrupted, positions=positions, metric=metric) for positions in ("image", "all")
     ]
