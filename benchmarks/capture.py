@@ -1,9 +1,9 @@
-"""What capturing costs beside the model's own forward pass, in time and in memory.
+"""What capturing costs compared with the model's own forward pass, in time and in memory.
 
-``python benchmarks/capture.py time``: the wall time of capturing mean-pooled `resid` of all layers over transformers' own
-forward with ``output_hidden_states=True`` and no saving, over the same batches, in one process, alternating, the median
-of the ratios. ``python benchmarks/capture.py memory``: the peak memory of capturing 2,000 rows over that of 200, each in a
-process of its own.
+``python benchmarks/capture.py time``: the wall time of capturing mean-pooled `resid` of all layers, divided by that of
+transformers' forward pass with ``output_hidden_states=True`` and without saving. Both run on the same batches, alternating, in
+one process; the median of the ratios is printed. ``python benchmarks/capture.py memory``: the peak memory of capturing 2,000
+rows, divided by that of 200 rows, each in its own process.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def build(device: str) -> VLM:
 
 
 def batches(vlm: VLM, count: int) -> list[Batch]:
-    """Batches of a picture and some words a row."""
+    """Batches whose rows are a picture and some words."""
     generator = torch.Generator().manual_seed(1)
-    made = []
+    rows = []
     for _ in range(count):
         text = torch.randint(2, 1000, (ROWS, TEXT), generator=generator)
         ids = torch.cat([torch.full((ROWS, PATCHES), IMAGE_TOKEN), text], dim=1)
         pixels = torch.randn(ROWS, 3, 64, 64, generator=generator)
         mask = torch.ones_like(ids)
-        made.append(vlm.prepare(encoding={"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}))
-    return made
+        rows.append(vlm.prepare(encoding={"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}))
+    return rows
 
 
 def plain(vlm: VLM, data: list[Batch]) -> None:
-    """transformers' own forward pass, all hidden states kept until the batch is done, one position of logits."""
+    """transformers' own forward pass, with the hidden states of a batch and the logits of one position."""
     with torch.no_grad():
         for batch in data:
             vlm.model(**vlm.inputs_of(batch), output_hidden_states=True, logits_to_keep=1)
@@ -66,7 +66,7 @@ def plain(vlm: VLM, data: list[Batch]) -> None:
 
 
 def wait() -> None:
-    """Until the device is done."""
+    """Wait until the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -80,7 +80,7 @@ def seconds(function: Callable[..., object], *arguments: object, **options: obje
 
 
 def compare_time(rounds: int = 5) -> None:
-    """Print the ratio to the plain forward pass: in memory, and into a folder."""
+    """Print the time of capturing into memory and into a folder, divided by that of the plain forward pass."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vlm = build(device)
     data = batches(vlm, 8)
@@ -96,9 +96,9 @@ def compare_time(rounds: int = 5) -> None:
     print(
         f"{LAYERS} layers, width {WIDTH}, {ROWS} rows of {PATCHES + TEXT} tokens a batch, on {device}, {rounds} rounds"
     )
-    for name, found in ratios.items():
-        shown = ", ".join(f"{ratio:.3f}" for ratio in found)
-        print(f"capture {name}: {statistics.median(found):.3f} x the plain forward pass ({shown})")
+    for name, each in ratios.items():
+        shown = ", ".join(f"{ratio:.3f}" for ratio in each)
+        print(f"capture {name}: {statistics.median(each):.3f} x the plain forward pass ({shown})")
 
 
 def peak(folder: str) -> None:
@@ -110,7 +110,7 @@ def peak(folder: str) -> None:
 
 
 def compare_memory() -> None:
-    """Print the ratio of the peaks of 2,000 and of 200 rows, each of which takes 166 kB in the store."""
+    """Print the peak memory for 2,000 rows, divided by that for 200 rows. A row takes 166 kB in the store."""
     peaks = []
     for rows in (200, 2000):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,16 +1,16 @@
-"""What geometry costs, beside the matrix products that it cannot do without, and beside DADApy.
+"""What geometry costs, compared with the matrix products that it needs at least, and with DADApy.
 
-``python benchmarks/geometry.py graph``: the graph of 100 neighbours of 10,000 points of 4,096 features, beside x x'.
-``python benchmarks/geometry.py pair``: GRIDE of both, neighbour overlap, information imbalance and debiased CKA of a pair of
-clouds of 5,000 points and 1,024 features, as five separate calls, beside x x' and y y'.
-``python benchmarks/geometry.py grid``: the overlap of 33 x 33 layers of 2,500 points and 1,024 features at 30 neighbours, beside
-the 66 graphs, without intervals and with them.
-``python benchmarks/geometry.py memory``: the peak beyond the data at 20,000 points of 1,024 features, measure by measure.
-``python benchmarks/geometry.py gpu``: graph and pair on a CUDA device, beside the CPU.
+``python benchmarks/geometry.py graph``: the graph of 100 neighbours of 10,000 points with 4,096 features, compared with x x'.
+``python benchmarks/geometry.py pair``: GRIDE of both clouds, neighbour overlap, information imbalance and debiased CKA of a pair
+of clouds of 5,000 points with 1,024 features, as five separate calls, compared with x x' and y y'.
+``python benchmarks/geometry.py grid``: the overlap of 33 x 33 layers of 2,500 points with 1,024 features at 30 neighbours, with
+and without intervals, compared with the 66 graphs.
+``python benchmarks/geometry.py memory``: the peak memory beyond the data at 20,000 points with 1,024 features, for each measure.
+``python benchmarks/geometry.py gpu``: graph and pair on a CUDA device, compared with the CPU.
 
-All in float32, in one process, alternating, medians of the ratios. With ``--dadapy PYTHON``, an interpreter in whose
-environment DADApy is installed (it cannot share ours), graph and pair are taken with DADApy as well, in a process that
-waits while ours is timed; it is told to use all cores.
+Everything is float32, in one process, alternating; medians of the ratios are printed. With ``--dadapy PYTHON``, the interpreter
+of an environment with DADApy (which cannot share ours), graph and pair are also timed with DADApy on all cores, in a process
+that waits while ours is timed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PEER = Path(__file__).parent / "peers" / "dadapy_timing.py"
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long a call takes; a GPU is waited for."""
+    """How long a call takes, including the work of a GPU."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -51,7 +51,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 class Peer:
-    """DADApy in a process of its own: it loads two clouds and times what it is asked for."""
+    """DADApy in its own process, which loads two clouds and times its side of a comparison."""
 
     def __init__(self, python: str, x: torch.Tensor, y: torch.Tensor) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -69,14 +69,14 @@ class Peer:
         return float(json.loads(self.process.stdout.readline())["seconds"])
 
 
-def told(name: str, ratios: list[float], bar: str) -> None:
-    """One line: the median of some ratios, their range, and what was wanted."""
+def report(name: str, ratios: list[float], bar: str) -> None:
+    """Print the median of some ratios, their range, and the bar for the median."""
     low, high = min(ratios), max(ratios)
     print(f"{name}: {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}; {bar})", flush=True)
 
 
 def graph(rounds: int, python: str | None) -> None:
-    """The graph beside the product, and beside DADApy's distances."""
+    """Compare the graph with the product and with DADApy's distances."""
     x = torch.randn(10_000, 4096, generator=torch.Generator().manual_seed(0))
     ours, theirs = [], []
     peer = Peer(python, x, x[:2]) if python else None
@@ -87,13 +87,13 @@ def graph(rounds: int, python: str | None) -> None:
         if peer:
             theirs.append(peer.seconds("graph") / mine)
         print(f"  product {product:.2f} s, graph {mine:.2f} s", *(f"DADApy x {each:.1f}" for each in theirs[-1:]))
-    told("graph / product", ours, "at most 1.5")
+    report("graph / product", ours, "at most 1.5")
     if theirs:
-        told("DADApy's distances / graph", theirs, "at least 1.5")
+        report("DADApy's distances / graph", theirs, "at least 1.5")
 
 
 def pair(rounds: int, python: str | None) -> None:
-    """Five calls beside two products; all but CKA beside DADApy."""
+    """Compare five calls with two products, and all but CKA with DADApy."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5000, 1024, generator=generator)
     y = x + torch.randn(5000, 1024, generator=generator)
@@ -106,23 +106,23 @@ def pair(rounds: int, python: str | None) -> None:
     }
     ours, theirs = [], []
     peer = Peer(python, x, y) if python else None
-    for call in calls.values():  # what is loaded once
+    for call in calls.values():  # loads what is loaded only once
         call()
     for _ in range(rounds):
         products = seconds(lambda: (x @ x.T, y @ y.T))
-        took = {name: seconds(call) for name, call in calls.items()}
-        ours.append(sum(took.values()) / products)
+        times = {name: seconds(call) for name, call in calls.items()}
+        ours.append(sum(times.values()) / products)
         if peer:
-            theirs.append(peer.seconds("pair") / (sum(took.values()) - took["cka"]))
-        parts = ", ".join(f"{name} {each / products:.2f}" for name, each in took.items())
+            theirs.append(peer.seconds("pair") / (sum(times.values()) - times["cka"]))
+        parts = ", ".join(f"{name} {each / products:.2f}" for name, each in times.items())
         print(f"  products {products:.2f} s; in these: {parts}", *(f"DADApy x {each:.1f}" for each in theirs[-1:]))
-    told("five calls / two products", ours, "at most 8")
+    report("five calls / two products", ours, "at most 8")
     if theirs:
-        told("DADApy / four calls", theirs, "at least 4")
+        report("DADApy / four calls", theirs, "at least 4")
 
 
 def grid(rounds: int, python: str | None) -> None:
-    """The overlaps of all layers with all, beside their graphs."""
+    """Compare the overlaps of all pairs of layers with the graphs of the layers."""
     generator = torch.Generator().manual_seed(0)
     visual = torch.randn(33, 2500, 1024, generator=generator)
     textual = visual + torch.randn(33, 2500, 1024, generator=generator)
@@ -132,19 +132,19 @@ def grid(rounds: int, python: str | None) -> None:
         bare.append(seconds(lambda: alignment_matrix(visual, textual, k=30, subsamples=0)) / graphs)
         whole.append(seconds(lambda: alignment_matrix(visual, textual, k=30)) / graphs)
         print(f"  66 graphs {graphs:.2f} s")
-    told("33 x 33 / 66 graphs, values", bare, "at most 3")
-    told("33 x 33 / 66 graphs, with intervals of 50 half-samples", whole, "no bar")
+    report("33 x 33 / 66 graphs, values", bare, "at most 3")
+    report("33 x 33 / 66 graphs, with intervals of 50 half-samples", whole, "no bar")
 
 
 def memory(rounds: int, python: str | None) -> None:
-    """The peak of each measure beyond the data, each in a process of its own."""
+    """Print the peak memory of each measure beyond the data, each in its own process."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     for name in MEASURES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            took, peak = pool.submit(peak_of, name).result()
-        print(f"{name}: {peak:.2f} GiB beyond the data, {took:.0f} s (at most 2 GiB)", flush=True)
+            duration, peak = pool.submit(peak_of, name).result()
+        print(f"{name}: {peak:.2f} GiB beyond the data, {duration:.0f} s (at most 2 GiB)", flush=True)
 
 
 MEASURES = (
@@ -154,7 +154,7 @@ MEASURES = (
 
 
 def peak_of(name: str) -> tuple[float, float]:
-    """Seconds and GiB beyond what was there with the data, for one measure at 20,000 points."""
+    """Seconds and GiB beyond the data, for one measure at 20,000 points."""
     from interp import geometry
 
     generator = torch.Generator().manual_seed(0)
@@ -171,16 +171,16 @@ def peak_of(name: str) -> tuple[float, float]:
         def call(*clouds: torch.Tensor) -> Any:
             return getattr(geometry, name)(*clouds, **alone.get(name, {}))
 
-    call(*([small] if name in alone else [small, small]))  # what is loaded once
+    call(*([small] if name in alone else [small, small]))  # loads what is loaded only once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    took = seconds(lambda: call(*([x] if name in alone else [x, y])))
-    return took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    duration = seconds(lambda: call(*([x] if name in alone else [x, y])))
+    return duration, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
 
 
 def gpu(rounds: int, python: str | None) -> None:
-    """Graph and pair on a GPU, beside the CPU."""
+    """Compare graph and pair on a GPU with the CPU."""
     if not torch.cuda.is_available():
-        print("no CUDA device: nothing was measured")
+        print("no CUDA device: nothing to measure")
         return
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(10_000, 4096, generator=generator)
@@ -197,19 +197,19 @@ def gpu(rounds: int, python: str | None) -> None:
     for name, run in runs.items():
         run("cuda")
         ratios = [seconds(lambda run=run: run("cpu")) / seconds(lambda run=run: run("cuda")) for _ in range(rounds)]
-        told(f"CPU / GPU, {name}", ratios, "at least 20")
+        report(f"CPU / GPU, {name}", ratios, "at least 20")
 
 
 def main() -> None:
-    """Run the part that is named."""
+    """Run the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"graph": graph, "pair": pair, "grid": grid, "memory": memory, "gpu": gpu}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dadapy", metavar="PYTHON")
-    given = parser.parse_args()
+    options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    parts[given.part](given.rounds, given.dadapy)
+    parts[options.part](options.rounds, options.dadapy)
 
 
 if __name__ == "__main__":

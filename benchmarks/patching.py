@@ -1,12 +1,12 @@
-"""What an exact patching sweep costs, beside one forward pass a cell.
+"""What an exact patching sweep costs, compared with one forward pass for each cell.
 
-``python benchmarks/patching.py grid``: `resid_pre` of every layer and position of a LLaVA of width 256 with 8 layers, on 80
-positions; by `patch_sweep`, by one forward pass a cell with a plain PyTorch hook, and by one `run_with_hooks` a cell of
-TransformerLens's bridge. ``python benchmarks/patching.py column``: the last position of a LLaVA of 32 layers, on 200 positions;
-by `patch_sweep` and by plain hooks.
+``python benchmarks/patching.py grid``: `resid_pre` at every layer and position of a LLaVA of width 256 with 8 layers, on 80
+positions, with `patch_sweep`, with a forward pass and a plain PyTorch hook for each cell, and with `run_with_hooks` of
+TransformerLens's bridge for each cell. ``python benchmarks/patching.py column``: the last position of a LLaVA with 32 layers, on
+200 positions, with `patch_sweep` and with plain hooks.
 
-All in one process on one thread, alternating, the median of the ratios; the runs of the clean and the corrupted prompt are
-part of each. The numbers that come out are compared, and the largest difference is printed.
+Everything runs in one process on one thread, alternating; the median of the ratios is printed. The runs of the clean and the
+corrupted prompt are included. The values are compared, and their largest difference is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANSWER, OTHER = 5, 6
 
 
 def build(layers: int, width: int, device: str) -> VLM:
-    """An untrained LLaVA with a small tower, so that leaving it out is not what is measured."""
+    """An untrained LLaVA. Its tower is small, so that skipping the tower saves little time."""
     torch.manual_seed(0)
     tower = CLIPVisionConfig(
         hidden_size=64,
@@ -55,23 +55,23 @@ def build(layers: int, width: int, device: str) -> VLM:
 
 
 def pair(vlm: VLM, positions: int) -> tuple[Batch, Batch]:
-    """Two prompts of as many positions with other pictures and the same words."""
+    """Two prompts with this many positions, with different pictures and the same words."""
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(2, 1000, (1, positions - PATCHES), generator=generator)
     ids = torch.cat([torch.full((1, PATCHES), IMAGE_TOKEN), words], dim=1)
     pixels = torch.randn(2, 1, 3, SIDE, SIDE, generator=generator)
-    made = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": each} for each in pixels]
-    return vlm.prepare(encoding=made[0]), vlm.prepare(encoding=made[1])
+    encodings = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": each} for each in pixels]
+    return vlm.prepare(encoding=encodings[0]), vlm.prepare(encoding=encodings[1])
 
 
 def by_resuming(vlm: VLM, clean: Batch, corrupted: Batch, layers: list[int], columns: list[int]) -> Tensor:
-    """`patch_sweep`."""
+    """Use `patch_sweep`."""
     metric = logit_difference(ANSWER, OTHER)
     return patch_sweep(vlm, clean, corrupted, layers=layers, positions=columns, metric=metric).values
 
 
 def by_hooks(vlm: VLM, clean: Batch, corrupted: Batch, layers: list[int], columns: list[int]) -> Tensor:
-    """One forward pass of transformers a cell, with a hook on the layer, its logits at the last position alone."""
+    """Run transformers' forward pass for each cell, with a hook on the layer and the logits of the last position."""
     values = torch.empty(len(layers), len(columns))
     inputs = vlm.inputs_of(corrupted)
     modules = vlm.model.model.language_model.layers
@@ -91,11 +91,11 @@ def by_hooks(vlm: VLM, clean: Batch, corrupted: Batch, layers: list[int], column
 
 
 def bridge_of(device: str) -> Any:
-    """The same model in TransformerLens's bridge, which puts itself into the modules of the model that it is given."""
+    """The same model in TransformerLens's bridge, which changes the modules of its model."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources.transformers import helpers
 
-    # Where torchvision is missing, the bridge installs it, and with it another torch than the one that is measured.
+    # Without torchvision the bridge would install it, and with it another version of torch.
     helpers._ensure_torchvision = lambda: False
     own = build(8, 256, device)
     own.model.config.architectures = [type(own.model).__name__]
@@ -104,7 +104,7 @@ def bridge_of(device: str) -> Any:
 
 
 def by_bridge(bridge: Any, clean: Batch, corrupted: Batch, layers: list[int], columns: list[int]) -> Tensor:
-    """One `run_with_hooks` a cell of TransformerLens's bridge."""
+    """Call `run_with_hooks` of TransformerLens's bridge for each cell."""
     values = torch.empty(len(layers), len(columns))
     (ids, pixels), (other_ids, other_pixels) = (
         (b.inputs["input_ids"], b.inputs["pixel_values"]) for b in (clean, corrupted)
@@ -134,7 +134,7 @@ def difference(logits: Tensor) -> float:
 
 
 def seconds(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """How long a call takes, and what it gives."""
+    """How long a call takes, and its result."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -145,15 +145,15 @@ def seconds(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 
 def compare(ours: Callable[[], Tensor], others: dict[str, Callable[[], Tensor]]) -> None:
-    """Print how many times longer the others take, alternating, and how far their numbers are off."""
+    """Print how many times longer the others take, and the largest difference of their values."""
     ratios: dict[str, list[float]] = {name: [] for name in others}
     off = dict.fromkeys(others, 0.0)
     for turn in range(ROUNDS + 1):
         for name, other in others.items():
-            mine, found = seconds(ours)
+            mine, values = seconds(ours)
             theirs, expected = seconds(other)
-            off[name] = max(off[name], (found - expected).abs().max().item())
-            if turn:  # the first one warms up, and has the sweep's own comparison in it
+            off[name] = max(off[name], (values - expected).abs().max().item())
+            if turn:  # the first round warms up, and includes the sweep's own comparison
                 ratios[name].append(theirs / mine)
     for name, each in ratios.items():
         shown = ", ".join(f"{ratio:.2f}" for ratio in each)
@@ -163,7 +163,7 @@ def compare(ours: Callable[[], Tensor], others: dict[str, Callable[[], Tensor]])
 
 
 def grid(device: str) -> None:
-    """The whole grid of a small model."""
+    """Compare the whole grid of a small model."""
     vlm = build(8, 256, device)
     clean, corrupted = pair(vlm, 80)
     at = (list(range(8)), list(range(80)))
@@ -176,7 +176,7 @@ def grid(device: str) -> None:
 
 
 def column(device: str) -> None:
-    """The last position of a deeper one."""
+    """Compare the last position of a deeper model."""
     vlm = build(32, 256, device)
     clean, corrupted = pair(vlm, 200)
     at = (list(range(32)), [199])
@@ -187,5 +187,5 @@ def column(device: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    asked = sys.argv[1] if len(sys.argv) > 1 else "grid"
-    {"grid": grid, "column": column}[asked]("cuda" if torch.cuda.is_available() else "cpu")
+    part = sys.argv[1] if len(sys.argv) > 1 else "grid"
+    {"grid": grid, "column": column}[part]("cuda" if torch.cuda.is_available() else "cpu")

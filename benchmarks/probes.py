@@ -1,11 +1,11 @@
-"""What probing every layer costs, beside the loop of scikit-learn that one would write by hand.
+"""What probing every layer costs, compared with a loop over scikit-learn's classifiers.
 
-``python benchmarks/probes.py``: six classes read off 2,000 examples of 512 features at 16 states, by `probe_layers`, with its
-interval but without controls and permutations, and by `StandardScaler` and `LogisticRegression` on the same rows, state by
-state. In float32, as states are captured, and in float64.
+``python benchmarks/probes.py``: six classes from 2,000 examples with 512 features at 16 states, with `probe_layers` (with its
+interval, without controls and permutations), and with `StandardScaler` and `LogisticRegression` on the same rows, state by
+state. In float32, the usual dtype of captured states, and in float64.
 
-All in one process on one thread, alternating, the median of the ratios. The accuracies that come out are compared, and the
-largest difference is printed; so is what the permutations and the shuffled control add.
+Everything runs in one process on one thread, alternating; the median of the ratios is printed. The accuracies are compared,
+and their largest difference is printed, as well as the time that permutations and the shuffled control add.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STATES, EXAMPLES, FEATURES, CLASSES, ROUNDS = 16, 2000, 512, 6, 5
 
 
 def data(dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
-    """States in which the class is written more and more clearly, in features of very different sizes."""
+    """States that hold the class more and more clearly, with features of very different sizes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(CLASSES, size=EXAMPLES)
     means = rng.normal(size=(CLASSES, FEATURES))[labels]
@@ -35,9 +35,9 @@ def data(dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
     return torch.from_numpy(states * np.logspace(-1, 1, FEATURES) + 1).to(dtype), labels
 
 
-def by_hand(states: torch.Tensor, labels: np.ndarray, found: ProbeResult) -> np.ndarray:
-    """The accuracy at each state, on the split of `found`."""
-    train, test = found.train_rows.numpy(), found.test_rows.numpy()
+def by_hand(states: torch.Tensor, labels: np.ndarray, result: ProbeResult) -> np.ndarray:
+    """The accuracy at each state, on the split of `result`."""
+    train, test = result.train_rows.numpy(), result.test_rows.numpy()
     accuracies = []
     for state in states.numpy():
         scaler = StandardScaler().fit(state[train])
@@ -47,21 +47,21 @@ def by_hand(states: torch.Tensor, labels: np.ndarray, found: ProbeResult) -> np.
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """How long a call takes, and what it gives."""
+    """How long a call takes, and its result."""
     start = time.perf_counter()
-    found = function()
-    return time.perf_counter() - start, found
+    result = function()
+    return time.perf_counter() - start, result
 
 
 def compare(dtype: torch.dtype) -> None:
-    """Print how many times as long `probe_layers` takes, alternating, and what the controls and one solve take."""
+    """Print the time of `probe_layers` relative to the loop, and the time of the controls and of one batched solve."""
     states, labels = data(dtype)
     ratios, times, off = [], [], 0.0
     for turn in range(ROUNDS + 1):
-        ours, found = seconds(lambda: probe_layers(states, labels, control=False, permutations=0))
-        theirs, expected = seconds(lambda found=found: by_hand(states, labels, found))
-        off = max(off, float(np.abs(found.accuracy.numpy() - expected).max()))
-        if turn:  # the first one warms up
+        ours, result = seconds(lambda: probe_layers(states, labels, control=False, permutations=0))
+        theirs, expected = seconds(lambda result=result: by_hand(states, labels, result))
+        off = max(off, float(np.abs(result.accuracy.numpy() - expected).max()))
+        if turn:  # the first round warms up
             ratios.append(ours / theirs)
             times.append(theirs)
     shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
@@ -74,11 +74,13 @@ def compare(dtype: torch.dtype) -> None:
         "1000 permutations and a shuffled control": {"control": True},
     }.items():
         print(f"  with {name}: {seconds(lambda options=options: probe_layers(states, labels, **options))[0]:.2f} s")
-    train = found.train_rows
-    took, probes = seconds(lambda: fit_batched(states[:, train], labels[train]))
-    test = found.test_rows
+    train = result.train_rows
+    duration, probes = seconds(lambda: fit_batched(states[:, train], labels[train]))
+    test = result.test_rows
     scores = [probe.score(state[test], labels[test]) for probe, state in zip(probes, states, strict=True)]
-    print(f"  all states in one solve: {took:.2f} s, accuracies off by {np.abs(np.array(scores) - expected).max():.4f}")
+    print(
+        f"  all states in one solve: {duration:.2f} s, accuracies off by {np.abs(np.array(scores) - expected).max():.4f}"
+    )
 
 
 if __name__ == "__main__":

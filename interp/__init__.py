@@ -1,8 +1,13 @@
-"""interp: what happens inside a vision-language model.
+"""interp: mechanistic interpretability of vision-language models.
 
-``interp.load`` wraps a model, ``vlm.prepare`` makes a batch of images and texts, ``interp.capture`` takes activations;
-`interp.patching`, `interp.lens`, `interp.probes` and `interp.geometry` ask questions of them. Importing this package
-is light: torch, nnsight and transformers are imported when something that needs them is first used.
+`interp.load` wraps a model, `vlm.prepare` makes a batch of images and texts, and `interp.capture` stores activations;
+`interp.patching`, `interp.lens`, `interp.readouts`, `interp.words`, `interp.probes` and `interp.geometry` analyse them. Importing
+this package is fast: torch, nnsight and transformers are imported on first use.
+
+>>> import interp
+>>> vlm = interp.load("toy")
+>>> vlm.generate(vlm.prepare(texts=["a red 3 at top . what colour is the 3 ?"]))
+['red']
 """
 
 from __future__ import annotations

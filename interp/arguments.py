@@ -1,7 +1,8 @@
-"""Checks of arguments: a number, a choice or a seed, taken in any form that means it and refused in one line otherwise.
+"""Checks of arguments: numbers, choices, flags and seeds, in any form that is unambiguous.
 
-Every check gives the value back as plain Python, so a caller writes ``seed = checked_seed(seed)``. A number may come from
-numpy or torch; a bool is never a number, and no float is rounded to an int.
+Every check returns the value as plain Python, so a caller writes ``seed = checked_seed(seed)``. Numbers may come from numpy
+or torch. A bool is never a number, and a float is never rounded to an int. An argument that fails a check raises `InputError`
+with a message of one line that holds the argument's name, its value and what was expected.
 
 >>> checked_int(3, "k", least=1)
 3
@@ -18,14 +19,14 @@ from typing import Any, TypeVar
 
 from interp.errors import InputError, shown
 
-# numpy, torch and scikit-learn all take a seed; scikit-learn takes the fewest.
+# The seeds that numpy, torch and scikit-learn all accept.
 _SEEDS = 2**32
 _FLOAT32_MAX = 3.4028234663852886e38
 Choice = TypeVar("Choice")
 
 
 def as_int(value: Any) -> int | None:
-    """The value as an int, numpy's and torch's too; None for anything else."""
+    """The value as an int if it is an int of Python, numpy or torch, else None."""
     if _is_bool(value):
         return None
     try:
@@ -35,24 +36,28 @@ def as_int(value: Any) -> int | None:
 
 
 def as_ints(values: Any) -> list[int] | None:
-    """One int, or several (a list, a tuple, a range, an array), as a list; None where any of them is not an int."""
+    """One int or several (a list, a tuple, a range, an array) as a list; None if any of them is not an int.
+
+    >>> as_ints(range(3)), as_ints(5), as_ints([1, 2.0])
+    ([0, 1, 2], [5], None)
+    """
     values = values.tolist() if hasattr(values, "tolist") else values
     numbers = [as_int(value) for value in (values if isinstance(values, Iterable) else [values])]
     return None if None in numbers else [number for number in numbers if number is not None]
 
 
 def as_number(value: Any) -> float | None:
-    """The value as a float, numpy's and torch's too; None for anything that is not one real number."""
+    """The value as a float if it is one real number of Python, numpy or torch, else None."""
     if _is_bool(value) or not hasattr(value, "__float__"):
         return None
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # more than one number, or one that is too large
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # several numbers, or one that is too large
         return None
 
 
 def checked_int(value: Any, name: str, least: int = 0, most: int | None = None, what: str = "an int") -> int:
-    """An int from `least` to `most`. Raises `InputError` for anything else."""
+    """The value as an int from `least` to `most`. Raises `InputError` for anything else; `what` replaces "an int" there."""
     number = as_int(value)
     if number is None or number < least or (most is not None and number > most):
         reach = f"of {least} or more" if most is None else f"from {least} to {most}"
@@ -61,10 +66,10 @@ def checked_int(value: Any, name: str, least: int = 0, most: int | None = None, 
 
 
 def checked_number(value: Any, name: str) -> float:
-    """A real number that float32 holds. Raises `InputError` for anything else."""
+    """The value as a finite float within the range of float32. Raises `InputError` for anything else."""
     number = as_number(value)
     if number is None or not math.isfinite(number) or abs(number) > _FLOAT32_MAX:
-        raise InputError(f"{name}={shown(value)}: expected a finite number, as float32 holds it")
+        raise InputError(f"{name}={shown(value)}: expected a finite number in the range of float32")
     return number
 
 
@@ -77,21 +82,21 @@ def checked_share(value: Any, name: str, below: float = 1.0) -> float:
 
 
 def checked_choice(value: Choice, name: str, choices: Collection[Any]) -> Choice:
-    """One of the `choices`. Raises `InputError`, with all of them, for anything else."""
+    """The value if it equals one of the `choices` and has its type. Raises `InputError` with all choices otherwise."""
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
         raise InputError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(str, choices))}")
     return value
 
 
 def checked_flag(value: Any, name: str) -> bool:
-    """True or False. Raises `InputError` for anything else: a word would count as True, whatever it says."""
+    """The value if it is True or False. Raises `InputError` for anything else, such as the string "no", which is truthy."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={shown(value)}: expected True or False")
     return value
 
 
 def checked_seed(seed: Any) -> int:
-    """What random draws begin with: an int from 0 to 2**32 - 1. Raises `InputError` for anything else."""
+    """The seed as an int from 0 to 2**32 - 1. Raises `InputError` for anything else."""
     number = as_int(seed)
     if number is None or not 0 <= number < _SEEDS:
         raise InputError(f"seed={shown(seed)}: expected an int of 0 or more, below 2**32")

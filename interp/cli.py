@@ -1,8 +1,7 @@
 """The command line: ``interp demo``, ``interp doctor`` and ``interp capture``.
 
-Exit codes: 0 on success, 2 where the input or the usage is wrong, 1 on anything else; what went wrong is one line on
-standard error, with ``--debug`` the traceback. Importing this module imports neither torch nor plotly, so that
-``interp --help`` answers at once.
+Exit codes: 0 on success, 2 for wrong input or usage, 1 for any other error. An error is one line on standard error; with
+``--debug`` it is a traceback. Importing this module imports neither torch nor plotly, so ``interp --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -33,38 +32,42 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# What typer gives back of a command that Ctrl-C ended.
+# The exit code that typer returns after Ctrl-C.
 _INTERRUPTED = 130
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit; what `interp` on the shell calls."""
+    """Run the command line and exit with its code; the `interp` script calls this."""
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=given, prog_name="interp", standalone_mode=False)
-        if code == _INTERRUPTED:
-            return _complain("interrupted", 1)
-        return code if isinstance(code, int) else 0
+        code = app(args=arguments, prog_name="interp", standalone_mode=False)
     except Exception as error:
-        if "--debug" in given:
+        if "--debug" in arguments:
             raise
-        if isinstance(error, InterpError):
-            # A plain one is no matter of what was given: a full disk, another process that stopped.
-            return _complain(str(error), 1 if type(error) is InterpError else 2)
-        if hasattr(error, "format_message"):  # what typer raises on wrong usage
-            said = error.format_message().strip().rstrip(".")
-            # without any argument the help was printed, and says all there is to say
-            return _complain(f"{said}; see 'interp --help'", 2) if said else 2
-        if isinstance(error, typer.Abort):
-            return _complain("interrupted", 1)
-        return _complain(f"{type(error).__name__}: {error}", 1)
+        return _report_error(error)
+    if code == _INTERRUPTED:
+        return _complain("interrupted", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _report_error(error: Exception) -> int:
+    if isinstance(error, InterpError):
+        # A plain InterpError is not about the input: a full disk, another process that stopped.
+        return _complain(str(error), 1 if type(error) is InterpError else 2)
+    if hasattr(error, "format_message"):  # wrong usage, as typer reports it
+        message = error.format_message().strip().rstrip(".")
+        # Without any arguments typer has printed the help already.
+        return _complain(f"{message}; see 'interp --help'", 2) if message else 2
+    if isinstance(error, typer.Abort):
+        return _complain("interrupted", 1)
+    return _complain(f"{type(error).__name__}: {error}", 1)
 
 
 def _complain(message: str, code: int) -> int:
@@ -72,8 +75,8 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         import interp
 
         print(f"interp {interp.__version__}")
@@ -92,26 +95,24 @@ def _root(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="The report to write.")] = Path("interp-demo.html"),
-    model: Annotated[
-        str | None, typer.Option(help="A hub repository or a folder; the bundled toy if left out.")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture of your own, with --question.")] = None,
-    question: Annotated[str | None, typer.Option(help="A question about it, with --image.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Which scenes the toy is shown.")] = 0,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("interp-demo.html"),
+    model: Annotated[str | None, typer.Option(help="A hub repository or a folder. Default: the bundled toy.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture of yours; needs --question.")] = None,
+    question: Annotated[str | None, typer.Option(help="A question about the picture; needs --image.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The seed for the toy's scenes.")] = 0,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
-    """Look inside the bundled toy, or into a model of yours with --model, --image and --question: one HTML report."""
+    """Look inside the bundled toy, or inside your own model with --model, --image and --question, and write a report."""
     from interp.reports.page import check_writable
 
-    own = image is not None or question is not None or model is not None
-    if own and (image is None or question is None):
+    one_prompt = image is not None or question is not None or model is not None
+    if one_prompt and (image is None or question is None):
         missing = " and ".join(name for name, value in (("--image", image), ("--question", question)) if value is None)
-        raise InputError(f"missing {missing}: a demo of your own takes --image PICTURE and --question 'WORDS' together")
+        raise InputError(f"missing {missing}: expected --image PICTURE and --question 'WORDS' together")
     target = check_writable(out)
-    if own:
-        _demo_own(target, model or "toy", image, question or "", device)
+    if one_prompt:
+        _demo_prompt(target, model or "toy", image, question or "", device)
     else:
         _demo_toy(target, seed, device)
 
@@ -121,48 +122,47 @@ def _demo_toy(target: Path, seed: int, device: str) -> None:
         advance("loading", 8)
         import interp
         from interp.reports import demo as analyses
-        from interp.reports.demo_page import demo_page, summary
+        from interp.reports.demo_page import demo_page, summarise_demo
 
+        steps = len(analyses.STEPS) + 2
         stage1, tuned = (interp.load(name, device=device) for name in (analyses.STAGE1, analyses.TUNED))
-        found = analyses.analyse(stage1, tuned, seed=seed, step=lambda name: advance(name, len(analyses.STEPS) + 2))
-        advance("writing", len(analyses.STEPS) + 2)
-        demo_page(found).write(target)
-    _print_table("interp demo", ["", analyses.STAGE1, analyses.TUNED], summary(found))
-    _print_path(target)
+        results = analyses.analyse(stage1, tuned, seed=seed, step=lambda name: advance(name, steps))
+        advance("writing", steps)
+        demo_page(results).write(target)
+    _print_table("interp demo", ["", analyses.STAGE1, analyses.TUNED], summarise_demo(results))
+    print(f"report: {target}")
 
 
-def _demo_own(target: Path, model: str, image: Any, question: str, device: str) -> None:
+def _demo_prompt(target: Path, model: str, image: Any, question: str, device: str) -> None:
     from interp.models.batches.images import open_image
-    from interp.reports import own
+    from interp.reports import one_prompt
 
     picture = open_image(image)
-    own.read_question(question)
+    one_prompt.as_prompt(question)  # refuses an empty question before the model is loaded
     with _progress() as advance:
-        steps = len(own.STEPS) + 2
+        steps = len(one_prompt.STEPS) + 2
         advance("loading", steps)
         import interp
 
         vlm = interp.load(model, device=device)
-        found = own.study(vlm, picture, question, step=lambda name: advance(name, steps))
+        results = one_prompt.analyse_prompt(vlm, picture, question, step=lambda name: advance(name, steps))
         advance("writing", steps)
-        own.own_page(found).write(target)
-    _print_table(f"interp demo: {found.model}", ["", "found"], own.summary(found))
-    _print_path(target)
+        one_prompt.prompt_page(results).write(target)
+    _print_table(f"interp demo: {results.model}", ["", "value"], one_prompt.summarise_prompt(results))
+    print(f"report: {target}")
 
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Argument(help="A toy's name, a folder or a hub repository.")] = None,
-    architectures: Annotated[
-        bool, typer.Option("--architectures", help="Print which architectures of transformers are supported.")
-    ] = False,
+    model: Annotated[str | None, typer.Argument(help="The name of a toy, a folder or a hub repository.")] = None,
+    architectures: Annotated[bool, typer.Option("--architectures", help="List the supported architectures.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
-    """Load a model, show what was found of its parts, and prove it by effect; or say which architectures are taken."""
+    """Load a model, show its parts and test them on the model itself; or list the supported architectures."""
     if architectures == (model is not None):
-        raise InputError("expected a model, as in 'interp doctor toy', or --architectures, and not both")
+        raise InputError("expected either a model, as in 'interp doctor toy', or --architectures")
     if model is None:
         _show_architectures(as_json)
         return
@@ -174,16 +174,14 @@ def doctor(
         print(json.dumps(_diagnosis(vlm, report), indent=2))
     else:
         rows = [("image_token", str(_image_token(vlm)))]
-        rows += [(name, _shown(value)) for name, value in vlm.structure.to_dict().items()]
-        _print_table(f"{vlm.name}: {type(vlm.model).__name__}", ["part", "found"], rows)
+        rows += [(name, _cell(value)) for name, value in vlm.structure.to_dict().items()]
+        _print_table(f"{vlm.name}: {type(vlm.model).__name__}", ["part", "value"], rows)
         proofs = [(c.name, c.outcome, f"{c.error:.3g}", c.bound, c.detail) for c in report.checks]
-        _print_table("proofs", ["proof", "outcome", "measured", "expected", "what it says"], proofs)
+        _print_table("proofs", ["proof", "outcome", "measured", "expected", "claim"], proofs)
     failed = [check for check in report.checks if check.outcome == "failed"]
     if failed:
         names = ", ".join(check.name for check in failed)
-        raise LayoutError(
-            f"{vlm.name!r} failed {names}: its layout cannot be used as found, pass structure= to interp.load"
-        )
+        raise LayoutError(f"{vlm.name!r} failed {names}: pass the right layout as structure= to interp.load")
 
 
 @app.command()
@@ -272,20 +270,19 @@ def _source(text: str) -> Any:
     return scenes if kind == "scenes" else scenes.captions()
 
 
-def _shown(value: Any) -> str:
-    """A found part for the terminal: of a list with one entry a layer, each different one and how often it stands."""
+def _cell(value: Any) -> str:
+    """A part of the structure as text. A list with an entry for each layer becomes its distinct entries and their counts."""
     if isinstance(value, dict):
-        return ", ".join(
-            f"{name} {_shown(entry)}" for name, entry in value.items() if entry not in (None, (), [], False)
-        )
+        parts = (f"{name} {_cell(entry)}" for name, entry in value.items() if entry not in (None, (), [], False))
+        return ", ".join(parts)
     if not isinstance(value, list | tuple) or len(value) <= 1:
         return str(value)
-    counts = Counter(map(_shown, value))
+    counts = Counter(map(_cell, value))
     return ", ".join(f"{count} x {entry}" for entry, count in counts.items())
 
 
 def _image_token(vlm: VLM) -> str | None:
-    """What the image token is called, where a tokenizer is there to say it."""
+    """The text of the image token, if the model has a tokenizer."""
     token = vlm.structure.image_token_id
     return None if token is None or vlm.tokenizer is None else str(vlm.tokenizer.convert_ids_to_tokens(token))
 
@@ -335,22 +332,22 @@ def _console(stderr: bool = False) -> Console:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int], None]]:
-    """A progress bar on standard error: `advance(name, total)` says which of `total` steps begins."""
+    """A progress bar on standard error: `advance(name, total)` begins the next of `total` steps."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    # A model's loading prints bars and warnings of its own, which would tear this one apart.
+    # Loading a model would show progress bars of its own and break this one.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn())
     console = _console(stderr=True)
-    # Into a file or a pipe it would leave empty lines behind.
+    # In a file or a pipe the bar would leave empty lines.
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
-        begun = 0
+        done = 0
 
         def advance(name: str, total: int) -> None:
-            nonlocal begun
-            bar.update(task, description=name, completed=begun, total=total)
-            begun += 1
+            nonlocal done
+            bar.update(task, description=name, completed=done, total=total)
+            done += 1
 
         yield advance
 
@@ -363,12 +360,8 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text, so that nothing in brackets is read as markup
+        table.add_row(*(Text(cell) for cell in row))  # Text, so that brackets are not read as markup
     _console().print(table)
-
-
-def _print_path(target: Path) -> None:
-    print(f"report: {target}")
 
 
 if __name__ == "__main__":

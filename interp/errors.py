@@ -1,4 +1,7 @@
-"""The errors of this package. Every one is an `InterpError` and says in one line what was seen and what to do."""
+"""The errors of this package.
+
+Every error is an `InterpError`. Its message is one line: the value at fault, what was expected, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,28 @@ from typing import Any
 
 
 class InterpError(Exception):
-    """The base of every error this package raises on purpose."""
+    """The base class of the errors that this package raises."""
 
 
 class InputError(InterpError, ValueError):
-    """A value that a caller passed cannot be used: the message names it, what was expected and what to do."""
+    """An argument has a value that cannot be used, or a file has the wrong content."""
 
 
 class InputTypeError(InterpError, TypeError):
-    """An argument is of a kind that is not taken here."""
+    """An argument has a type that cannot be used."""
 
 
 class LayoutError(InterpError):
-    """A model whose parts cannot be found, or that failed a proof by effect: it is refused by name, never guessed at."""
+    """A model's parts cannot be found, or a proof of its layout failed. Its layout is never guessed."""
 
 
 def shown(value: Any) -> str:
-    """A value as a message names it, in one line: an array by its kind and shape, anything else as it is written."""
+    """A value as one line of a message: an array as its type and shape, anything else as its repr, cut to 120 characters.
+
+    >>> shown([1, 2]), shown("x" * 200)[:8]
+    ('[1, 2]', "'xxxxxxx")
+    """
     if getattr(value, "shape", ()):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    written = " ".join(repr(value).split())
-    return written if len(written) <= 120 else f"{written[:117]}..."
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,7 +1,10 @@
 """Provenance: which model, data, seed, versions and interventions a number came from.
 
-Every result carries one. `Provenance(...)` is enough where no model is involved; `provenance_of_run` fills in what a run of
-a model knows: its name and revision, and a hash of the inputs that it got.
+Every result has a `provenance`. Results of a model get it from `provenance_of_run`, which adds the model's name and revision
+and a fingerprint of its inputs; other results use `Provenance(...)` directly.
+
+>>> Provenance(model="toy", seed=3).seed
+3
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PACKAGES = ("interp-vlm", "torch", "transformers", "nnsight", "numpy", "scikit-learn")
-# Read once: that takes longer than a forward pass of the toy. A dict is shipped with a trace as it is, a cache is not.
+# Filled once, because reading versions takes longer than a forward pass of the toy. It is a dict, and not a cached function,
+# because a trace that is sent to a server takes it along.
 _INSTALLED: dict[str, str] = {}
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of what numbers depend on: Python and the packages that are installed."""
+    """The versions that numbers depend on: of Python and of the installed packages, by name."""
     if not _INSTALLED:
         for package in _PACKAGES:
             with suppress(PackageNotFoundError):
@@ -33,8 +37,11 @@ def package_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result came from: the model and its revision, a hash of the data, the seed, versions, interventions, and notes
-    on how it was computed where that could have been another way."""
+    """Where a result came from.
+
+    `data` is a fingerprint of the inputs, `interventions` holds the repr of each intervention, and `notes` say how the result
+    was computed if there are several ways.
+    """
 
     model: str | None = None
     revision: str | None = None
@@ -46,14 +53,14 @@ class Provenance:
 
 
 class HasName(Protocol):
-    """A model, as far as provenance goes."""
+    """The part of a model that provenance needs."""
 
     name: str
     revision: str | None
 
 
 class HasInputs(Protocol):
-    """A batch, as far as provenance goes."""
+    """The part of a batch that provenance needs."""
 
     @property
     def inputs(self) -> Mapping[str, Tensor]: ...
@@ -66,13 +73,13 @@ def provenance_of_run(
     seed: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> Provenance:
-    """The provenance of what `vlm` gives for these batches under these interventions."""
+    """The provenance of results of `vlm` on these batches under these interventions."""
     changes = tuple(map(repr, interventions))
     return Provenance(vlm.name, vlm.revision, fingerprint(*batches), seed, changes, notes)
 
 
 def fingerprint(*batches: HasInputs) -> str:
-    """A hash of all that the model gets from these batches: equal inputs have an equal fingerprint."""
+    """A SHA-256 of the names, shapes, dtypes and bytes of all inputs of these batches: equal inputs, equal fingerprint."""
     import torch
 
     digest = hashlib.sha256()
@@ -80,5 +87,6 @@ def fingerprint(*batches: HasInputs) -> str:
         for name in sorted(batch.inputs):
             tensor = batch.inputs[name]
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            # The new last axis has stride 1, so that any tensor can be viewed as bytes, also a strided one.
+            digest.update(tensor.cpu().unsqueeze(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""The base of all results: what was computed, where it came from, and how it is kept.
+"""The base class of all results.
 
-A result is a frozen dataclass of tensors, arrays and plain values. `to_frame()` gives it as a tidy pandas frame,
-`plot()` as a plotly figure (drawn in `interp.plots`, the statistic is never computed there), `save()` writes one
-safetensors file that holds the arrays and, as JSON in its header, everything else; no pickle is involved.
+A result is a frozen dataclass of tensors, arrays and plain values. `to_frame()` returns a tidy pandas frame, and `plot()` a
+plotly figure, drawn by `interp.plots` from the numbers of the result. `save()` writes one safetensors file that holds the
+arrays and, as JSON in its header, everything else. No pickle is involved.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _FORMAT = "interp-result-1"
 
 @dataclass(frozen=True)
 class Result:
-    """The base of every result. A subclass adds its fields and `to_frame`, and checks its shapes in `__post_init__`."""
+    """The base class of every result. A subclass adds fields and `to_frame`, and checks shapes in `__post_init__`."""
 
     provenance: Provenance = field(default_factory=Provenance, kw_only=True, repr=False, compare=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """This result as a tidy frame: one row a number."""
-        raise TypeError(f"{type(self).__name__} does not say how it becomes a frame")
+        """This result as a tidy frame, with one row for each number."""
+        raise TypeError(f"{type(self).__name__} has no to_frame: its class must define one")
 
     def plot(self, **options: Any) -> go.Figure:
-        """This result as a plotly figure, drawn by the function that `interp.plots` has for its type."""
-        # Results know no figures: the room that draws them is looked up by its name, and only when one is wanted.
+        """This result as a plotly figure, drawn by the function of `interp.plots` for its type."""
+        # Imported by name, so that results depend on no figures and plotly is loaded only when a figure is drawn.
         return importlib.import_module("interp.plots").figure(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write this result as one safetensors file and return its path; an existing file is replaced whole.
+        """Write this result as one safetensors file and return its path. An existing file is replaced.
 
-        Raises `InputError` where the file cannot be written.
+        Raises `InputError` if the file cannot be written, or if a field holds something that cannot be saved.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -62,22 +62,26 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a result that `save` wrote; `Result.load` reads any kind whose module has been imported.
+        """Read a result that `save` wrote. `Result.load` reads results of any type whose module has been imported.
 
-        Raises `InputError` where the file is missing, is no result, or holds another kind.
+        Raises `InputError` if the file does not exist, does not hold a result, or holds a result of another type.
         """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise InputError(f"{str(path)!r} is no file: expected one that a result's save() wrote")
+            raise InputError(f"{str(path)!r} is not a file: expected one that a result's save() wrote")
         try:
-            with safe_open(str(path), framework="pt") as stored:
-                header = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise InputError(f"{str(path)!r} is no safetensors file ({error})") from error
+            raise InputError(
+                f"{str(path)!r} is not a safetensors file ({error}): expected one that save() wrote"
+            ) from error
         if header.get("format") != _FORMAT:
-            raise InputError(f"{str(path)!r} holds no result of this package: format {header.get('format')!r}")
+            raise InputError(
+                f"{str(path)!r} has format {header.get('format')!r}: expected {_FORMAT!r}, as save() writes it"
+            )
         kinds = {kind.__name__: kind for kind in _family(cls)}
         if header["type"] not in kinds:
             raise InputError(f"{str(path)!r} holds a {header['type']!r}, expected {' or '.join(sorted(kinds))}")
@@ -104,12 +108,9 @@ class StoredValue:
 
 
 def _family(cls: type) -> list[type]:
-    """The class and everything that derives from it."""
-    family: list[type] = [cls]
+    """The class and all of its subclasses."""
     children: list[type] = type.__subclasses__(cls)
-    for child in children:
-        family += _family(child)
-    return family
+    return [cls, *(descendant for child in children for descendant in _family(child))]
 
 
 def _value_class(name: str) -> type[StoredValue]:

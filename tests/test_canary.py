@@ -1,7 +1,7 @@
 """Every name of nnsight that this package uses, used once on the smallest module: a new nnsight fails here first.
 
-Each test says in its name what the package relies on. If one fails after an upgrade, `interp/models/running/trace.py` (and
-`loading.py` for the two entries) is where the name is used.
+The name of each test says what the package relies on. If one fails after an upgrade, look for the name in
+`interp/models/running/trace.py`, or in `loading.py` for the two ways to load a model.
 """
 
 import ast
@@ -14,12 +14,12 @@ from torch import nn
 
 import interp
 
-# What may be named of nnsight in this package; a further name needs a test here.
+# The names of nnsight that this package may use. A new name needs a test here.
 USED = {"save", "ndif", "NNsight", "TransformersModel"}
 
 
 class Two(nn.Module):
-    """Two blocks, the second of which takes a keyword and gives a tuple."""
+    """Two blocks; the second takes a keyword and returns a tuple."""
 
     def __init__(self):
         super().__init__()
@@ -165,8 +165,8 @@ def test_a_loop_that_ends_early_says_so_in_these_words(toy, recwarn):
                 toy.layers[0].input
         with tracer.invoke():
             ids = nnsight.save(tracer.result)
-    said = [str(warning.message) for warning in recwarn]
-    assert any("was never reached: the loop asked for a step the run did not make" in each for each in said)
+    messages = [str(warning.message) for warning in recwarn]
+    assert any("was never reached: the loop asked for a step the run did not make" in each for each in messages)
     assert ids.shape[1] == batch.inputs["input_ids"].shape[1] + 1
 
 

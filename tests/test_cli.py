@@ -34,7 +34,7 @@ def asking(*more):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["demo", "--image", "none.png", "--question", "where ?"], "'none.png' is no file"),
         (["demo", "--image", "../words.txt", "--question", "where ?"], "is no image"),
@@ -47,11 +47,11 @@ def asking(*more):
         (asking("--model", "toy:unknown"), "'toy:unknown' is no toy"),
         (asking("--model", "../empty"), "holds no model"),
         (asking("--model", "toy", "--device", "abacus"), "'abacus'"),
-        (asking("--out", "missing/report.html"), "is no folder"),
-        (["demo", "--out", "missing/report.html"], "is no folder"),
-        (["demo", "--out", "../words.txt/report.html"], "is no folder"),
+        (asking("--out", "missing/report.html"), "'missing' is not a folder"),
+        (["demo", "--out", "missing/report.html"], "'missing' is not a folder"),
+        (["demo", "--out", "../words.txt/report.html"], "'../words.txt' is not a folder"),
         (["demo", "--out", "."], "is a folder"),
-        (["demo", "--out", "/dev/null"], "no ordinary file"),
+        (["demo", "--out", "/dev/null"], "'/dev/null' is not a regular file"),
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--seed", "many"], "--seed"),
         (["demo", "--unknown"], "--unknown"),
@@ -63,13 +63,13 @@ def asking(*more):
         (["--unknown"], "--unknown"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(folder, capfd, arguments, said):
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(folder, capfd, arguments, message):
     assert cli.run(arguments) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert list(folder.iterdir()) == []
 
 
@@ -109,7 +109,7 @@ def test_an_interruption_leaves_nothing_behind(folder, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("interp.reports.own.study", stop)
+    monkeypatch.setattr("interp.reports.one_prompt.analyse_prompt", stop)
     assert cli.run(asking("--model", "toy")) == 1
     assert capsys.readouterr().err.endswith("error: interrupted\n")
     assert list(folder.iterdir()) == []
@@ -150,12 +150,12 @@ def test_the_doctor_shows_parts_and_proofs(capfd):
 
 def test_the_doctor_speaks_json(capfd):
     assert cli.run(["doctor", "toy:stage1", "--json"]) == 0
-    said = json.loads(capfd.readouterr().out)
-    assert said["passed"] is True
-    assert said["model"] == "toy:stage1"
-    assert said["structure"]["n_layers"] == 8
-    assert said["image_token"] == "<image>"
-    assert {proof["name"]: proof["outcome"] for proof in said["checks"]} == dict.fromkeys(
+    diagnosis = json.loads(capfd.readouterr().out)
+    assert diagnosis["passed"] is True
+    assert diagnosis["model"] == "toy:stage1"
+    assert diagnosis["structure"]["n_layers"] == 8
+    assert diagnosis["image_token"] == "<image>"
+    assert {proof["name"]: proof["outcome"] for proof in diagnosis["checks"]} == dict.fromkeys(
         ("layers", "readout", "identity", "effect", "sites", "last", "image"), "passed"
     )
 
@@ -167,18 +167,18 @@ def test_the_doctor_knows_every_architecture(capfd, monkeypatch):
     assert rows["llava"]["verdict"] == "supported"
     assert "cross-attention" in rows["mllama"]["why"]
     assert cli.run(["doctor", "--architectures"]) == 0
-    said = capfd.readouterr().out
-    assert all(name in said for name in rows)
-    line = {line.split()[1]: line for line in said.splitlines() if line.startswith("│")}
+    out = capfd.readouterr().out
+    assert all(name in out for name in rows)
+    line = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
     assert "k 2/4, v 2/4" in line["gemma4"]
     assert "vision, projector" in line["emu3"]
-    assert f"{sum(row['verdict'] == 'supported' for row in rows.values())} supported" in said
+    assert f"{sum(row['verdict'] == 'supported' for row in rows.values())} supported" in out
 
 
-@pytest.mark.parametrize("given", [["doctor"], ["doctor", "toy", "--architectures"]])
-def test_the_doctor_wants_a_model_or_the_table(given, capfd):
-    assert cli.run(given) == 2
-    assert "expected a model" in capfd.readouterr().err
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "toy", "--architectures"]])
+def test_the_doctor_wants_a_model_or_the_table(arguments, capfd):
+    assert cli.run(arguments) == 2
+    assert "expected either a model" in capfd.readouterr().err
 
 
 def test_the_doctor_says_why_a_model_is_refused(tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""The examples of the README and of the pages about capturing run as they stand, and say what comes out."""
+"""The examples of the README and of the pages run as written and give what they say; the README names every room."""
 
 import re
 import shlex
@@ -25,8 +25,8 @@ def test_the_readme_runs_and_answers_as_it_says(here, capfd):
     first, second = examples("README.md", "python")
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
-    (said,) = re.findall(r"vlm\.generate\(clean\) +# \['(.*?)'\]", first)
-    assert names["vlm"].generate(names["clean"]) == [said] == [names["pair"].answer]
+    (answer,) = re.findall(r"vlm\.generate\(clean\) +# \['(.*?)'\]", first)
+    assert names["vlm"].generate(names["clean"]) == [answer] == [names["pair"].answer]
     assert names["clean"].positions.grid(0) == [(6, 6)]
     assert names["sweep"].effect.shape == (8, len(names["clean"].tokens[0]))
     (command,) = [block for block in examples("README.md", "bash") if block.startswith("interp capture")]
@@ -45,6 +45,14 @@ def test_the_pages_about_capturing_run(here):
     assert (names["resid"] == acts["resid"][...]).all()
     assert len(names["both"].ids) == len(names["first"].ids) + 2
     assert names["cache"]["pattern", 3].shape == (2, 4, 37, 37)
+
+
+def test_the_page_about_the_toy_runs():
+    (example,) = examples("docs/toy.md", "python")
+    names: dict = {}
+    exec(compile(example, "docs/toy.md", "exec"), names)
+    assert names["answer"] == names["question"].answer
+    assert (names["scores"]["accuracy"] <= 1).all()
 
 
 def test_the_page_about_sweeps_runs():
@@ -90,3 +98,13 @@ def test_both_commands_of_the_readme_are_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     assert 'pip install --quiet -c constraints.txt -e ".[test]"' in ci
     assert 'pip install -c constraints.txt -e ".[test]" && pytest' in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_names_every_room_and_links_to_pages_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("## Where things are") :]
+    rooms = {path.parent.name for path in (ROOT / "interp").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"`interp/(\w+)`", table))
+    files = {path.name for path in (ROOT / "interp").glob("*.py")} - {"__init__.py"}
+    assert all(f"{name}`" in table for name in files)
+    assert all((ROOT / page).is_file() for page in re.findall(r"\]\((docs/[^)#]+)\)", readme))

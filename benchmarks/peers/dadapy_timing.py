@@ -1,8 +1,8 @@
-"""DADApy's side of `benchmarks/geometry.py`: run by it, with an interpreter in whose environment DADApy is installed.
+"""DADApy's side of `benchmarks/geometry.py`, which runs this file with the interpreter of an environment with DADApy.
 
-Reads "graph" or "pair" a line and answers with the seconds that took. "graph": distances to 100 neighbours. "pair": GRIDE
-at all scales up to 32 of both clouds, their overlap at 30 neighbours and their information imbalance, each from the
-coordinates. Above 2,000 points DADApy takes the imbalance on random subsets of 2,000; it is left to do so.
+It reads a line, "graph" or "pair", and answers with the seconds that DADApy takes. "graph": distances to 100 neighbours.
+"pair": GRIDE at all scales up to 32 of both clouds, their overlap at 30 neighbours and their information imbalance, each from
+the coordinates. Above 2,000 points DADApy computes the imbalance on random subsets of 2,000 points; this default stays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def pair(x: np.ndarray, y: np.ndarray) -> None:
-    """What is compared with four calls of ours."""
+    """Run what is compared with four calls of ours."""
     from dadapy import Data
     from dadapy.metric_comparisons import MetricComparisons
 
@@ -30,17 +30,17 @@ def pair(x: np.ndarray, y: np.ndarray) -> None:
 
 
 def graph(x: np.ndarray, y: np.ndarray) -> None:
-    """Distances to 100 neighbours."""
+    """Compute distances to 100 neighbours."""
     from dadapy import Data
 
     Data(x, n_jobs=os.cpu_count()).compute_distances(maxk=100)
 
 
 def main() -> None:
-    """Answer one line after the other."""
+    """Answer line by line."""
     warnings.simplefilter("ignore")
     x, y = (np.load(Path(sys.argv[1]) / f"{name}.npy") for name in ("x", "y"))
-    pair(x[:100, :8].copy(), x[:100, :8].copy())  # what is loaded and compiled once
+    pair(x[:100, :8].copy(), x[:100, :8].copy())  # loads and compiles what is loaded only once
     for line in sys.stdin:
         start = time.perf_counter()
         {"graph": graph, "pair": pair}[line.strip()](x, y)

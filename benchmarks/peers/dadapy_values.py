@@ -1,14 +1,14 @@
-"""What DADApy 0.3 gives on small clouds made from seeds: the values that the tests of `interp.geometry` compare with.
+"""The values of DADApy 0.3 on small clouds drawn from seeds, with which the tests of `interp.geometry` compare.
 
-DADApy pins numpy<2 and an old jax, so it lives in an environment of its own, and its numbers are stored:
+DADApy pins numpy<2 and an old jax, so it needs its own environment, and its numbers are stored:
 
     python3.11 -m venv dadapy-environment
     dadapy-environment/bin/pip install dadapy
     dadapy-environment/bin/python benchmarks/peers/dadapy_values.py tests/geometry/peers/dadapy.json
 
-The recipes of the clouds are the functions of `CLOUDS` and `PAIRS` below. They need numpy alone: a test imports this
-file and makes the same arrays again; the stored sha256 of their bytes says whether the random numbers are still the same.
-One thread, ten seconds.
+The functions of `CLOUDS` and `PAIRS` below draw the clouds. They need only numpy: a test imports this file and draws the same
+arrays again, and the stored sha256 of their bytes shows whether the random numbers are still the same. It takes one thread and
+ten seconds.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ RECIPES = {
 
 
 def gaussian(d: int) -> np.ndarray:
-    """A d-dimensional Gaussian of 1,000 points in 50 dimensions; the turn is an orthonormalised Gaussian matrix."""
+    """A d-dimensional Gaussian of 1,000 points, rotated into 50 dimensions by an orthonormalised Gaussian matrix."""
     rng = np.random.default_rng(d)
     turn = rng.normal(size=(50, d))
-    for column in range(d):  # by hand: the signs of a library's decomposition depend on its version
+    for column in range(d):  # by hand, because the signs of a library's decomposition depend on its version
         for earlier in range(column):
             turn[:, column] -= (turn[:, earlier] * turn[:, column]).sum() * turn[:, earlier]
         turn[:, column] /= np.sqrt((turn[:, column] ** 2).sum())
@@ -49,7 +49,7 @@ def gaussian(d: int) -> np.ndarray:
 
 
 def blobs(d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Three overlapping Gaussian blobs of unequal size and width, and which one each point is from."""
+    """Three overlapping Gaussian blobs of unequal size and width, and the index of each point's component."""
     rng = np.random.default_rng(seed)
     labels = np.repeat([0, 1, 2], [500, 300, 200])
     centres = np.zeros((3, d))
@@ -59,7 +59,7 @@ def blobs(d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def moons() -> tuple[np.ndarray, np.ndarray]:
-    """Two half circles that reach into each other, with noise, and which one each point is from."""
+    """Two half circles that reach into each other, with noise, and the index of each point's component."""
     rng = np.random.default_rng(22)
     labels = np.repeat([0, 1], 400)
     angle = rng.uniform(0, np.pi, size=800)
@@ -69,7 +69,7 @@ def moons() -> tuple[np.ndarray, np.ndarray]:
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:
-    """A cloud and a noisy part of it, rows paired."""
+    """A cloud, and a noisy part of it with the same rows."""
     rng = np.random.default_rng(30)
     x = rng.normal(size=(1000, 6))
     return x, x[:, :3] + 0.3 * rng.normal(size=(1000, 3))
@@ -90,12 +90,12 @@ WEIGHTS = {"ones": [1.0] * 6, "first three": [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], "un
 
 
 def digest(array: np.ndarray) -> str:
-    """The sha256 of an array's bytes, rounded to 10 digits: what a sum's order does to the last ones is no change."""
+    """The sha256 of an array's bytes, rounded to 10 digits because the order of a sum changes the last ones."""
     return hashlib.sha256((np.round(array, 10) + 0.0).astype("<f8").tobytes()).hexdigest()
 
 
 def rounded(value: Any) -> Any:
-    """Arrays, numbers and lists of them as JSON takes them, with six digits behind the point."""
+    """Arrays, numbers and lists of them in the form of JSON, with six decimals."""
     if isinstance(value, np.ndarray | list | tuple):
         return [rounded(item) for item in value]
     return int(value) if isinstance(value, int | np.integer) else round(float(value), DIGITS)
@@ -122,7 +122,7 @@ def densities(x: np.ndarray) -> dict[str, Any]:
     from dadapy import Data
 
     dimension = float(Data(x, maxk=MAXK, n_jobs=1).return_id_scaling_gride(range_max=256)[0][4])
-    found: dict[str, Any] = {"dimension": dimension}
+    values_by_name: dict[str, Any] = {"dimension": dimension}
     for name in ("knn", "pak"):
         data = Data(x, maxk=MAXK, n_jobs=1)
         data.compute_distances()
@@ -131,10 +131,14 @@ def densities(x: np.ndarray) -> dict[str, Any]:
             values, errors = data.compute_density_kNN(k=16)
         else:
             values, errors = data.compute_density_PAk()
-        found[name] = {"values": values, "errors": errors, "k": data.kstar[:1] if name == "knn" else data.kstar}
+        values_by_name[name] = {
+            "values": values,
+            "errors": errors,
+            "k": data.kstar[:1] if name == "knn" else data.kstar,
+        }
         for z in (1.65, 1.2, 0.5):
             clusters = data.compute_clustering_ADP(Z=z)
-            found[name][f"peaks z={z}"] = {
+            values_by_name[name][f"peaks z={z}"] = {
                 "clusters": clusters,
                 "centres": data.cluster_centers,
                 "number": data.N_clusters,
@@ -142,11 +146,11 @@ def densities(x: np.ndarray) -> dict[str, Any]:
                 "border errors": data.log_den_bord_err,
                 "border points": data.bord_indices,
             }
-    return found
+    return values_by_name
 
 
 def comparisons(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Overlap, information imbalance both ways, and the differentiable one of given weights of the columns of x."""
+    """Overlap, information imbalance both ways, and the differentiable one for fixed weights of the columns of x."""
     from dadapy import Data, DiffImbalance
 
     first = Data(x, maxk=MAXK, n_jobs=1)
@@ -168,7 +172,7 @@ def comparisons(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def label_overlaps(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Label overlap with classes weighted equally, DADApy's default, and without."""
+    """Label overlap with classes weighted equally (DADApy's default) and unweighted."""
     from dadapy import Data
 
     return {
@@ -177,26 +181,26 @@ def label_overlaps(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def stored(values: dict[str, Any]) -> dict[str, Any]:
+def rounded_tree(values: dict[str, Any]) -> dict[str, Any]:
     """The same tree of dictionaries with all its leaves rounded."""
-    return {name: stored(item) if isinstance(item, dict) else rounded(item) for name, item in values.items()}
+    return {name: rounded_tree(item) if isinstance(item, dict) else rounded(item) for name, item in values.items()}
 
 
 def main() -> None:
-    """Compute everything and write it to the file that was named."""
+    """Compute everything and write it to the file that the command line names."""
     warnings.simplefilter("ignore")
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, make in CLOUDS.items():
         x = make()
-        found[name] = {"sha256": digest(x), "dimensions": stored(dimensions(x))}
+        values[name] = {"sha256": digest(x), "dimensions": rounded_tree(dimensions(x))}
         if name in CLUSTERED:
-            found[name]["density"] = stored(densities(x))
+            values[name]["density"] = rounded_tree(densities(x))
         if name in LABELS:
-            found[name]["label overlap k=30"] = stored(label_overlaps(x, LABELS[name]()))
+            values[name]["label overlap k=30"] = rounded_tree(label_overlaps(x, LABELS[name]()))
         print(name, file=sys.stderr)
     for name, make_pair in PAIRS.items():
         x, y = make_pair()
-        found[name] = {"sha256": [digest(x), digest(y)], **stored(comparisons(x, y))}
+        values[name] = {"sha256": [digest(x), digest(y)], **rounded_tree(comparisons(x, y))}
         print(name, file=sys.stderr)
     out = {
         "source": "DADApy, https://github.com/sissa-data-science/DADApy (Apache-2.0)",
@@ -205,7 +209,7 @@ def main() -> None:
         "maxk": MAXK,
         "recipes": RECIPES,
         "weights of the differentiable information imbalance": WEIGHTS,
-        "values": found,
+        "values": values,
     }
     Path(sys.argv[1]).write_text(json.dumps(out, separators=(",", ":")) + "\n")
 

@@ -1,10 +1,10 @@
-"""Figures: one function per kind of result, found by the result's type.
+"""Figures: one function for each kind of result, chosen by the type of the result.
 
-``result.plot()`` and ``figure(result)`` are the same call. Every figure shows what the number has to be read against:
-its chance level, its control, its interval. Nothing is computed here that a result does not carry already.
+`result.plot()` and `figure(result)` are the same call. Every figure shows what its numbers are compared with: a chance
+level, a control, an interval. No statistic is computed here: a figure shows what its result holds.
 
-The functions are registered when a result of their kind is first drawn, so importing this package imports neither
-plotly nor any method. A result type of your own is added with ``figure.register(MyResult)(my_function)``.
+A drawing function is imported when a result of its kind is first drawn, so importing this package imports neither plotly
+nor any method. To draw a result type of your own, call ``figure.register(MyResult)(my_function)``.
 """
 
 from __future__ import annotations
@@ -18,79 +18,70 @@ from interp.errors import InputTypeError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_DRAWN_BY = {
-    "PatchResult": ("interp.plots.patching", "patching_figure"),
-    "FlowResult": ("interp.plots.sweeps", "flow_figure"),
-    "SweepResult": ("interp.plots.sweeps", "sweep_figure"),
-    "LensResult": ("interp.plots.lens", "lens_figure"),
-    "TunedLens": ("interp.plots.lens", "tuned_lens_figure"),
-    "AttributionResult": ("interp.plots.readouts", "attribution_figure"),
-    "ShareResult": ("interp.plots.readouts", "share_figure"),
-    "MassResult": ("interp.plots.readouts", "mass_figure"),
-    "DecompositionResult": ("interp.plots.words", "decomposition_figure"),
-    "HeadResult": ("interp.plots.words", "pursuit_figure"),
-    "ProjectorResult": ("interp.plots.words", "projector_figure"),
-    "TokenStats": ("interp.plots.words", "tokens_figure"),
-    "ProbeResult": ("interp.plots.accuracy", "probe_figure"),
-    "Estimate": ("interp.plots.dimension", "estimates_figure"),
-    "AlignmentMatrix": ("interp.plots.alignment", "alignment_figure"),
-    "BypassResult": ("interp.plots.alignment", "bypass_figure"),
-    "GeometryComparison": ("interp.plots.comparison", "comparison_figure"),
-    "ModalityGap": ("interp.plots.geometry", "gap_figure"),
-    "IdCorrelation": ("interp.plots.geometry", "correlation_figure"),
-    "Peaks": ("interp.plots.geometry", "peaks_figure"),
-    "Density": ("interp.plots.geometry", "density_figure"),
-    "FeatureWeights": ("interp.plots.geometry", "weights_figure"),
+# For each module of this package its public functions, each with the result type that `figure` draws with it, if any.
+_FUNCTIONS = {
+    "accuracy": {"accuracy_figure": "", "probe_figure": "ProbeResult"},
+    "alignment": {
+        "alignment_figure": "AlignmentMatrix",
+        "alignment_figures": "",
+        "bypass_figure": "BypassResult",
+        "diagonal_figure": "",
+    },
+    "comparison": {"comparison_figure": "GeometryComparison", "imbalance_figure": ""},
+    "dimension": {"dimension_figure": "", "estimates_figure": "Estimate", "scaling_figure": ""},
+    "geometry": {
+        "correlation_figure": "IdCorrelation",
+        "density_figure": "Density",
+        "gap_figure": "ModalityGap",
+        "peaks_figure": "Peaks",
+        "weights_figure": "FeatureWeights",
+    },
+    "lens": {"lens_figure": "LensResult", "lens_on_image": "", "tuned_lens_figure": "TunedLens"},
+    "patching": {
+        "flow_figure": "FlowResult",
+        "patch_figure": "",
+        "patch_on_image": "",
+        "patching_figure": "PatchResult",
+        "sweep_figure": "SweepResult",
+    },
+    "readouts": {
+        "attribution_figure": "AttributionResult",
+        "heads_figure": "",
+        "mass_figure": "MassResult",
+        "share_figure": "ShareResult",
+    },
+    "series": {"series_figure": ""},
+    "words": {
+        "decomposition_figure": "DecompositionResult",
+        "projector_figure": "ProjectorResult",
+        "pursuit_figure": "HeadResult",
+        "tokens_figure": "TokenStats",
+    },
 }
-_EXPORTS = {
-    "accuracy_figure": "interp.plots.accuracy",
-    "alignment_figure": "interp.plots.alignment",
-    "alignment_figures": "interp.plots.alignment",
-    "attribution_figure": "interp.plots.readouts",
-    "bypass_figure": "interp.plots.alignment",
-    "comparison_figure": "interp.plots.comparison",
-    "correlation_figure": "interp.plots.geometry",
-    "decomposition_figure": "interp.plots.words",
-    "density_figure": "interp.plots.geometry",
-    "diagonal_figure": "interp.plots.alignment",
-    "dimension_figure": "interp.plots.dimension",
-    "flow_figure": "interp.plots.sweeps",
-    "gap_figure": "interp.plots.geometry",
-    "heads_figure": "interp.plots.readouts",
-    "imbalance_figure": "interp.plots.comparison",
-    "lens_figure": "interp.plots.lens",
-    "lens_on_image": "interp.plots.lens",
-    "mass_figure": "interp.plots.readouts",
-    "patch_figure": "interp.plots.patching",
-    "patch_on_image": "interp.plots.patching",
-    "peaks_figure": "interp.plots.geometry",
-    "probe_figure": "interp.plots.accuracy",
-    "projector_figure": "interp.plots.words",
-    "pursuit_figure": "interp.plots.words",
-    "scaling_figure": "interp.plots.dimension",
-    "series_figure": "interp.plots.series",
-    "share_figure": "interp.plots.readouts",
-    "sweep_figure": "interp.plots.sweeps",
-    "tokens_figure": "interp.plots.words",
-    "tuned_lens_figure": "interp.plots.lens",
-    "weights_figure": "interp.plots.geometry",
-}
-__all__ = ["figure", *_EXPORTS]
+_MODULES = {name: f"{__name__}.{module}" for module, functions in _FUNCTIONS.items() for name in functions}
+_DRAWN_BY = {kind: name for functions in _FUNCTIONS.values() for name, kind in functions.items() if kind}
+__all__ = ["figure", *_MODULES]
 
 
 @singledispatch
 def _draw(result: Any, **options: Any) -> go.Figure:
-    seen = type(result).__name__
-    raise InputTypeError(f"a {seen} has no figure: expected one of {', '.join(_DRAWN_BY)}, or a list of Estimate")
+    kind = type(result).__name__
+    raise InputTypeError(f"a {kind} has no figure: expected one of {', '.join(_DRAWN_BY)}, or a list of Estimate")
 
 
 def figure(result: Any, **options: Any) -> go.Figure:
-    """The figure of this result; `options` go to the function that draws its kind.
+    """Draw a result with the function for its type, which gets the `options`.
 
-    A list of `Estimate` is drawn as a line over depth, or over scale where they are of unlike ranks. Raises
-    `InputTypeError` for anything that has no figure.
+    A list of `Estimate` becomes a line over depth, or over scale if the estimates were taken at different ranks. Raises
+    `InputTypeError` for a type without a figure.
+
+    >>> import numpy as np
+    >>> from interp.geometry import intrinsic_dimension
+    >>> cloud = np.random.default_rng(0).normal(size=(100, 3))
+    >>> figure(intrinsic_dimension(cloud)).layout.title.text
+    'Intrinsic dimension'
     """
-    # A list has no type of its own to dispatch on: it is drawn as what it holds.
+    # A list has no type of its own to dispatch on, so the type of its first item decides.
     kind = type(result[0]) if isinstance(result, list | tuple) and result else type(result)
     _register(kind)
     return _draw.dispatch(kind)(result, **options)
@@ -105,12 +96,11 @@ def _register(kind: type) -> None:
         if base in _draw.registry and base is not object:
             return
         if base.__name__ in _DRAWN_BY and base.__module__.startswith("interp."):
-            module, name = _DRAWN_BY[base.__name__]
-            _draw.register(base)(getattr(importlib.import_module(module), name))
+            _draw.register(base)(__getattr__(_DRAWN_BY[base.__name__]))
             return
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'interp.plots' has no attribute {name!r}")
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,46 +1,57 @@
-"""The grid of a patching sweep, as a heatmap and on the picture.
+"""Figures of patching: the grid of a sweep as a heatmap or on the picture, and curves over windows of layers.
 
-White, or no colour over the picture, is no effect; vermilion is the clean answer coming back, blue is the answer moving
-further away. The scale is centred at 0 whatever the data, and the same in all layers and heads of a figure, so a colour
-always means the same. Hovering shows the interval over rows.
+**Grids.** White, or no colour over the picture, means no effect. Vermilion means that the clean answer comes back, blue
+that the model moves further away from it. The scale is centred at 0 and is the same for all layers and heads of a figure,
+so a colour always means the same number. Hovering shows the interval over rows. Layers run upwards and positions to the
+right. Heads are a third axis: with a single position they run to the right; a few rows of (layer, head) are stacked and
+named "layer.head"; more of them get a slider over heads.
 
-Layers stand upwards and positions to the right. Heads are a third axis: with a single position they stand to the right;
-few rows of (layer, head) are shown one above the other, as "layer.head"; for more of them a slider goes through the heads.
+**Curves.** `flow` and `layer_sweep` give one number for each window of layers. A point stands at the middle of its window, or
+at its first layer if every window reaches to the last layer, and hovering names the layers. The band is the 95 % interval
+over rows, the dashed line is the same intervention at random positions, the dotted line is the model without intervention.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from interp.errors import InputError
 from interp.plots.pictures import add_slider, lattice, picture_figure
+from interp.plots.series import Series, series_figure
 from interp.plots.theme import EFFECT_SCALE, label, new_figure, numbers, translucent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from interp.patching import PatchResult
+    from interp.patching import FlowResult, PatchResult, SweepResult
 
-# As many rows of (layer, head) are still told apart at a glance.
+# With more rows of (layer, head) than this, neighbouring rows are hard to tell apart.
 _MOST_ROWS = 48
-# What the name of a row takes, in pixels.
+# The height of a row's name, in pixels.
 _NAME_HEIGHT = 16
 # How much of the picture each colour hides, from one end of the scale to the other.
 _OPACITY = (0.9, 0.75, 0.0, 0.75, 0.9)
 _VEIL = [(share, translucent(colour, opacity)) for (share, colour), opacity in zip(EFFECT_SCALE, _OPACITY, strict=True)]
-# A cell of a result: its layer, position and, where there are any, head, as indices; None where nothing is drawn.
+# A cell of a result as indices: layer, position and, for a site with heads, head. None leaves a hole in the heatmap.
 _Cell = tuple[int, ...]
 _Cells = list[list[_Cell | None]]
+
+
+# Grids -------------------------------------------------------------------------------------------------------------------
 
 
 def patching_figure(
     result: PatchResult, labels: Sequence[str] | None = None, title: str | None = None, height: int | None = None
 ) -> go.Figure:
-    """On the picture where every column is a patch of it and nothing else is asked for, else `patch_figure`."""
+    """Draw a sweep with `patch_on_image` if every column is a patch, else with `patch_figure`.
+
+    `labels`, `height` or a site with heads also select `patch_figure`.
+    """
     plain = labels is None and height is None and result.heads is None
     if plain and result.boxes is not None and not result.boxes.isnan().any():
         return patch_on_image(result, title=title)
@@ -50,48 +61,41 @@ def patching_figure(
 def patch_figure(
     result: PatchResult, labels: Sequence[str] | None = None, title: str | None = None, height: int | None = None
 ) -> go.Figure:
-    """The effect in each cell of the grid; `labels` replaces the names of the positions.
+    """Draw the effect in each cell as a heatmap, layer by position; `labels` replaces the names of the positions.
 
-    Raises `InputError` where there are not as many labels as positions.
+    Raises `InputError` if the number of labels differs from the number of positions.
     """
     names = list(result.tokens if labels is None else labels)
     if len(names) != len(result.columns):
-        raise InputError(f"{len(names)} labels for {len(result.columns)} positions: expected one a position")
-    title = _titled(result) if title is None else title
-    layers, places, heads = range(len(result.layers)), range(len(names)), result.heads or []
-    by_layer, ticks = list(map(str, result.layers)), [label(name) for name in names]
-    if not heads:
-        grid: _Cells = [[(layer, place) for place in places] for layer in layers]
-        return _drawn(result, names, [grid], ticks, by_layer, title, height)
-    several = range(len(heads))
-    if len(places) == 1:
-        grid = [[(layer, 0, head) for head in several] for layer in layers]
-        return _drawn(result, names, [grid], None, by_layer, f"{title}, {ticks[0]}", height)
-    if len(heads) > 1 and len(layers) * len(heads) <= _MOST_ROWS:
-        grid = [[(layer, place, head) for place in places] for layer in layers for head in several]
-        rows = [f"{layer}.{head}" for layer in result.layers for head in heads]
-        return _drawn(result, names, [grid], ticks, rows, title, height)
-    panels: list[_Cells] = [[[(layer, place, head) for place in places] for layer in layers] for head in several]
-    figure = _drawn(result, names, panels, ticks, by_layer, title, height)
-    largest = result.effect.abs().nan_to_num().amax(dim=(0, 1)).argmax()
-    add_slider(figure, list(map(str, heads)), [f"{title}, head {head}" for head in heads], int(largest), "head ")
+        raise InputError(
+            f"{len(names)} labels for {len(result.columns)} positions: expected one label for each position"
+        )
+    title = _default_title(result) if title is None else title
+    ticks = [label(name) for name in names]
+    layout = _arrange(result, ticks)
+    if layout.x == "head":
+        title = f"{title}, {ticks[0]}"
+    figure = _draw_panels(result, names, layout, title, height)
+    if layout.slider:
+        largest = int(result.effect.abs().nan_to_num().amax(dim=(0, 1)).argmax())
+        add_slider(figure, layout.slider, [f"{title}, head {head}" for head in layout.slider], largest, "head ")
     return figure
 
 
 def patch_on_image(
     result: PatchResult, layer: int | None = None, head: int | None = None, title: str | None = None, size: int = 560
 ) -> go.Figure:
-    """The picture of the first pair, each patch coloured by its effect, and a slider over layers.
+    """Draw the effect on the picture of the first pair, one colour for each patch, with a slider over layers.
 
-    `layer` is seen first (default that of the largest effect); of a result with heads, `head` says which is drawn. Columns
-    that are no single patch are left out, and the title says how many.
+    The slider starts at `layer` (default: the layer with the largest effect). For a result with heads, `head` selects the
+    one to draw. Columns that are not a single patch are left out; the title says how many.
 
-    Raises `InputError` where no column is a patch of a known picture, and for a layer or head that was not patched.
+    Raises `InputError` if no column is a patch of a known picture, and for a layer or head that was not patched.
     """
     from PIL.Image import fromarray
 
-    seen, corners = _on_picture(result)
-    if result.picture is None or not seen:
+    patches, corners = _find_patches(result)
+    if result.picture is None or not patches:
         raise InputError(
             f"none of {len(result.columns)} positions of this result is a patch of a known picture: expected a sweep over "
             "positions='image' of rows that were made from texts and images"
@@ -100,25 +104,25 @@ def patch_on_image(
     if result.heads is None and head is not None:
         raise InputError(f"head={head!r}: this result has no heads, leave head out")
     of_head = () if result.heads is None else (_index("head", head, result.heads),)
-    shown = result.effect[(slice(None), seen, *of_head)].nan_to_num().abs()
-    first = int(shown.amax(dim=1).argmax()) if layer is None else _index("layer", layer, result.layers)
-    across, down, boxes = lattice([corners[number] for number in seen])
+    sizes = result.effect[(slice(None), patches, *of_head)].nan_to_num().abs()
+    first = int(sizes.amax(dim=1).argmax()) if layer is None else _index("layer", layer, result.layers)
+    across, down, boxes = lattice([corners[number] for number in patches])
     figure = picture_figure(fromarray(result.picture.numpy()), width, height, 0, size)
-    drawer = _Numbers(result, result.tokens, _reach(shown))
+    drawer = _Drawer(result, result.tokens, _limit(sizes))
     for index in range(len(result.layers)):
-        cells: _Cells = [[None if box is None else (index, seen[box], *of_head) for box in row] for row in boxes]
+        cells: _Cells = [[None if box is None else (index, patches[box], *of_head) for box in row] for row in boxes]
         figure.add_trace(drawer.heatmap(cells, across, down, colorscale=_VEIL, xgap=1, ygap=1))
-    title = _titled(result) if title is None else title
-    left = len(result.columns) - len(seen)
-    titles = [f"{title}, layer {number}" for number in result.layers]
-    titles = [f"{each} ({left} other position{'s' * (left > 1)} not shown)" if left else each for each in titles]
+    title = _default_title(result) if title is None else title
+    others = len(result.columns) - len(patches)
+    remark = f" ({others} other position{'s' * (others > 1)} not shown)" if others else ""
+    titles = [f"{title}, layer {number}{remark}" for number in result.layers]
     add_slider(figure, list(map(str, result.layers)), titles, first, "layer ")
     figure.update_layout(margin={"t": 64})
     _add_ends(figure, result)
     return figure
 
 
-def _on_picture(result: PatchResult) -> tuple[list[int], list[tuple[float, float, float, float]]]:
+def _find_patches(result: PatchResult) -> tuple[list[int], list[tuple[float, float, float, float]]]:
     """The columns that have an area on the picture, and the corners of all columns in its pixels."""
     if result.picture is None or result.boxes is None:
         return [], []
@@ -128,76 +132,119 @@ def _on_picture(result: PatchResult) -> tuple[list[int], list[tuple[float, float
     return [number for number, (x, y, right, bottom) in enumerate(corners) if right > x and bottom > y], corners
 
 
-def _index(what: str, wanted: int | None, there: Sequence[int]) -> int:
-    """The place of a layer or a head among those of a result; of a single one none need be named."""
-    if wanted is None and len(there) == 1:
+def _index(what: str, value: int | None, choices: Sequence[int]) -> int:
+    """The index of a layer or head among those of a result; None selects the only one."""
+    if value is None and len(choices) == 1:
         return 0
-    if wanted not in there:
-        raise InputError(f"{what}={wanted!r}: this result has {what}s {list(there)}, expected one of them")
-    return there.index(wanted)
+    if value not in choices:
+        raise InputError(f"{what}={value!r}: this result has {what}s {list(choices)}, expected one of them")
+    return choices.index(value)
 
 
-def _titled(result: PatchResult) -> str:
+def _default_title(result: PatchResult) -> str:
     rows = len(result.per_row)
-    moves = "comes back" if result.direction == "denoise" else "is left"
-    how = f"{label(result.direction)}, {label(result.method)}"
+    outcome = "comes back" if result.direction == "denoise" else "is left"
     return (
-        f"Patching {label(result.site)} ({how}): share of the clean answer that {moves} "
-        f"({rows} {'pair' if rows == 1 else 'pairs'})"
+        f"Patching {label(result.site)} ({label(result.direction)}, {label(result.method)}): share of the clean answer "
+        f"that {outcome} ({rows} {'pair' if rows == 1 else 'pairs'})"
     )
 
 
-def _drawn(
-    result: PatchResult,
-    names: Sequence[str],
-    panels: Sequence[_Cells],
-    ticks: Sequence[str] | None,
-    rows: Sequence[str],
-    title: str,
-    height: int | None,
+def _limit(effect: Tensor) -> float:
+    """How far the colour scale reaches to either side of 0."""
+    return float(effect.nan_to_num().abs().max()) or 1.0
+
+
+def _add_ends(figure: go.Figure, result: PatchResult) -> None:
+    """Write the metric at effect 1 and at effect 0 above the figure."""
+    figure.add_annotation(
+        text=f"{label(result.metric)}: clean {result.clean:.3g} (effect 1), corrupted {result.corrupted:.3g} (effect 0)",
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=1.0,
+        yanchor="bottom",
+        xanchor="left",
+        showarrow=False,
+        font={"size": 11},
+    )
+
+
+def _arrange(result: PatchResult, ticks: list[str]) -> _Layout:
+    """Choose the form of the grid: without heads, heads to the right, stacked heads, or a panel for each head."""
+    layers, places, heads = range(len(result.layers)), range(len(ticks)), range(len(result.heads or ()))
+    layer_names, head_names = list(map(str, result.layers)), list(map(str, result.heads or ()))
+    if not heads:
+        return _Layout([[[(layer, place) for place in places] for layer in layers]], ticks, layer_names)
+    if len(ticks) == 1:
+        return _Layout([[[(layer, 0, head) for head in heads] for layer in layers]], head_names, layer_names, x="head")
+    if len(heads) > 1 and len(layers) * len(heads) <= _MOST_ROWS:
+        grid: _Cells = [[(layer, place, head) for place in places] for layer in layers for head in heads]
+        rows = [f"{layer}.{head}" for layer in layer_names for head in head_names]
+        return _Layout([grid], ticks, rows, y="layer.head")
+    panels: list[_Cells] = [[[(layer, place, head) for place in places] for layer in layers] for head in heads]
+    return _Layout(panels, ticks, layer_names, slider=head_names)
+
+
+def _draw_panels(
+    result: PatchResult, names: Sequence[str], layout: _Layout, title: str, height: int | None
 ) -> go.Figure:
-    """A figure of one heatmap a panel, its rows named by `rows`, its columns by `ticks` or else by the heads."""
-    by_layer = len(rows) == len(result.layers)
-    # Cells stand at their number and not at that of their layer: layers may be any, in any order.
-    tall, wide = list(range(len(rows))), list(range(len(panels[0][0])))
-    height = height or 200 + max(160, (26 if by_layer else 16) * len(rows)) + 90 * (len(panels) > 1)
-    x_name, y_name = "head" if ticks is None else "position", "layer" if by_layer else "layer.head"
-    figure = new_figure(title, x_name, y_name, height)
-    drawer = _Numbers(result, names, _reach(result.effect))
-    for cells in panels:
-        figure.add_trace(drawer.heatmap(cells, wide, tall, colorscale=EFFECT_SCALE))
-    columns = list(map(str, result.heads or ())) if ticks is None else ticks
-    figure.update_xaxes(tickvals=wide, ticktext=columns, tickangle=0 if ticks is None else -90, showgrid=False)
-    # Names that would run into each other are left out.
-    step = math.ceil(_NAME_HEIGHT * len(rows) / max(height - 200, 1))
-    figure.update_yaxes(tickvals=tall[::step], ticktext=list(rows)[::step], showgrid=False)
+    """Draw one heatmap for each panel of the layout, on the same axes."""
+    # A cell stands at its index, not at the number of its layer: layers may come in any order.
+    down, across = list(range(len(layout.rows))), list(range(len(layout.columns)))
+    row_height = 26 if layout.y == "layer" else 16
+    height = height or 200 + max(160, row_height * len(down)) + 90 * (len(layout.panels) > 1)
+    figure = new_figure(title, layout.x, layout.y, height)
+    drawer = _Drawer(result, names, _limit(result.effect))
+    for cells in layout.panels:
+        figure.add_trace(drawer.heatmap(cells, across, down, colorscale=EFFECT_SCALE))
+    angle = 0 if layout.x == "head" else -90
+    figure.update_xaxes(tickvals=across, ticktext=layout.columns, tickangle=angle, showgrid=False)
+    # Skip names that would overlap.
+    step = math.ceil(_NAME_HEIGHT * len(down) / max(height - 200, 1))
+    figure.update_yaxes(tickvals=down[::step], ticktext=layout.rows[::step], showgrid=False)
     _add_ends(figure, result)
     return figure
 
 
-class _Numbers:
-    """The numbers of a result as plotly takes them, and heatmaps of some of its cells."""
+@dataclass(frozen=True)
+class _Layout:
+    """Which cell stands where: panels of rows of cells, the names of columns and rows, the titles of both axes.
 
-    def __init__(self, result: PatchResult, names: Sequence[str], reach: float):
-        self.result, self.names, self.reach = result, [label(name) for name in names], reach
+    `slider` names the panels if there is one for each head.
+    """
+
+    panels: Sequence[_Cells]
+    columns: list[str]
+    rows: list[str]
+    x: str = "position"
+    y: str = "layer"
+    slider: Sequence[str] = ()
+
+
+class _Drawer:
+    """Draws heatmaps of some cells of a result, all on one colour scale that reaches to `limit`."""
+
+    def __init__(self, result: PatchResult, names: Sequence[str], limit: float):
+        self.result, self.names, self.limit = result, [label(name) for name in names], limit
         self.metric = label(result.metric)
         self.grids = [numbers(grid) for grid in (result.effect, result.low, result.high, result.values)]
 
-    def heatmap(self, cells: _Cells, x: Sequence[float], y: Sequence[float], **look: Any) -> go.Heatmap:
-        """The effect in these cells, row by row, nothing where there is none; over each the rest is shown."""
+    def heatmap(self, cells: _Cells, x: Sequence[float], y: Sequence[float], **options: Any) -> go.Heatmap:
+        """The effect in these cells, row by row; hovering over a cell shows its other numbers."""
         return go.Heatmap(
             z=[[None if cell is None else _at(self.grids[0], cell) for cell in row] for row in cells],
             x=list(x),
             y=list(y),
             zmid=0,
-            zmin=-self.reach,
-            zmax=self.reach,
+            zmin=-self.limit,
+            zmax=self.limit,
             colorbar={"title": {"text": "effect"}, "thickness": 12},
             customdata=[[None if cell is None else self._hover(cell) for cell in row] for row in cells],
             hovertemplate="%{customdata[0]} (%{customdata[1]}), %{customdata[5]}<br>effect %{z:.3f}%{customdata[2]}<br>"
             + "%{customdata[3]} %{customdata[4]}<extra></extra>",
             hoverongaps=False,
-            **look,
+            **options,
         )
 
     def _hover(self, cell: _Cell) -> list[str]:
@@ -217,21 +264,72 @@ def _at(nested: Any, cell: _Cell) -> Any:
     return nested
 
 
-def _reach(effect: Tensor) -> float:
-    """How far the scale goes to either side of 0."""
-    return float(effect.nan_to_num().abs().max()) or 1.0
+# Curves ------------------------------------------------------------------------------------------------------------------
 
 
-def _add_ends(figure: go.Figure, result: PatchResult) -> None:
-    """The metric at the two ends of the scale, above the figure."""
-    figure.add_annotation(
-        text=f"{label(result.metric)}: clean {result.clean:.3g} (effect 1), corrupted {result.corrupted:.3g} (effect 0)",
-        xref="paper",
-        yref="paper",
-        x=0,
-        y=1.0,
-        yanchor="bottom",
-        xanchor="left",
-        showarrow=False,
-        font={"size": 11},
+def flow_figure(result: FlowResult, title: str | None = None, height: int = 400) -> go.Figure:
+    """Draw one curve for each edge: the change of the metric, in percent, when the edge is cut around each layer."""
+    series = {edge: _curve(result, (number,)) for number, edge in enumerate(result.edges)}
+    width = max(map(len, result.windows))
+    remark = "" if result.control is None else "; dashed: from random positions"
+    title = title or (f"Information flow: edges cut in windows of up to {width} layers ({_row_count(result)}{remark})")
+    y = f"change of the {label(result.metric)} in %"
+    return series_figure(series, title, y, x="layer at the centre", chance={"untouched": 0.0}, height=height)
+
+
+def sweep_figure(
+    results: SweepResult | Mapping[str, SweepResult], title: str | None = None, height: int = 380
+) -> go.Figure:
+    """Draw the metric over windows of layers, for one sweep or for several of the same model, by name.
+
+    A dotted line shows the metric without intervention, once for all sweeps that share it.
+    """
+    named = dict(results) if isinstance(results, Mapping) else {results.intervention: results}
+    series = {name: _curve(result, at=_middles(result.windows)) for name, result in named.items()}
+    metrics = dict.fromkeys(result.metric for result in named.values())
+    counts = dict.fromkeys(map(_row_count, named.values()))
+    remark = "; dashed: at random positions" if any(result.control is not None for result in named.values()) else ""
+    title = title or f"{label(', '.join(named), 60)} over layers ({', '.join(counts)}{remark})"
+    x = "from layer" if all(_reach_end(result.windows) for result in named.values()) else "layer (middle of the window)"
+    return series_figure(series, title, label(", ".join(metrics), 60), x=x, chance=_levels(named), height=height)
+
+
+def _curve(result: FlowResult | SweepResult, index: tuple[int, ...] = (), at: Sequence[float] | None = None) -> Series:
+    """The line at this index of a result; bounds and controls that contain NaN are left out."""
+    low, high, control = (
+        None if line is None or line[index].isnan().any() else line[index]
+        for line in (result.low, result.high, result.control)
     )
+    places = [_layers(window) for window in result.windows]
+    return Series(values=result.values[index], low=low, high=high, control=control, at=at, places=places)
+
+
+def _levels(named: Mapping[str, SweepResult]) -> dict[str, float]:
+    """The metric without intervention, one level for all sweeps that share it."""
+    owners: dict[str, list[str]] = {}
+    for name, result in named.items():
+        owners.setdefault(f"{result.baseline:.6g}", []).append(name)
+    if len(owners) == 1:
+        return {"untouched": float(next(iter(owners)))}
+    return {f"untouched ({', '.join(names)})": float(level) for level, names in owners.items()}
+
+
+def _middles(windows: Sequence[range]) -> list[float]:
+    """Where each window is drawn: at its middle, or at its first layer if all windows reach to the last layer."""
+    if _reach_end(windows):
+        return [window.start for window in windows]
+    return [(window.start + window.stop - 1) / 2 for window in windows]
+
+
+def _reach_end(windows: Sequence[range]) -> bool:
+    return len(windows) > 1 and all(window.stop == windows[-1].stop for window in windows)
+
+
+def _layers(window: range) -> str:
+    """A window in words, with its last layer included."""
+    return f"layer {window.start}" if len(window) == 1 else f"layers {window.start} to {window.stop - 1}"
+
+
+def _row_count(result: FlowResult | SweepResult) -> str:
+    count = len(result.per_row)
+    return f"{count} row" if count == 1 else f"{count} rows"

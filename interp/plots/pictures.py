@@ -1,8 +1,8 @@
-"""Pictures under figures, and a slider that goes through what is laid on them.
+"""A picture behind a figure, and a slider over the heatmaps that lie on it.
 
-What a model does with the patches of a picture is drawn on the picture: one heatmap a layer, of which one is seen, and a
-slider. `lens_on_image` and `patch_on_image` share what they need for that. Patches are rectangles that lie side by side
-but need not be of one size (those at the edge of a crop are cut), so `lattice` finds the lines between them.
+`lens_on_image` and `patch_on_image` draw what a model does with each patch on the picture itself: one heatmap for each layer,
+one of which is visible, and a slider that selects it. Patches are rectangles that lie side by side. They may differ in
+size (those at the edge of a crop are cut), so `lattice` finds the lines between them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from interp.plots.theme import TEMPLATE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Pictures smaller than this, in pixels, are enlarged.
 _SHARPEST = 480
-# Lines nearer to each other than this share of a picture are one.
+# Edges closer together than this share of a picture are one line.
 _ONE_LINE = 1e-4
 
 
 def picture_figure(image: Image, width: float, height: float, start: float, size: int) -> go.Figure:
-    """An empty figure with this picture for its ground, `size` pixels wide.
+    """An empty figure with this picture as its background, `size` pixels wide.
 
-    Its axes go from `start`, at the left and at the top, over `width` to the right and over `height` downwards.
+    Its axes begin at `start` in the top left corner and extend `width` to the right and `height` down.
     """
     figure = go.Figure(layout={"template": TEMPLATE})
     figure.add_layout_image(
@@ -52,9 +53,10 @@ def picture_figure(image: Image, width: float, height: float, start: float, size
 
 
 def add_slider(figure: go.Figure, names: Sequence[str], titles: Sequence[str], first: int, prefix: str) -> None:
-    """A slider that shows one trace of the figure at a time, under its title; `first` is seen at the start.
+    """Add a slider that shows one trace of the figure at a time, with its title; `first` is visible at the start.
 
-    Where the figure has several series of as many traces as there are names, one behind the other, it shows one of each.
+    If the figure holds several series of traces, one after the other, with a trace for each name, one trace of each
+    series is visible.
     """
     steps = [
         {
@@ -76,8 +78,10 @@ def add_slider(figure: go.Figure, names: Sequence[str], titles: Sequence[str], f
 def lattice(
     boxes: Sequence[tuple[float, float, float, float]],
 ) -> tuple[list[float], list[float], list[list[int | None]]]:
-    """The lines between boxes (left, top, right, bottom): those across the picture, those down it, and for each cell
-    between them, row by row, the number of the box it belongs to, None for none.
+    """The lines between boxes (left, top, right, bottom), and the box that each cell between the lines belongs to.
+
+    Returns the positions of the vertical lines, those of the horizontal lines, and row by row the index of each cell's
+    box, None for a cell outside all boxes.
 
     >>> lattice([(0.0, 0.0, 0.5, 1.0), (0.5, 0.5, 0.75, 1.0)])
     ([0.0, 0.5, 0.75], [0.0, 0.5, 1.0], [[0, None], [0, 1]])
@@ -105,11 +109,11 @@ def _nearest(lines: Sequence[float], edge: float) -> int:
 
 
 def as_uri(image: Image) -> str:
-    """The picture as a data URI; a small one enlarged without smoothing, so that its pixels stay what they are."""
+    """The picture as a PNG data URI. A small picture is enlarged without smoothing, so that its pixels stay sharp."""
     from PIL.Image import Image, Resampling
 
     if not isinstance(image, Image):
-        raise InputTypeError(f"image={shown(image)} is a {type(image).__name__}: expected a picture of PIL")
+        raise InputTypeError(f"image={shown(image)} is a {type(image).__name__}: expected a PIL image")
     factor = _SHARPEST // max(image.size)
     picture = image.convert("RGB")
     if factor > 1:

@@ -1,6 +1,6 @@
-"""Lines over depth: a value at each state or layer, with its interval as a band and its chance level as a dotted line.
+"""Lines over depth: a value for each state or layer, its interval as a band, its chance level as a dotted line.
 
-Probes, dimensions, overlaps and entropies are all drawn by `series_figure`, so that they can be laid side by side.
+`series_figure` draws probes, overlaps, entropies and sweeps alike, so that they can be compared side by side.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from interp.plots.theme import CHANCE, COLOURS, label, new_figure, numbers, tran
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `values` at states 0, 1, ..., its `low` and `high` where there are any, a `control` drawn dashed.
+    """One line: `values` at states 0, 1, ..., optionally with an interval (`low`, `high`) and a dashed `control`.
 
-    `at` gives the states where they do not count from 0, and `places` what hovering calls each point where "state" is not
-    it; `colour` and `dash` are chosen by the figure where left out. `hollow` says which points are drawn as rings.
+    `at` gives the states if they do not count from 0. `places` names each point when hovering (default "state 0", "state 1",
+    ...). Without a `colour` the figure chooses one. Points marked in `hollow` are drawn as rings.
     """
 
     values: Any
@@ -43,9 +43,14 @@ def series_figure(
     y_range: tuple[float, float] | None = None,
     height: int = 380,
 ) -> go.Figure:
-    """Several named lines in one figure. `chance` is one level for all, or named levels.
+    """Draw several named lines in one figure. `chance` is one level for all lines, or several levels by name.
 
-    Raises `InputError` where a line is empty, or its interval has another length.
+    Raises `InputError` if a line is empty, or if one of its parts differs in length from its values.
+
+    >>> line = Series(values=[0.2, 0.9], low=[0.1, 0.8], high=[0.3, 1.0])
+    >>> figure = series_figure({"digit": line}, "Probes", "accuracy", chance=0.1)
+    >>> [trace.name for trace in figure.data]
+    ['digit interval', 'digit']
     """
     figure = new_figure(title, x, y, height)
     for index, (name, line) in enumerate(series.items()):
@@ -58,38 +63,27 @@ def series_figure(
             annotation={"text": f"{label(name)} {level:.3g}", "font": {"color": CHANCE, "size": 11}},
             annotation_position="bottom right",
         )
-    figure.update_xaxes(dtick=1 if _longest(series) <= 16 else None)
+    longest = max((len(line.values) for line in series.values()), default=0)
+    figure.update_xaxes(dtick=1 if longest <= 16 else None)
     if y_range:
         figure.update_yaxes(range=list(y_range))
     return figure
 
 
-def _longest(series: Mapping[str, Series]) -> int:
-    return max((len(line.values) for line in series.values()), default=0)
-
-
 def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
     values = numbers(line.values)
-    at = list(line.at) if line.at is not None else list(range(len(values)))
-    places = list(line.places) if line.places is not None else [f"state {state:g}" for state in at]
-    parts = {
-        "low": line.low,
-        "high": line.high,
-        "control": line.control,
-        "at": at,
-        "places": places,
-        "hollow": line.hollow,
-    }
-    wrong = [part for part, given in parts.items() if given is not None and len(given) != len(values)]
+    at = list(range(len(values)) if line.at is None else line.at)
+    places = [f"state {state:g}" for state in at] if line.places is None else list(line.places)
+    parts = {"low": line.low, "high": line.high, "control": line.control, "hollow": line.hollow}
+    parts |= {"at": at, "places": places}
+    wrong = [part for part, entries in parts.items() if entries is not None and len(entries) != len(values)]
     if not values or wrong:
         raise InputError(
-            f"series {name!r} has {len(values)} values and another number of {', '.join(wrong) or 'states'}"
+            f"series {name!r} has {len(values)} values and a different number of {', '.join(wrong) or 'states'}: "
+            "expected one for each value"
         )
-    shown, group = label(name, 60), label(name, 60)
-    hover = [
-        [shown, "" if line.low is None else f"<br>95 % {low:.3g} to {high:.3g}", place]
-        for (low, high), place in zip(_bounds(line, values), places, strict=True)
-    ]
+    shown = label(name, 60)
+    hover = [[shown, interval, place] for interval, place in zip(_intervals(line, values), places, strict=True)]
     if line.low is not None:
         low, high = numbers(line.low), numbers(line.high)
         figure.add_scatter(
@@ -100,7 +94,7 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
-            legendgroup=group,
+            legendgroup=shown,
             name=f"{shown} interval",
             mode="lines",
         )
@@ -109,7 +103,7 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
         y=values,
         mode="lines+markers",
         name=shown,
-        legendgroup=group,
+        legendgroup=shown,
         line={"color": colour, "width": 2.2, "dash": line.dash},
         marker={"size": 6, "color": colour, "symbol": _symbols(line, values)},
         customdata=hover,
@@ -121,7 +115,7 @@ def _draw_line(figure: go.Figure, name: str, line: Series, colour: str) -> None:
             y=numbers(line.control),
             mode="lines",
             name=f"{shown}, control",
-            legendgroup=group,
+            legendgroup=shown,
             showlegend=False,
             line={"color": colour, "width": 1.3, "dash": "dash"},
             customdata=hover,
@@ -134,7 +128,8 @@ def _symbols(line: Series, values: list[Any]) -> list[str]:
     return ["circle-open" if ring else "circle" for ring in hollow]
 
 
-def _bounds(line: Series, values: list[Any]) -> list[tuple[float, float]]:
+def _intervals(line: Series, values: list[Any]) -> list[str]:
+    """What hovering adds to each value: its interval, if the line has one."""
     if line.low is None:
-        return [(0.0, 0.0)] * len(values)
-    return [(float(low), float(high)) for low, high in zip(line.low, line.high, strict=True)]
+        return [""] * len(values)
+    return [f"<br>95 % {float(low):.3g} to {float(high):.3g}" for low, high in zip(line.low, line.high, strict=True)]

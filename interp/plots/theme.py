@@ -1,8 +1,8 @@
-"""One look for all figures, and the text in them made safe.
+"""One look for all figures, and safe text in them.
 
-Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; an effect, which has a sign,
-is drawn on a scale from blue over white to vermilion with white at 0. plotly reads text as a small dialect of HTML, so
-a token such as ``<image>`` would vanish from an axis: every string that comes from data goes through `label`.
+Colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart. An effect, which has a sign,
+is drawn on a scale from blue through white to vermilion, with white at 0. plotly reads text as a small dialect of HTML, so
+a token such as ``<image>`` would disappear from an axis: every string that comes from data goes through `label`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,7 @@ import plotly.graph_objects as go
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 CHANCE = "#8a94a0"
-EFFECT_SCALE = [
-    (0.0, "#053e6b"),
-    (0.25, "#5a9bc9"),
-    (0.5, "#ffffff"),
-    (0.75, "#f0a06a"),
-    (1.0, "#a33c00"),
-]
+EFFECT_SCALE = [(0.0, "#053e6b"), (0.25, "#5a9bc9"), (0.5, "#ffffff"), (0.75, "#f0a06a"), (1.0, "#a33c00")]
 AMOUNT_SCALE = [(0.0, "#f7f9fb"), (0.35, "#a9cbe3"), (0.7, "#3b82b5"), (1.0, "#08325c")]
 MARK = "#D55E00"
 LONGEST_LABEL = 24
@@ -55,7 +49,11 @@ TEMPLATE = go.layout.Template(
 
 
 def label(text: Any, longest: int = LONGEST_LABEL) -> str:
-    """A string from data as plotly can show it: escaped, with control characters made visible, shortened."""
+    """A string from data in a form that plotly can show: escaped, control characters visible, shortened to `longest`.
+
+    >>> label("<image>")
+    '&lt;image&gt;'
+    """
     visible = "".join(_visible(character) for character in str(text))
     if len(visible) > longest:
         visible = visible[: longest - 1] + "…"
@@ -65,14 +63,14 @@ def label(text: Any, longest: int = LONGEST_LABEL) -> str:
 def _visible(character: str) -> str:
     if character in "\n\u010a":
         return "⏎"
-    # byte-level and sentencepiece tokenizers write a leading space as one of these
+    # Byte-level and sentencepiece tokenizers write a leading space as one of these.
     if character in "\t\u0120\u2581":
         return " "
     return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") else character
 
 
 def new_figure(title: str, x: str, y: str, height: int = 380) -> go.Figure:
-    """An empty figure in the shared look. `title` and the axes' names are this package's own words, not data."""
+    """An empty figure in the shared look. The title and the axis titles are not escaped: they must not come from data."""
     figure = go.Figure(layout={"template": TEMPLATE, "height": height, "title": {"text": title}})
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
@@ -80,7 +78,7 @@ def new_figure(title: str, x: str, y: str, height: int = 380) -> go.Figure:
 
 
 def numbers(values: Iterable[Any]) -> list[Any]:
-    """A tensor, array or list as plain (nested) lists of floats, NaN as None: what plotly draws as a gap."""
+    """A tensor, array or list as (nested) lists of floats. NaN becomes None, which plotly draws as a gap."""
     plain = values.tolist() if hasattr(values, "tolist") else list(values)
     return [_plain(value) for value in plain]
 
@@ -93,12 +91,12 @@ def _plain(value: Any) -> Any:
 
 
 def markers(colour: str, hollow: Iterable[bool], size: int = 7) -> dict[str, Any]:
-    """The markers of a line in its colour, rings where they are `hollow`: white inside, so that error bars end at them."""
+    """The markers of a line in its colour. `hollow` ones are rings, filled with white so that error bars end at them."""
     inside = ["white" if ring else colour for ring in hollow]
     return {"size": size, "color": inside, "line": {"color": colour, "width": 1.8}}
 
 
 def translucent(colour: str, opacity: float) -> str:
-    """``#rrggbb`` with an opacity, for bands behind a line."""
+    """The colour ``#rrggbb`` with an opacity, for bands behind a line."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"

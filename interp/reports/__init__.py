@@ -1,5 +1,5 @@
-"""Reports: what was found, on one page that opens anywhere.
+"""Reports: analyses and their results on one HTML page that opens anywhere.
 
-`interp.reports.page` composes a self-contained HTML file; `interp.reports.demo` runs every analysis on the bundled toy
-and `interp.reports.own` those that need no labels on a model, a picture and a question of the user's.
+`interp.reports.demo` runs every analysis on the bundled toy, `interp.reports.one_prompt` runs those that need no labels on
+one picture and one question, and `interp.reports.page` writes a self-contained HTML file.
 """

@@ -1,12 +1,12 @@
-"""The demo's analyses: every method of this package, once, on the bundled toy before and after instruction tuning.
+"""The analyses of the demo: every method of this package, once, on the bundled toy before and after instruction tuning.
 
-`toy:stage1` has seen captions through its connector alone; `toy:tuned` was then trained on perception questions about
-images, never on abstraction. `analyse` asks both what images and captions of the same scenes become on their way up:
-what is answered, what the logit lens reads off the patches, which states carry the answer, what a linear probe finds,
-and where the two modalities have the same neighbours. It returns a `Demo`; `interp.reports.demo_page` shows it and
-`interp.reports.findings` says what it amounts to.
+`toy:stage1` has a connector trained on captions. `toy:tuned` was then trained on perception questions about images, never
+on abstraction questions. `analyse` compares how both models represent images and captions of the same scenes: which
+questions they answer, what the logit lens reads from the patches, which states carry the answer, what a linear probe
+decodes, and where the two modalities have the same neighbours. It returns a `Demo`; `interp.reports.demo_page` shows it,
+and `interp.reports.findings` describes it in sentences.
 
-Nothing here depends on where the model runs: a model loaded with ``remote="local"`` gives the same numbers.
+The numbers do not depend on where a model runs: one loaded with ``remote="local"`` gives the same ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from interp.models.batches.targets import target_ids
 from interp.patching import PatchResult, logit_difference, patch_sweep
 from interp.patching.metrics import Metric
 from interp.probes import ProbeResult, probe_layers, wilson_interval
-from interp.toy import Pair, Question, Scene, SceneDataset, evaluate, pairs, scenes
+from interp.toy import Pair, Question, Scene, SceneDataset, SceneObject, evaluate, pairs, scenes
 from interp.toy.language import PLACES
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _SMALL_MODEL = 20_000_000
 
 @dataclass(frozen=True)
 class Size:
-    """How much data each analysis takes."""
+    """How much data each analysis uses."""
 
     shown: int = 4
     evaluated: int = 120
@@ -60,44 +60,39 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question about a shown scene, and what each model answered, from the image."""
+class Answer:
+    """A question about one of the demo's scenes, and what each model answered from the image."""
 
     scene: int
     question: Question
-    answers: Mapping[str, str]
+    by_model: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Naming:
-    """How often a patch of an object is read as its digit or its colour, state by state.
+class Curve:
+    """A number at each state or layer with its 95 % interval and, if there is one, its control."""
 
-    `share[state]` with its 95 % interval; `control` is the same count with the words of another scene's object.
-    """
-
-    share: Tensor
+    values: Tensor
     low: Tensor
     high: Tensor
-    control: Tensor
-    patches: int
+    control: Tensor | None = None
 
-
-@dataclass(frozen=True)
-class GroupEffect:
-    """What comes back of the clean answer when all positions of one group are patched at a layer: `[layer]` each."""
-
-    effect: Tensor
-    low: Tensor
-    high: Tensor
+    def rows(self) -> Tensor:
+        """Values, bounds and control as Float `[row, state]`."""
+        return torch.stack([row for row in (self.values, self.low, self.high, self.control) if row is not None])
 
 
 @dataclass(frozen=True)
 class Patching:
-    """One question, clean and corrupted scenes with the changed object in one place, and what restores the answer."""
+    """Activation patching for one question, on pairs in which the changed object is at the same `place`.
+
+    `sweep` patches each position alone, `groups` all positions of a group at once. `labels` names the columns of the sweep.
+    `answered` counts the pairs, before selection, that the model answers correctly for both pictures.
+    """
 
     pairs: tuple[Pair, ...]
     sweep: PatchResult
-    groups: Mapping[str, GroupEffect]
+    groups: Mapping[str, Curve]
     labels: tuple[str, ...]
     place: str
     answered: int
@@ -105,7 +100,7 @@ class Patching:
 
 @dataclass(frozen=True)
 class Geometry:
-    """One model's geometry over `n` scenes: dimensions by modality, and the alignment of its modalities."""
+    """The geometry of one model: dimensions for each modality, and the alignment of the modalities."""
 
     dimensions: Mapping[str, list[Estimate]]
     alignment: AlignmentMatrix
@@ -113,73 +108,77 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything the demo measured; dicts are keyed by model, then by modality or property."""
+    """All results of the demo. The keys of dicts are models, then modalities or properties.
+
+    `naming` is the share of object patches that the lens reads as their digit or colour, over `patches` of them. `retained`
+    is the neighbour overlap of the two models at the same state. `n` is the number of scenes behind the geometry.
+    """
 
     scenes: SceneDataset
-    asked: tuple[Asked, ...]
+    answers: tuple[Answer, ...]
     accuracy: pd.DataFrame
     lens: LensResult
     lens_grid: tuple[int, int]
     lens_scene: int
-    naming: Mapping[str, Naming]
+    naming: Mapping[str, Curve]
+    patches: int
     patching: Patching
     probes: Mapping[str, Mapping[tuple[str, str], ProbeResult]]
     geometry: Mapping[str, Geometry]
-    retained: Mapping[str, Tensor]
+    retained: Mapping[str, Curve]
     n: int
     seed: int
 
     def numbers(self) -> dict[str, np.ndarray]:
-        """Every number of the report under a name of its own, to compare one run with another."""
-        found: dict[str, Any] = {
+        """Every number of the report by name, to compare one run with another."""
+        numbers: dict[str, Any] = {
             "accuracy": self.accuracy[["accuracy", "low", "high", "chance"]].to_numpy(float),
             "lens/entropy": self.lens.entropy,
             "lens/top_probs": self.lens.top_probs,
             "patching/values": self.patching.sweep.values,
             "patching/effect": self.patching.sweep.effect,
         }
-        for model, naming in self.naming.items():
-            found[f"naming/{model}"] = torch.stack([naming.share, naming.low, naming.high, naming.control])
-        for name, group in self.patching.groups.items():
-            found[f"patching/{name}"] = torch.stack([group.effect, group.low, group.high])
+        for analysis, curves in {
+            "naming": self.naming,
+            "patching": self.patching.groups,
+            "retained": self.retained,
+        }.items():
+            numbers |= {f"{analysis}/{name}": curve.rows() for name, curve in curves.items()}
         for model, probes in self.probes.items():
             for (what, modality), probe in probes.items():
                 assert probe.control is not None
-                parts = [probe.accuracy, probe.low, probe.high, probe.control]
-                found[f"probes/{model}/{what} from {modality}"] = torch.stack([part.double() for part in parts])
+                rows = [probe.accuracy, probe.low, probe.high, probe.control]
+                numbers[f"probes/{model}/{what} from {modality}"] = torch.stack([row.double() for row in rows])
         for model, geometry in self.geometry.items():
             matrix = geometry.alignment
             bypass = matrix.bypass()
-            found[f"alignment/{model}"] = torch.stack([matrix.values, matrix.low, matrix.high])
-            found[f"bypass/{model}"] = torch.stack([bypass.gain, bypass.gain_low, bypass.gain_high, bypass.p])
+            numbers[f"alignment/{model}"] = torch.stack([matrix.values, matrix.low, matrix.high])
+            numbers[f"bypass/{model}"] = torch.stack([bypass.gain, bypass.gain_low, bypass.gain_high, bypass.p])
             for modality, line in geometry.dimensions.items():
-                found[f"dimension/{model}/{modality}"] = [[item.value, item.error] for item in line]
-        for modality, overlaps in self.retained.items():
-            found[f"retained/{modality}"] = overlaps
-        return {name: np.asarray(value, dtype=float) for name, value in found.items()}
+                numbers[f"dimension/{model}/{modality}"] = [[item.value, item.error] for item in line]
+        return {name: np.asarray(value, dtype=float) for name, value in numbers.items()}
 
 
 def analyse(
     stage1: VLM, tuned: VLM, size: Size | None = None, seed: int = 0, step: Callable[[str], None] = lambda name: None
 ) -> Demo:
-    """Run the demo's analyses; `step` is told the name of each of `STEPS` as it begins."""
+    """Run the analyses of the demo on both models; `step(name)` is called when each of `STEPS` begins."""
     size = size or Size()
     models = {STAGE1: stage1, TUNED: tuned}
     with few_threads(tuned):
         step("questions")
-        shown = _shown_scenes(size, seed)
-        asked = _ask(models, shown)
-        accuracy = pd.concat(
-            [evaluate(vlm, n=size.evaluated, seed=seed + 1).assign(model=name) for name, vlm in models.items()],
-            ignore_index=True,
-        )
+        examples = _example_scenes(size, seed)
+        answers = _answer_questions(models, examples)
+        scores = [evaluate(vlm, n=size.evaluated, seed=seed + 1).assign(model=name) for name, vlm in models.items()]
+
         step("logit lens")
-        chosen = max(range(len(shown)), key=lambda index: len(shown[index].objects) == 2)
-        batch = tuned.prepare(["<image>"], [shown[chosen].image])
+        lens_scene = max(range(len(examples)), key=lambda index: len(examples[index].objects) == 2)
+        batch = tuned.prepare(["<image>"], [examples[lens_scene].image])
         lens = logit_lens(tuned, batch, positions="image", top_k=5)
         grid = batch.positions.grid(0)[0]
-        assert grid is not None, "a scene is square, so its patches are a rectangle"
-        naming = {name: name_patches(vlm, scenes(size.named, seed + 2)) for name, vlm in models.items()}
+        assert grid is not None, "a scene is square, so its patches form a rectangle"
+        named = scenes(size.named, seed + 2)
+        naming = {name: name_patches(vlm, named) for name, vlm in models.items()}
 
         step("patching")
         patching = patch(tuned, size, seed)
@@ -188,25 +187,26 @@ def analyse(
         paired = distinct_scenes(size.scenes, seed)
         states = {name: _states(vlm, paired) for name, vlm in models.items()}
         single = scenes(size.probed, seed + 4, objects=1)
-        probed = {name: _states(vlm, single) for name, vlm in models.items()}
+        single_states = {name: _states(vlm, single) for name, vlm in models.items()}
 
         step("probes")
-        probes = {name: probe(each, single, seed) for name, each in probed.items()}
+        probes = {name: probe(of_model, single, seed) for name, of_model in single_states.items()}
 
         step("geometry")
-        geometry = {name: _geometry(each, size.neighbours, seed) for name, each in states.items()}
+        geometry = {name: _geometry(of_model, size.neighbours, seed) for name, of_model in states.items()}
         retained = {
             modality: _overlaps(states[STAGE1][modality], states[TUNED][modality], size.neighbours, seed)
             for modality in MODALITIES
         }
     return Demo(
-        scenes=shown,
-        asked=asked,
-        accuracy=accuracy,
+        scenes=examples,
+        answers=answers,
+        accuracy=pd.concat(scores, ignore_index=True),
         lens=lens,
         lens_grid=grid,
-        lens_scene=chosen,
+        lens_scene=lens_scene,
         naming=naming,
+        patches=sum(int((scene.patch_labels >= 0).sum()) for scene in named),
         patching=patching,
         probes=probes,
         geometry=geometry,
@@ -218,7 +218,7 @@ def analyse(
 
 @contextlib.contextmanager
 def few_threads(vlm: VLM) -> Iterator[None]:
-    """One thread while a tiny model runs on the CPU: its matrices are too small to be worth sharing out."""
+    """Use one thread while a tiny model runs on the CPU: its matrices are too small for several threads to help."""
     before = torch.get_num_threads()
     tiny = vlm.device.type in ("cpu", "meta") and sum(p.numel() for p in vlm.model.parameters()) < _SMALL_MODEL
     torch.set_num_threads(1 if tiny else before)
@@ -231,23 +231,21 @@ def few_threads(vlm: VLM) -> Iterator[None]:
 # Questions ---------------------------------------------------------------------------------------------------------------
 
 
-def _shown_scenes(size: Size, seed: int) -> SceneDataset:
-    """A few scenes with two digits first, about which every kind of question can be asked, then others."""
-    drawn = scenes(8 * size.shown, seed)
-    two = [scene for scene in drawn if len(scene.objects) == 2]
-    other = [scene for scene in drawn if len(scene.objects) != 2]
+def _example_scenes(size: Size, seed: int) -> SceneDataset:
+    """A few scenes: first some with two digits, for which every kind of question makes sense, then others."""
+    pool = scenes(8 * size.shown, seed)
+    two = [scene for scene in pool if len(scene.objects) == 2]
+    other = [scene for scene in pool if len(scene.objects) != 2]
     return SceneDataset(tuple([*two[: max(1, size.shown - 2)], *other][: size.shown]))
 
 
-def _ask(models: Mapping[str, VLM], shown: SceneDataset) -> tuple[Asked, ...]:
-    """Every question of the shown scenes, put to each model with the image."""
-    rows = [(index, question) for index, scene in enumerate(shown) for question in scene.questions]
-    answers: dict[str, list[str]] = {}
-    for name, vlm in models.items():
-        batch = vlm.prepare([question.prompt for _, question in rows], [shown[index].image for index, _ in rows])
-        answers[name] = vlm.generate(batch, max_new_tokens=4)
+def _answer_questions(models: Mapping[str, VLM], examples: SceneDataset) -> tuple[Answer, ...]:
+    """What each model answers to every question about these scenes, from the image."""
+    rows = [(index, question) for index, scene in enumerate(examples) for question in scene.questions]
+    prompts, images = [question.prompt for _, question in rows], [examples[index].image for index, _ in rows]
+    answers = {name: vlm.generate(vlm.prepare(prompts, images), max_new_tokens=4) for name, vlm in models.items()}
     return tuple(
-        Asked(index, question, {name: answers[name][row] for name in models})
+        Answer(index, question, {name: answers[name][row] for name in models})
         for row, (index, question) in enumerate(rows)
     )
 
@@ -255,8 +253,8 @@ def _ask(models: Mapping[str, VLM], shown: SceneDataset) -> tuple[Asked, ...]:
 def grouped_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     """The accuracy over all questions of a group (perception, abstraction), for each model and modality.
 
-    Columns: model, modality, group, accuracy, low, high (Wilson's 95 % interval), chance (the share one gets by giving
-    each kind's most common answer), n.
+    Columns: model, modality, group, accuracy, low and high (Wilson's 95 % interval), chance (the accuracy of always giving
+    the most common answer of each kind), n.
     """
     rows = []
     for (model, modality, group), part in accuracy.groupby(["model", "modality", "group"], sort=False):
@@ -268,44 +266,43 @@ def grouped_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 def group_of(grouped: pd.DataFrame, model: str, modality: str, group: str) -> Any:
     """The row of `grouped_accuracy` for this model, modality and group."""
-    wanted = (model, modality, group)
-    return next(row for row in grouped.itertuples() if (row.model, row.modality, row.group) == wanted)
+    key = (model, modality, group)
+    return next(row for row in grouped.itertuples() if (row.model, row.modality, row.group) == key)
 
 
 # Logit lens --------------------------------------------------------------------------------------------------------------
 
 
-def name_patches(vlm: VLM, data: SceneDataset) -> Naming:
-    """How often the top word on an object's patch is the object's digit or colour, at each state, over all scenes.
+def name_patches(vlm: VLM, data: SceneDataset) -> Curve:
+    """At each state, how often the top word on a patch of an object is the object's digit or colour, over all scenes.
 
-    The place is left out: a patch's position alone tells it. The control counts the words of an object of the next
-    scene instead, which are as frequent but not there.
+    Place words do not count, because the position of a patch alone determines them. The control counts the words of an
+    object of the next scene, which are as frequent but describe another picture.
     """
     hits: list[Tensor] = []
     controls: list[Tensor] = []
     for start in range(0, len(data), _BATCH):
         part = data[start : start + _BATCH]
         batch = vlm.prepare(["<image>"] * len(part), [scene.image for scene in part])
-        read = logit_lens(vlm, batch, positions="image", top_k=1)
-        rows, states = read.rows.tolist(), range(read.top_ids.shape[0])
-        words = [[read.words(state, position)[0].strip() for state in states] for position in range(len(rows))]
+        lens = logit_lens(vlm, batch, positions="image", top_k=1)
+        rows, states = lens.rows.tolist(), range(lens.top_ids.shape[0])
+        words = [[lens.words(state, position)[0].strip() for state in states] for position in range(len(rows))]
         for row, scene in enumerate(part):
-            patches = [words[position] for position, at in enumerate(rows) if at == row]
+            patches = [words[position] for position, of_row in enumerate(rows) if of_row == row]
             other = data[(start + row + 1) % len(data)]
             for patch_words, owner in zip(patches, scene.patch_labels.flatten().tolist(), strict=True):
                 if owner >= 0:
-                    hits.append(_named(patch_words, scene, owner))
-                    controls.append(_named(patch_words, other, owner % len(other.objects)))
-    found, control = torch.stack(hits).double(), torch.stack(controls).double()
-    share = found.mean(dim=0)
-    # four patches of one object are read alike, so an object counts as one observation
+                    hits.append(_names(patch_words, scene.objects[owner]))
+                    controls.append(_names(patch_words, other.objects[owner % len(other.objects)]))
+    share, control = (torch.stack(rows).double().mean(dim=0) for rows in (hits, controls))
+    # The four patches of an object get similar words, so an object counts as one observation.
     bounds = [wilson_interval(float(value), max(1.0, len(hits) / 4)) for value in share]
     low, high = torch.tensor(bounds, dtype=torch.float64).T
-    return Naming(share, low, high, control.mean(dim=0), len(hits))
+    return Curve(share, low, high, control)
 
 
-def _named(words: Sequence[str], scene: Scene, owner: int) -> Tensor:
-    item = scene.objects[owner]
+def _names(words: Sequence[str], item: SceneObject) -> Tensor:
+    """Whether each word is the digit or the colour of this object."""
     return torch.tensor([word in (str(item.digit), item.colour) for word in words])
 
 
@@ -313,23 +310,22 @@ def _named(words: Sequence[str], scene: Scene, owner: int) -> Tensor:
 
 
 def patch(vlm: VLM, size: Size, seed: int) -> Patching:
-    """Patch clean states into the run on a scene with another colour: each position alone, then whole groups at once.
+    """Patch clean states into the run on a scene with another colour: each position alone, then all positions of a group.
 
-    Pairs are taken from those that the model answers rightly on both sides, all with the changed object in the same
-    place, so that a column of the heatmap is the same patch of the picture in each of them.
+    The pairs are chosen from those that the model answers correctly for both pictures. In all of them the changed object is
+    at the same place, so that a column of the heatmap is the same patch of the picture in each pair.
     """
     candidates = pairs(size.candidates, seed + 3)
-    right = _answered(vlm, candidates)
-    usable = [pair for pair, good in zip(candidates, right, strict=True) if good] or candidates
-    place = Counter(_place(pair) for pair in usable).most_common(1)[0][0]
+    right = _answers_both(vlm, candidates)
+    usable = [pair for pair, both in zip(candidates, right, strict=True) if both] or candidates
+    place = Counter(map(_place, usable)).most_common(1)[0][0]
     chosen = [pair for pair in usable if _place(pair) == place][: size.pairs]
-    clean = _batch(vlm, [(pair.prompt, pair.clean) for pair in chosen])
-    corrupted = _batch(vlm, [(pair.prompt, pair.corrupted) for pair in chosen])
+    clean, corrupted = _batches(vlm, chosen)
     metric = _preference(vlm, chosen)
     sweep = patch_sweep(vlm, clean, corrupted, metric=metric)
-    together = patch_sweep(vlm, clean, corrupted, positions=list(GROUPS), metric=metric)
-    effects = torch.stack([together.effect, together.low, together.high])
-    groups = {name: GroupEffect(*effects[:, :, index]) for index, name in enumerate(GROUPS)}
+    of_groups = patch_sweep(vlm, clean, corrupted, positions=list(GROUPS), metric=metric)
+    effects = torch.stack([of_groups.effect, of_groups.low, of_groups.high])
+    groups = {name: Curve(*effects[:, :, index]) for index, name in enumerate(GROUPS)}
     labels = _position_labels(clean, [column for (column,) in sweep.columns], chosen[0])
     return Patching(tuple(chosen), sweep, groups, labels, PLACES[place], sum(right))
 
@@ -338,26 +334,28 @@ def _place(pair: Pair) -> int:
     return pair.clean.objects[pair.changed].place_index
 
 
-def _preference(vlm: VLM, chosen: Sequence[Pair]) -> Metric:
-    """How far each pair's clean answer is preferred to its corrupted one."""
-    answers, others = [pair.answer for pair in chosen], [pair.other for pair in chosen]
-    return logit_difference(*(target_ids(vlm, words, len(chosen)).tolist() for words in (answers, others)))
+def _preference(vlm: VLM, rows: Sequence[Pair]) -> Metric:
+    """The metric that compares each pair's clean answer with its corrupted one."""
+    answers, others = [pair.answer for pair in rows], [pair.other for pair in rows]
+    return logit_difference(*(target_ids(vlm, words, len(rows)).tolist() for words in (answers, others)))
 
 
-def _answered(vlm: VLM, candidates: Sequence[Pair]) -> list[bool]:
-    """Whether the model prefers the right answer of the two, on both sides of each pair."""
-    measure = _preference(vlm, candidates)
-    clean = measure(vlm.logits(_batch(vlm, [(pair.prompt, pair.clean) for pair in candidates])).cpu())
-    corrupted = measure(vlm.logits(_batch(vlm, [(pair.prompt, pair.corrupted) for pair in candidates])).cpu())
+def _answers_both(vlm: VLM, rows: Sequence[Pair]) -> list[bool]:
+    """Whether the model prefers the right one of the two answers for both pictures of each pair."""
+    metric = _preference(vlm, rows)
+    clean, corrupted = (metric(vlm.logits(batch).cpu()) for batch in _batches(vlm, rows))
     return ((clean > 0) & (corrupted < 0)).tolist()
 
 
-def _batch(vlm: VLM, rows: Sequence[tuple[str, Scene]]) -> Batch:
-    return vlm.prepare([prompt for prompt, _ in rows], [scene.image for _, scene in rows])
+def _batches(vlm: VLM, rows: Sequence[Pair]) -> tuple[Batch, Batch]:
+    """The clean and the corrupted batch of these pairs."""
+    prompts = [pair.prompt for pair in rows]
+    clean, corrupted = [pair.clean.image for pair in rows], [pair.corrupted.image for pair in rows]
+    return vlm.prepare(prompts, clean), vlm.prepare(prompts, corrupted)
 
 
 def _position_labels(batch: Batch, columns: Sequence[int], pair: Pair) -> tuple[str, ...]:
-    """Patches by row and column, a dot on those of the changed object; everything else by its token."""
+    """The row and column of each patch, with a dot for patches of the changed object; the token of any other position."""
     owners = pair.clean.patch_labels
     image = batch.positions["image"][0]
     patches = {int(column): number for number, column in enumerate(image.nonzero().flatten())}
@@ -376,18 +374,19 @@ def _position_labels(batch: Batch, columns: Sequence[int], pair: Pair) -> tuple[
 
 
 def distinct_scenes(n: int, seed: int) -> SceneDataset:
-    """Scenes no two of which have captions of the same words in any order.
+    """Up to `n` scenes whose captions differ in more than the order of their words.
 
-    "a red 3 and a blue 7" and "a blue 3 and a red 7" have the same mean embedding: as equal points they would have no
-    intrinsic dimension.
+    "a red 3 and a blue 7" and "a blue 3 and a red 7" have the same mean embedding, and equal points have no intrinsic
+    dimension.
     """
-    drawn = scenes(n, seed + 5, distinct=True)
-    kept = {tuple(sorted(scene.caption.split())): scene for scene in reversed(drawn.scenes)}
-    return SceneDataset(tuple(scene for scene in drawn if kept[tuple(sorted(scene.caption.split()))] is scene))
+    by_words: dict[tuple[str, ...], Scene] = {}
+    for scene in scenes(n, seed + 5, distinct=True):
+        by_words.setdefault(tuple(sorted(scene.caption.split())), scene)
+    return SceneDataset(tuple(by_words.values()))
 
 
 def _states(vlm: VLM, data: SceneDataset) -> dict[str, Tensor]:
-    """The mean image token of each picture alone, and the mean word of each caption alone: `[state, scene, feature]`."""
+    """The mean state of each picture's image tokens and of each caption's words: `[state, scene, feature]` by modality."""
     sources = {"image": (data, "image"), "caption": (data.captions(), "text")}
     return {
         modality: capture(vlm, source, positions=where, batch_size=_BATCH, progress=False)["resid"]
@@ -396,7 +395,7 @@ def _states(vlm: VLM, data: SceneDataset) -> dict[str, Tensor]:
 
 
 def probe(states: Mapping[str, Tensor], data: SceneDataset, seed: int) -> dict[tuple[str, str], ProbeResult]:
-    """Probes of digit and colour on scenes of one object; no combination is both trained and tested on."""
+    """Probe digit and colour in scenes of one object; no combination of digit, colour and place is in both splits."""
     captions = [scene.caption for scene in data]
     return {
         (what, modality): probe_layers(states[modality], data.labels[what], groups=captions, seed=seed)
@@ -410,7 +409,7 @@ def _geometry(states: Mapping[str, Tensor], neighbours: int, seed: int) -> Geome
     return Geometry(dimensions, alignment_matrix(states["image"], states["caption"], k=neighbours, seed=seed))
 
 
-def _overlaps(first: Tensor, second: Tensor, neighbours: int, seed: int) -> Tensor:
-    """The neighbour overlap of two models at the same state, with its interval: `[value/low/high, state]`."""
+def _overlaps(first: Tensor, second: Tensor, neighbours: int, seed: int) -> Curve:
+    """The neighbour overlap of two models at the same state."""
     rows = [overlap_interval(a, b, k=neighbours, seed=seed) for a, b in zip(first, second, strict=True)]
-    return torch.tensor(rows, dtype=torch.float64).T
+    return Curve(*torch.tensor(rows, dtype=torch.float64).T)

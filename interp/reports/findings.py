@@ -1,9 +1,9 @@
-"""What the demo found, in words that are computed from its numbers.
+"""The findings of the demo, as sentences that are computed from its numbers.
 
-Each `Finding` is one sentence or two and, where the paper claims something of the kind (Palacios et al., arXiv
-2606.03871: visual features enter intermediate layers directly; tuning extends and strengthens the abstraction phase),
-whether the numbers look like it. A difference counts only where an interval clears what it is compared with, so a
-finding can also say that nothing was found.
+A `Finding` is one or two sentences. If the paper makes a claim about its topic, it also says whether the numbers agree
+(Palacios et al., arXiv 2606.03871: visual features enter intermediate layers directly; tuning extends and strengthens the
+abstraction phase). A difference counts only if an interval excludes the value it is compared with, so a finding can also say
+that there is no difference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found on one `topic`; `claim` is the paper's and `agrees` whether the numbers look like it."""
+    """Sentences about one `topic`; `claim` is the paper's claim, and `agrees` says whether the numbers support it."""
 
     topic: str
     text: str
@@ -48,17 +48,17 @@ def findings(demo: Demo) -> list[Finding]:
     ]
 
 
-def paragraph(found: Sequence[Finding]) -> str:
-    """All findings as one paragraph, with what does and does not look like the paper at its end."""
-    parts = [finding.text for finding in found]
-    like = [finding.claim for finding in found if finding.agrees]
-    unlike = [finding.claim for finding in found if finding.agrees is False]
+def paragraph(results: Sequence[Finding]) -> str:
+    """All findings as one paragraph. It ends with the claims of the paper that the numbers support and do not support."""
+    parts = [finding.text for finding in results]
+    like = [finding.claim for finding in results if finding.agrees]
+    unlike = [finding.claim for finding in results if finding.agrees is False]
     if like:
-        parts.append(f"This looks like the paper's claim that {_listed(like)}.")
+        parts.append(f"This supports the paper's claim that {_listed(like)}.")
     if unlike:
-        parts.append(f"It does not look like the paper's claim that {_listed(unlike)}.")
+        parts.append(f"It does not support the paper's claim that {_listed(unlike)}.")
     if not unlike and like:
-        parts.append("None of the paper's claims that could be tried here failed.")
+        parts.append("The numbers support every claim of the paper that the demo tests.")
     return " ".join(parts)
 
 
@@ -66,7 +66,7 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{'; that '.join(parts[:-1])}; and that {parts[-1]}"
 
 
-# One function a finding --------------------------------------------------------------------------------------------------
+# One function for each finding -------------------------------------------------------------------------------------------
 
 
 def _answers(demo: Demo) -> Finding:
@@ -75,20 +75,20 @@ def _answers(demo: Demo) -> Finding:
     def get(model: str, modality: str, group: str) -> Any:
         return group_of(grouped, model, modality, group)
 
-    seen, read = get(TUNED, "image", "perception"), get(TUNED, "text", "perception")
-    before, ready = get(STAGE1, "image", "perception"), get(STAGE1, "image", "abstraction")
-    carried, told = get(TUNED, "image", "abstraction"), get(TUNED, "text", "abstraction")
-    above = bool(carried.low > carried.chance)
-    # What the connector alone had brought is no work of tuning.
-    holds = above and bool(carried.low > ready.high)
-    verdict = f"{'above' if above else 'not above'} the {carried.chance:.0%} that the most common answers would get"
-    gain = "beyond what" if holds else "not beyond the error of what"
+    before, after = get(STAGE1, "image", "perception"), get(TUNED, "image", "perception")
+    untrained, trained = get(STAGE1, "image", "abstraction"), get(TUNED, "image", "abstraction")
+    perception_text, abstraction_text = get(TUNED, "text", "perception"), get(TUNED, "text", "abstraction")
+    above = bool(trained.low > trained.chance)
+    # Tuning is credited only for what goes beyond the model that has a connector alone.
+    gain = bool(trained.low > untrained.high)
     text = (
-        f"{TUNED} answers {seen.accuracy:.0%} of the perception questions from images (95 % interval {_span(seen)}; "
-        f"{read.accuracy:.0%} from captions), {STAGE1} answered {before.accuracy:.0%}. Of the abstraction questions about "
-        f"images, which were never trained, it answers {carried.accuracy:.0%} ({_span(carried)}; {told.accuracy:.0%} from "
-        f"captions), {verdict} and {gain} {STAGE1} answered ({_span(ready)})."
+        f"{TUNED} answers {after.accuracy:.0%} of the perception questions from images (95 % interval {_span(after)}; "
+        f"{perception_text.accuracy:.0%} from captions), {STAGE1} {before.accuracy:.0%}. It answers {trained.accuracy:.0%} "
+        f"({_span(trained)}; {abstraction_text.accuracy:.0%} from captions) of the abstraction questions from images, which "
+        f"were never trained. This interval is {'above' if above else 'not above'} the {trained.chance:.0%} of always giving "
+        f"the most common answer, and {'above' if gain else 'not above'} the interval of {STAGE1} ({_span(untrained)})."
     )
+    holds = above and gain
     return Finding("answers", text, "tuning aligns vision with abstractions that the language model already had", holds)
 
 
@@ -98,61 +98,60 @@ def _span(row: Any) -> str:
 
 def _lens(demo: Demo) -> Finding:
     naming = demo.naming[TUNED]
-    above = [state for state in range(len(naming.share)) if naming.low[state] > naming.control[state]]
-    best = int(naming.share.argmax())
-    if not above:
-        text = "The logit lens never names the digit or colour of an object on its patches more often than by chance."
-        return Finding("logit lens", text)
+    assert naming.control is not None
+    above = (naming.low > naming.control).nonzero().flatten().tolist()
+    best = int(naming.values.argmax())
     text = (
-        f"The logit lens names an object's digit or colour on its patches from state {above[0]} on, most at state {best}: "
-        f"{naming.share[best]:.0%} of patches, {naming.control[best]:.0%} with the words of another scene."
+        f"The logit lens names an object's digit or colour on its patches from state {above[0]} on, most often at state "
+        f"{best}: on {naming.values[best]:.0%} of the patches, against {naming.control[best]:.0%} for an object of another scene."
+        if above
+        else "The logit lens never names the digit or colour of an object on its patches more often than by chance."
     )
     return Finding("logit lens", text)
 
 
 def _patching(demo: Demo) -> Finding:
-    groups = demo.patching.groups
-    layers = len(groups["image"].effect)
-    image = [layer for layer in range(layers) if groups["image"].effect[layer] >= HALF]
-    last = [layer for layer in range(layers) if groups["last"].effect[layer] >= HALF]
+    image, last = (
+        (demo.patching.groups[group].values >= HALF).nonzero().flatten().tolist() for group in ("image", "last")
+    )
     if not demo.patching.answered:
         text = (
-            f"{TUNED} tells no pair of pictures that differ in one colour apart, so patching has no answer to restore."
+            f"{TUNED} never distinguishes two pictures that differ in one colour, so patching has no answer to restore."
         )
         return Finding("patching", text)
-    claim = "what an image says is taken over in intermediate layers"
+    claim = "the language model takes the answer from the image in intermediate layers"
     if not image or not last:
         where = "the image tokens" if not image else "the last token"
-        text = f"Patching never restores half of the answer at {where}, so the layer that hands it over was not found."
+        text = f"Patching never restores half of the answer at {where}, so the layer that passes it on is unknown."
         return Finding("patching", text, claim, False)
-    # The answer is handed over between the last layer that still reads it off the image and the first that has it.
+    # The answer moves between the last layer that still reads it from the image and the first that already holds it.
+    layers = len(demo.patching.groups["image"].values)
     depth = (image[-1] + 1) / layers, last[0] / layers
     text = (
         f"Clean image tokens restore at least half of the answer up to layer {image[-1]} of {layers - 1}, the clean last "
-        f"token from layer {last[0]} on: between them the answer moves from the picture to the place where it is given."
+        f"token from layer {last[0]} on: between these layers the answer moves from the image to the last token."
     )
     return Finding("patching", text, claim, min(depth) > 0.15 and max(depth) < 0.9)
 
 
 def _probes(demo: Demo) -> Finding:
-    said = []
+    parts = []
     for what in PROPERTIES:
         for modality in MODALITIES:
             result = demo.probes[TUNED][what, modality]
             start, best = first_above(result), int(result.accuracy.argmax())
-            leaves = "never leaves chance" if start is None else f"leaves chance at state {start}"
-            said.append(
-                f"{what} from {modality} tokens {leaves} and peaks at {result.accuracy[best]:.0%} (state {best})"
+            rise = "never rises above chance" if start is None else f"rises above chance at state {start}"
+            parts.append(
+                f"{what} from {modality} tokens {rise} and peaks at {result.accuracy[best]:.0%} (state {best})"
             )
-    return Finding("probes", f"In {TUNED}, a linear probe of {'; of '.join(said)}.")
+    return Finding("probes", f"In {TUNED}, a linear probe of {'; of '.join(parts)}.")
 
 
 def first_above(result: ProbeResult) -> int | None:
-    """The first state at which a probe's interval lies above chance and above its control; None where there is none."""
+    """The first state at which the interval of a probe is above both chance and control; None if there is none."""
     assert result.control is not None
     floor = result.control.clamp(min=result.chance)
-    above = [state for state in range(len(floor)) if result.low[state] > floor[state]]
-    return above[0] if above else None
+    return next((state for state in range(len(floor)) if result.low[state] > floor[state]), None)
 
 
 def _peak(matrix: AlignmentMatrix) -> tuple[int, float, float, float]:
@@ -169,47 +168,47 @@ def _strength(demo: Demo) -> Finding:
     elif after[3] < before[2]:
         verdict = "lower after tuning"
     else:
-        verdict = "no different within the error"
+        verdict = "not different within the error"
     text = (
-        f"Image and caption of one scene share most neighbours at state {before[0]} in {STAGE1} (overlap {before[1]:.2f}) "
-        f"and at state {after[0]} in {TUNED} ({after[1]:.2f}; chance {chance:.2f}), {verdict}."
+        f"Images and captions of the same scenes share most neighbours at state {before[0]} in {STAGE1} (overlap "
+        f"{before[1]:.2f}) and at state {after[0]} in {TUNED} ({after[1]:.2f}; chance {chance:.2f}): {verdict}."
     )
     return Finding("alignment", text, "tuning strengthens the abstraction phase", after[2] > before[3])
 
 
 def _width(demo: Demo) -> Finding:
-    """A state counts as gained or lost only where both matrices say so beyond their intervals."""
+    """A state counts as gained or lost only if the intervals of both matrices confirm it."""
     before, after = (demo.geometry[name].alignment for name in (STAGE1, TUNED))
     gained, lost = _within(after) & _outside(before), _within(before) & _outside(after)
     change = len(gained) - len(lost)
-    comparison = (
-        "wider after tuning" if change > 0 else "narrower after tuning" if change < 0 else "no wider after tuning"
-    )
+    verdict = f"{'wider' if change > 0 else 'narrower' if change < 0 else 'no wider'} after tuning"
     if not gained and not lost:
-        comparison += " within the error"
-    said = " and ".join(f"{_range(matrix.phase(TAU))} in {name}" for name, matrix in ((STAGE1, before), (TUNED, after)))
+        verdict += " within the error"
+    spans = " and ".join(
+        f"{_range(matrix.phase(TAU))} in {name}" for name, matrix in ((STAGE1, before), (TUNED, after))
+    )
     text = (
-        f"The abstraction phase, where this overlap keeps at least {TAU:.0%} of its greatest height above chance, is {said}: "
-        f"{comparison}."
+        f"The abstraction phase, where the overlap exceeds chance by at least {TAU:.0%} of its maximum excess, is {spans}: "
+        f"{verdict}."
     )
     return Finding("phase", text, "tuning extends the abstraction phase to more layers", change > 0)
 
 
 def _within(matrix: AlignmentMatrix) -> set[int]:
-    """The states of the phase whose whole interval reaches the phase's threshold."""
+    """The states of the phase whose interval lies entirely at or above the threshold."""
     threshold = _threshold(matrix)
     return {state for state in matrix.phase(TAU) or () if float(matrix.low[state, state]) >= threshold}
 
 
 def _outside(matrix: AlignmentMatrix) -> set[int]:
-    """The states whose whole interval lies below the phase's threshold; all of them where there is no phase."""
+    """The states whose interval lies entirely below the threshold; all states if there is no phase."""
     threshold = _threshold(matrix)
     states = range(len(matrix.values))
     return {s for s in states if matrix.phase(TAU) is None or float(matrix.high[s, s]) < threshold}
 
 
 def _threshold(matrix: AlignmentMatrix) -> float:
-    """The overlap at which the phase ends."""
+    """The lowest overlap that still belongs to the phase."""
     return matrix.chance + TAU * (float(matrix.values.diagonal().max()) - matrix.chance)
 
 
@@ -220,25 +219,25 @@ def _range(phase: range | None) -> str:
 
 
 def _bypass(demo: Demo) -> Finding:
-    """The signature takes an intermediate best state, and a gain that both the interval and the permutations confirm."""
+    """The signature requires an intermediate best state, and a gain that the interval and the permutations confirm."""
     matrix = demo.geometry[TUNED].alignment
-    found = matrix.bypass()
-    best, p = int(found.best[0]), float(found.p[0])
-    gain, low, high = (float(part[0]) for part in (found.gain, found.gain_low, found.gain_high))
-    holds = bool(found.intermediate) and low > 0 and p < LEVEL
+    bypass = matrix.bypass()
+    best, p = int(bypass.best[0]), float(bypass.p[0])
+    gain, low, high = (float(part[0]) for part in (bypass.gain, bypass.gain_low, bypass.gain_high))
+    holds = bool(bypass.intermediate) and low > 0 and p < LEVEL
     text = (
-        f"What enters the language model of {TUNED} from the image is most like textual state {best} of "
-        f"{matrix.values.shape[1] - 1} (overlap {found.values[0]:.2f}, chance {found.chance:.2f}); the gain of the best "
+        f"The image states that enter the language model of {TUNED} are most similar to textual state {best} of "
+        f"{matrix.values.shape[1] - 1} (overlap {bypass.values[0]:.2f}, chance {bypass.chance:.2f}). The gain of the best "
         f"intermediate textual state over the first is {gain:.2f} (95 % interval {low:.2f} to {high:.2f}, p {p:.2g}): the bypass "
-        f"signature {'holds' if holds else 'does not hold'}."
+        f"signature {'is present' if holds else 'is absent'}."
     )
     return Finding("bypass", text, "visual features enter intermediate layers directly", holds)
 
 
 def _dimension(demo: Demo) -> Finding:
-    said = []
+    peaks = []
     for modality in MODALITIES:
         line = demo.geometry[TUNED].dimensions[modality]
         best = max(range(len(line)), key=lambda state: line[state].value)
-        said.append(f"{modality}s peaks at state {best} ({line[best].value:.1f} ± {line[best].error:.1f})")
-    return Finding("dimension", f"The intrinsic dimension of {' and of '.join(said)}.")
+        peaks.append(f"{modality}s peaks at state {best} ({line[best].value:.1f} ± {line[best].error:.1f})")
+    return Finding("dimension", f"The intrinsic dimension of {' and that of '.join(peaks)}.")

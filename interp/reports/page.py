@@ -1,11 +1,15 @@
-"""One report, one file: figures, tables and pictures in a single HTML page that asks nothing of the network.
+"""One report, one file: figures, tables and pictures in a single HTML page that makes no network request.
 
-plotly.js stands in the page once and draws all figures; pictures are data URIs; the styles are a few lines of CSS. A
-content security policy in the head forbids every request, so a page that would need one shows it at once instead of
-sending it. Whatever text goes in is escaped here, in one place.
+The page contains plotly.js once, which draws all figures. Pictures are data URIs, and the style is a few lines of CSS. A
+content security policy in the head forbids every request, so a page that tried to make one would fail visibly. All text
+is escaped here, in one place.
 
-A page is a title, a lead and sections; a section is a title and blocks: `Text`, `Figure`, `Table`, `Picture`, `Note`
-and `Columns`, which lays blocks side by side where the window is wide enough.
+A page has a title, a lead and sections. A section has a title and blocks: `TextBlock`, `NoteBlock`, `FigureBlock`,
+`TableBlock`, `PictureBlock` and `ColumnsBlock`, which puts blocks side by side if the window is wide enough.
+
+>>> page = Page("Probes", "Accuracy by state.", [Section("Digit", [TableBlock(["state", "accuracy"], [[0, 0.25]])])])
+>>> '<td class="number">0.25</td>' in page.html()
+True
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
+from interp.provenance import package_versions
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,7 +35,7 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
-# plotly's own button bar has one that sends the figure to its makers' server; here are only those that stay on the page.
+# One of plotly's own buttons uploads the figure to its makers' server, so only buttons that stay on the page are shown.
 _CONFIG = {
     "responsive": True,
     "displaylogo": False,
@@ -73,23 +78,23 @@ footer { color: var(--muted); font-size: .82rem; overflow-wrap: anywhere; }
 
 
 @dataclass(frozen=True)
-class Text:
-    """A paragraph; `muted` for what explains rather than says."""
+class TextBlock:
+    """A paragraph. A `muted` one is small and grey, for explanations."""
 
     text: str
     muted: bool = False
 
 
 @dataclass(frozen=True)
-class Note:
-    """A paragraph that stands out: what was found."""
+class NoteBlock:
+    """A paragraph that stands out, for results."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A plotly figure; a `wide` one scrolls sideways on a narrow window instead of being squeezed."""
+class FigureBlock:
+    """A plotly figure. In a narrow window a `wide` one scrolls sideways instead of shrinking."""
 
     figure: go.Figure
     caption: str = ""
@@ -97,7 +102,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """A table of texts and numbers. A cell may be a `Mark`."""
 
     columns: Sequence[str]
@@ -107,15 +112,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Mark:
-    """A text that is right or wrong, in colour and with a sign that needs none."""
+    """A text that is right or wrong, marked by a sign and by colour."""
 
     text: str
     right: bool
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture at most `width` pixels wide on the page; a small one is shown enlarged, pixel by pixel."""
+class PictureBlock:
+    """A picture, at most `width` pixels wide. A small one is enlarged with sharp pixels."""
 
     image: Image
     caption: str = ""
@@ -123,7 +128,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnsBlock:
     """Blocks side by side."""
 
     blocks: Sequence[Any]
@@ -139,7 +144,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report. `html()` gives it as one string, `write()` puts it into a file, whole or not at all."""
+    """A report. `html()` returns it as one string, `write()` writes it to a file, completely or not at all."""
 
     title: str
     lead: str
@@ -147,7 +152,7 @@ class Page:
     footer: str = ""
 
     def html(self) -> str:
-        """The whole page, plotly.js included."""
+        """The complete page, including plotly.js."""
         from plotly.offline import get_plotlyjs
 
         writer = _Writer()
@@ -174,7 +179,7 @@ class Page:
         )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page and return its path; a file that was there is replaced whole. `InputError` where it cannot be."""
+        """Write the page and return its path, replacing an existing file. Raises `InputError` if it cannot be written."""
         target = check_writable(path)
         content = self.html()
         try:
@@ -195,21 +200,17 @@ class Page:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """The path, if a file can be written there; asked before work that takes long. Leaves nothing behind.
+    """Return the path if a file can be written there. Call this before work that takes long; it leaves no file behind.
 
-    Raises `InputError` where its folder does not exist or cannot be written to, and where the path is a folder.
+    Raises `InputError` if the folder does not exist or cannot be written to, and if the path is a folder or a device.
     """
     target = Path(path)
     if not str(path) or target.is_dir():
-        raise InputError(f"{str(path)!r} is a folder: expected the path of a file to write, as in 'report.html'")
+        raise InputError(f"{str(path)!r} is a folder: expected the path of a file, such as 'report.html'")
     if target.exists() and not target.is_file():
-        raise InputError(
-            f"{str(path)!r} is no ordinary file: expected the path of a file to write, as in 'report.html'"
-        )
+        raise InputError(f"{str(path)!r} is not a regular file: expected the path of a file, such as 'report.html'")
     if not target.parent.is_dir():
-        raise InputError(
-            f"{str(path)!r} cannot be written: {str(target.parent)!r} is no folder, make it or choose another path"
-        )
+        raise InputError(f"{str(path)!r} cannot be written: {str(target.parent)!r} is not a folder, create it first")
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
             pass
@@ -223,10 +224,15 @@ def _unwritable(target: Path, error: OSError) -> InputError:
 
 
 def _umask() -> int:
-    """What the user's new files are not allowed: a temporary file is private, the finished one need not be."""
+    """The process's mask for new files. A temporary file is private; the finished report gets the usual permissions."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def footer_text(command: str) -> str:
+    """The command that made a report, and the versions that its numbers depend on."""
+    return f"{command}. {', '.join(f'{name} {version}' for name, version in package_versions().items())}."
 
 
 def picture_uri(image: Image) -> str:
@@ -242,19 +248,19 @@ def _text(value: Any) -> str:
 
 @dataclass
 class _Writer:
-    """Turns blocks into HTML and counts the figures, each of which needs an id of its own."""
+    """Turns blocks into HTML and counts the figures, because each needs its own id."""
 
     figures: int = 0
     _writers: dict[type, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self._writers = {
-            Text: lambda block: f'<p class="{"muted" if block.muted else ""}">{_text(block.text)}</p>',
-            Note: lambda block: f'<p class="note">{_text(block.text)}</p>',
-            Figure: self._figure,
-            Table: self._table,
-            Picture: self._picture,
-            Columns: lambda block: f'<div class="columns">{self._blocks(block.blocks)}</div>',
+            TextBlock: lambda block: f'<p class="{"muted" if block.muted else ""}">{_text(block.text)}</p>',
+            NoteBlock: lambda block: f'<p class="note">{_text(block.text)}</p>',
+            FigureBlock: self._figure,
+            TableBlock: self._table,
+            PictureBlock: self._picture,
+            ColumnsBlock: lambda block: f'<div class="columns">{self._blocks(block.blocks)}</div>',
         }
 
     def section(self, section: Section, number: int) -> str:
@@ -263,12 +269,12 @@ class _Writer:
     def _blocks(self, blocks: Sequence[Any]) -> str:
         return "\n".join(self._writers[type(block)](block) for block in blocks)
 
-    def _figure(self, block: Figure) -> str:
+    def _figure(self, block: FigureBlock) -> str:
         import plotly.io
 
         self.figures += 1
         height = block.figure.layout.height or 400
-        drawn = plotly.io.to_html(
+        plot = plotly.io.to_html(
             block.figure,
             full_html=False,
             include_plotlyjs=False,
@@ -277,9 +283,9 @@ class _Writer:
             config=_CONFIG,
         )
         size = "wide" if block.wide else ""
-        return f'<figure><div class="scroll"><div class="{size}">{drawn}</div></div>{_caption(block.caption)}</figure>'
+        return f'<figure><div class="scroll"><div class="{size}">{plot}</div></div>{_caption(block.caption)}</figure>'
 
-    def _picture(self, block: Picture) -> str:
+    def _picture(self, block: PictureBlock) -> str:
         small = max(block.image.size) < block.width
         width = block.width if small else min(block.width, block.image.width)
         kind = "picture pixels" if small else "picture"
@@ -289,7 +295,7 @@ class _Writer:
             f'<figure class="{kind}" style="width:{width}px;max-width:100%">{image}{_caption(block.caption)}</figure>'
         )
 
-    def _table(self, block: Table) -> str:
+    def _table(self, block: TableBlock) -> str:
         head = "".join(f"<th>{_text(name)}</th>" for name in block.columns)
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in block.rows)
         caption = f'<p class="muted">{_text(block.caption)}</p>' if block.caption else ""

@@ -1,4 +1,4 @@
-"""The toy: a small trained vision-language model that ships with the package, and the world it was trained on."""
+"""The toy: a small trained vision-language model that ships with the package, and the scenes it was trained on."""
 
 from interp.toy.evaluate import evaluate
 from interp.toy.language import Question, SceneObject, parse_caption

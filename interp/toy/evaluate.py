@@ -1,12 +1,15 @@
-"""How well the toy answers: accuracy by kind of question, from text and from images, with intervals."""
+"""How well the toy answers: accuracy for each kind of question, from text and from images, with intervals.
+
+Each accuracy comes with its control: `chance` is the accuracy of a model that always gives the most common answer.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import InputError
+from interp.arguments import checked_int
 from interp.models import VLM, load
 from interp.models.batches.targets import target_id
 from interp.toy.language import KINDS, Question
@@ -21,29 +24,29 @@ _MODALITIES = ("text", "image")
 def evaluate(
     model: str | VLM = "toy:tuned", n: int = 300, seed: int = 0, split: str = "test", batch_size: int = 64
 ) -> pd.DataFrame:
-    """The accuracy of a toy on questions about `n` scenes of `split`: a row for each kind of question and modality.
-
-    Every question is asked twice, after the caption ("text") and after the picture ("image"); it is right where the
-    answer is the most probable next token. `low` and `high` are Wilson's 95 % interval, `chance` the share of the most
-    common answer. Columns: model, modality, group, kind, accuracy, low, high, chance, n.
+    """Measure the accuracy of a toy on questions about `n` scenes of `split`: a row for each modality and kind of question.
 
     >>> evaluate("toy:tuned", n=2).columns.tolist()[:4]
     ['model', 'modality', 'group', 'kind']
+
+    The model gets every question twice, after the caption ("text") and after the picture ("image"). An answer is right if
+    it is the most probable next token. Columns: model, modality, group, kind, accuracy, low and high (Wilson's 95 %
+    interval), chance (the share of the most common answer), n (the number of questions).
+
+    Raises `InputError` if `n` is not an int of 1 or more, and for an unknown `split`.
     """
     import pandas as pd
 
-    if n < 1:
-        raise InputError(f"n={n!r}: expected at least one scene")
+    data = scenes(checked_int(n, "n", least=1), seed, split=split)
     vlm = model if isinstance(model, VLM) else load(model)
-    data = scenes(n, seed, split=split)
-    asked = [(scene, question) for scene in data for question in scene.questions]
+    questions = [(scene, question) for scene in data for question in scene.questions]
     rows = []
     for modality in _MODALITIES:
         right: dict[str, list[bool]] = defaultdict(list)
-        for (_, question), answer in zip(asked, _answers(vlm, asked, modality, batch_size), strict=True):
-            right[question.kind].append(answer == target_id(vlm, question.answer))
+        for (_, question), token in zip(questions, _next_tokens(vlm, questions, modality, batch_size), strict=True):
+            right[question.kind].append(token == target_id(vlm, question.answer))
         for kind in KINDS:
-            answers = [question.answer for _, question in asked if question.kind == kind]
+            answers = [question.answer for _, question in questions if question.kind == kind]
             if answers:
                 rows.append([vlm.name, modality, *_row(kind, right[kind], answers)])
     columns = ["model", "modality", "group", "kind", "accuracy", "low", "high", "chance", "n"]
@@ -54,15 +57,15 @@ def _row(kind: str, right: Sequence[bool], answers: Sequence[str]) -> list[Any]:
     from scipy.stats import binomtest
 
     interval = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-    chance = max(answers.count(answer) for answer in set(answers)) / len(answers)
+    chance = Counter(answers).most_common(1)[0][1] / len(answers)
     group = Question(kind, "", "", "").group
     return [group, kind, sum(right) / len(right), interval.low, interval.high, chance, len(right)]
 
 
-def _answers(vlm: VLM, asked: Sequence[tuple[Scene, Question]], modality: str, batch_size: int) -> Iterator[int]:
+def _next_tokens(vlm: VLM, questions: list[tuple[Scene, Question]], modality: str, batch_size: int) -> Iterator[int]:
     """The most probable next token after each question."""
-    for start in range(0, len(asked), batch_size):
-        part = asked[start : start + batch_size]
+    for start in range(0, len(questions), batch_size):
+        part = questions[start : start + batch_size]
         if modality == "image":
             batch = vlm.prepare([question.prompt for _, question in part], [scene.image for scene, _ in part])
         else:

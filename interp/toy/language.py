@@ -1,12 +1,12 @@
 """The toy's language: captions, questions and the word-level tokenizer.
 
-A caption names the objects of a scene in reading order, ``a red 3 at top-left and a blue 7 at bottom .``
-A question is a few words that end in ``?`` and has one word as its answer. On the picture, digits are symbols
-(``3``); counts and sums are words (``three``), so that a digit in a question points at one place of the caption.
+A caption names the objects of a scene in reading order: ``a red 3 at top-left and a blue 7 at bottom .``
+A question is a few words that end in ``?``, and its answer is one word. Digits in a picture are written as symbols
+(``3``), counts and sums as words (``three``), so that a digit in a question points at one place of the caption.
 
-*Perception* questions ask what can be seen: colour, digit, place, existence, count. *Abstraction* questions ask for
-something that has to be worked out: sum, larger, parity, same colour. Each kind is one function below; it returns
-None where its question would not be well posed for the scene.
+*Perception* questions ask what a picture shows: colour, digit, place, existence, count. *Abstraction* questions ask for
+a conclusion: sum, larger, parity, same colour. Each kind is one function below. It returns None if its question makes no
+sense for the scene, such as the sum of a single digit.
 """
 
 from __future__ import annotations
@@ -20,17 +20,7 @@ import numpy as np
 from interp.errors import InputError
 
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
-PLACES = (
-    "top-left",
-    "top",
-    "top-right",
-    "left",
-    "centre",
-    "right",
-    "bottom-left",
-    "bottom",
-    "bottom-right",
-)
+PLACES = ("top-left", "top", "top-right", "left", "centre", "right", "bottom-left", "bottom", "bottom-right")
 DIGITS = tuple(str(digit) for digit in range(10))
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -42,13 +32,14 @@ WORDS = (
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 IMAGE_TOKEN = "<image>"
 VOCABULARY = (*SPECIAL.values(), IMAGE_TOKEN, *WORDS, *DIGITS, *COLOURS, *PLACES, *NUMBERS)
+IDS = {word: index for index, word in enumerate(VOCABULARY)}
 
 _OBJECT = re.compile(rf"a ({'|'.join(COLOURS)}) ([0-9]) at ({'|'.join(sorted(PLACES, key=len, reverse=True))})")
 
 
 @dataclass(frozen=True, order=True)
 class SceneObject:
-    """One digit on a scene: ``digit`` 0 to 9, ``colour`` and ``place`` as words; ``place_index`` counts cells 0 to 8."""
+    """One digit in a scene: `digit` 0 to 9, `colour` and `place` as words; `place_index` counts the cells from 0 to 8."""
 
     place_index: int
     digit: int
@@ -65,7 +56,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene. ``prompt`` carries the image placeholder, ``text_prompt`` the caption in its stead."""
+    """A question about one scene. `prompt` begins with the image placeholder, `text_prompt` with the caption instead."""
 
     kind: str
     text: str
@@ -85,28 +76,37 @@ class Question:
         return f"{self.caption} {self.text}"
 
 
-def describe(objects: Sequence[SceneObject]) -> str:
-    """The caption of these objects, in the order they are given."""
+def write_caption(objects: Sequence[SceneObject]) -> str:
+    """The caption of these objects, in the order of the sequence.
+
+    >>> write_caption([SceneObject(0, 3, "red"), SceneObject(7, 7, "blue")])
+    'a red 3 at top-left and a blue 7 at bottom .'
+    """
     return " and ".join(item.words for item in objects) + " ."
 
 
 def parse_caption(text: str) -> tuple[SceneObject, ...]:
-    """The objects that a caption names: the inverse of `describe`.
+    """The objects that a caption names: the inverse of `write_caption`.
 
-    Raises `InputError` where the text is not a caption of one to nine objects in different places.
+    Raises `InputError` if the text is not a caption of one to nine objects in different places.
+
+    >>> parse_caption("a red 3 at top-left .")
+    (SceneObject(place_index=0, digit=3, colour='red'),)
     """
     body = text.strip()
     parts = body.removesuffix(".").strip().split(" and ")
     matches = [_OBJECT.fullmatch(part.strip()) for part in parts]
     if not body.endswith(".") or any(match is None for match in matches):
-        raise InputError(f"{text!r} is no caption: expected 'a red 3 at top-left and a blue 7 at bottom .'")
+        raise InputError(
+            f"{text!r} is not a caption: expected text like 'a red 3 at top-left and a blue 7 at bottom .'"
+        )
     objects = tuple(SceneObject(PLACES.index(m[3]), int(m[2]), m[1]) for m in matches if m is not None)
     if len({item.place_index for item in objects}) < len(objects):
-        raise InputError(f"{text!r} puts two objects in one place: a caption names each place once")
+        raise InputError(f"{text!r} puts two objects in one place: expected each place once")
     return objects
 
 
-# One function a kind: (objects, rng) -> (question, answer), or None where the question is not well posed ----------------
+# One function for each kind: (objects, rng) -> (question, answer), or None if the question makes no sense --------------
 
 
 def _pick(objects: Sequence[SceneObject], rng: np.random.Generator) -> SceneObject:
@@ -129,7 +129,7 @@ def _ask_place(objects: Sequence[SceneObject], rng: np.random.Generator) -> tupl
 
 
 def _ask_existence(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[str, str]:
-    """Half the time yes. A no has either a digit of the scene in another colour or a colour of the scene on an absent digit."""
+    """Half of the answers are yes. For a no, either the colour or the digit of an object is replaced."""
     item = _pick(objects, rng)
     if rng.random() < 0.5:
         return f"is there a {item.colour} {item.digit} ?", "yes"
@@ -186,24 +186,23 @@ KINDS = {**PERCEPTION, **ABSTRACTION}
 
 
 def ask(kind: str, objects: Sequence[SceneObject], rng: np.random.Generator, caption: str) -> Question | None:
-    """A question of this kind about these objects, or None where it would not be well posed."""
-    asked = KINDS[kind](objects, rng)
-    return None if asked is None else Question(kind=kind, text=asked[0], answer=asked[1], caption=caption)
+    """A question of this kind about these objects, or None if it makes no sense for them."""
+    text_and_answer = KINDS[kind](objects, rng)
+    return None if text_and_answer is None else Question(kind, *text_and_answer, caption)
 
 
 def build_tokenizer():
-    """The word-level tokenizer of `VOCABULARY`: lower-cased, split at spaces and before ``.`` and ``?``, ``<bos>`` first."""
+    """The word-level tokenizer of `VOCABULARY`: lower case, split at spaces and before ``.`` and ``?``, ``<bos>`` first."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: index for index, word in enumerate(VOCABULARY)}
-    core = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL["unk_token"]))
+    core = Tokenizer(models.WordLevel(IDS, unk_token=SPECIAL["unk_token"]))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[.?]"), "isolated")]
     )
     bos = SPECIAL["bos_token"]
-    core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ids[bos])])
+    core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, IDS[bos])])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         **SPECIAL,

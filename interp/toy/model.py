@@ -1,8 +1,8 @@
 """The toy's architecture: a LLaVA of 2 million parameters, built from transformers' own classes.
 
-A CLIP-type tower (4 layers, width 96) reads 36 patches; LLaVA's two-layer connector takes them to width 128; a
-Llama-type decoder (8 layers, 4 heads) reads them among its words. Nothing here is ours but the sizes, so whatever
-works on the toy works through the real code of transformers.
+A CLIP-type tower (4 layers, width 96) reads 36 patches, LLaVA's two-layer connector maps them to width 128, and a
+Llama-type decoder (8 layers, 4 heads) reads them together with the words. Only the sizes are ours: the toy runs the real
+code of transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from interp.toy.language import IMAGE_TOKEN, SPECIAL, VOCABULARY, build_tokenizer
+from interp.toy.language import IDS, IMAGE_TOKEN, SPECIAL, build_tokenizer
 from interp.toy.scenes import PATCH, PATCHES, SIZE
 
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
@@ -27,10 +27,10 @@ MAX_POSITIONS = 512
 
 
 def language_config() -> LlamaConfig:
-    """The decoder's sizes and the ids of its special tokens."""
-    ids = {name: VOCABULARY.index(token) for name, token in SPECIAL.items()}
+    """The sizes of the decoder and the ids of its special tokens."""
+    ids = {name: IDS[token] for name, token in SPECIAL.items()}
     return LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(IDS),
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=8,
@@ -38,7 +38,7 @@ def language_config() -> LlamaConfig:
         num_key_value_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=False,
-        initializer_range=0.06,  # the usual 0.02 suits widths near a thousand
+        initializer_range=0.06,  # the usual 0.02 is meant for widths near a thousand
         bos_token_id=ids["bos_token"],
         eos_token_id=ids["eos_token"],
         pad_token_id=ids["pad_token"],
@@ -46,7 +46,7 @@ def language_config() -> LlamaConfig:
 
 
 def vision_config() -> CLIPVisionConfig:
-    """The tower's sizes."""
+    """The sizes of the image tower."""
     return CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=384,
@@ -59,21 +59,21 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def build_language_model() -> LlamaForCausalLM:
-    """The decoder alone, freshly initialised."""
+    """A decoder with new random weights."""
     return LlamaForCausalLM(language_config())
 
 
 def build_tower() -> CLIPVisionModel:
-    """The vision tower alone, freshly initialised."""
+    """An image tower with new random weights."""
     return CLIPVisionModel(vision_config())
 
 
 def build_vlm(language: LlamaForCausalLM, tower: CLIPVisionModel) -> LlavaForConditionalGeneration:
-    """A LLaVA that holds these weights and a freshly initialised connector."""
+    """A LLaVA with the weights of this decoder and this tower, and a connector with new random weights."""
     config = LlavaConfig(
         text_config=language_config(),
         vision_config=vision_config(),
-        image_token_id=VOCABULARY.index(IMAGE_TOKEN),
+        image_token_id=IDS[IMAGE_TOKEN],
         image_seq_length=PATCHES**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -89,7 +89,7 @@ def build_vlm(language: LlamaForCausalLM, tower: CLIPVisionModel) -> LlavaForCon
 
 
 def build_processor():
-    """LLaVA's own processor around the toy's tokenizer: a picture of another size is scaled and cropped to a scene's."""
+    """LLaVA's processor with the toy's tokenizer. Pictures are scaled and cropped to the size of a scene."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -111,9 +111,9 @@ def build_processor():
 
 
 def save(vlm: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write weights (bf16, safetensors), config and processor. The config says float32: loading widens them again."""
-    stored = {name: tensor.to(torch.bfloat16) for name, tensor in vlm.state_dict().items()}
+    """Write weights (bf16, safetensors), config and processor. The config says float32, so loading converts the weights."""
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in vlm.state_dict().items()}
     vlm.config.dtype = torch.float32
-    vlm.save_pretrained(folder, state_dict=stored)
-    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone, but ships to everyone
+    vlm.save_pretrained(folder, state_dict=weights)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it readable for its owner only
     build_processor().save_pretrained(folder)

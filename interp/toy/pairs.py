@@ -1,8 +1,8 @@
-"""Pairs of scenes that differ in one thing and have one layout: what patching compares.
+"""Pairs of scenes with equal prompts that differ in one thing: what patching compares.
 
-The two scenes of a pair show the same number of digits in the same places; one of them has another colour, another
-digit or (for `change="place"`) stands elsewhere. The question asks for just that, so its answer is one word in the
-clean scene and another in the corrupted one, and the prompts are equal, token by token.
+The two scenes of a pair show the same number of digits in the same places. One of the digits has another colour or another
+value, or (for `change="place"`) another place. The question asks for exactly this property, so its answer is one word for
+the clean scene and another word for the corrupted scene, while the prompts are the same, token by token.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from interp.arguments import checked_choice
 from interp.errors import InputError
 from interp.toy.language import COLOURS, IMAGE_TOKEN, SceneObject
 from interp.toy.scenes import SPLITS, Scene, combinations, draw_glyphs, scenes
@@ -20,10 +21,10 @@ _CHANGES = ("colour", "digit", "place")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two scenes and the question that tells them apart. Unpacks as (clean, corrupted, answer, other answer).
+    """Two scenes and a question that tells them apart. Unpacks as (clean, corrupted, answer, other answer).
 
-    `changed` is the index of the object that differs in `clean`; `prompt` has the image placeholder, `text_prompts`
-    have the captions in its stead.
+    `changed` is the index of the object that differs. `prompt` begins with the image placeholder, the two `text_prompts`
+    with the captions instead.
     """
 
     clean: Scene
@@ -46,42 +47,36 @@ class Pair:
 
 
 def pairs(n: int, seed: int, change: str = "colour", split: str = "test", objects: int = 2) -> list[Pair]:
-    """`n` pairs of scenes of `objects` digits that differ in one thing: the colour, the digit or the place of one.
-
-    Only that one object is drawn anew; all else, glyphs and noise included, is the same on both pictures (a changed
-    digit needs another glyph). Objects of both scenes belong to `split`.
-
-    Raises `InputError` for an unknown change or split, and where `change="place"` is asked of more than one object
-    (objects are named in reading order, so moving one among several could change the layout of the caption).
+    """Draw `n` pairs of scenes with `objects` digits each that differ in the colour, digit or place of one object.
 
     >>> clean, corrupted, answer, other = pairs(1, seed=0)[0]
     >>> answer in clean.caption and other in corrupted.caption
     True
+
+    Everything else is the same in both pictures, including glyphs and noise (a changed digit needs another glyph). The
+    objects of both scenes belong to `split`.
+
+    Raises `InputError` for an unknown change or split, and if `change="place"` is combined with more than one object:
+    captions name objects in reading order, so moving one of several could change the order of the caption.
     """
-    if change not in _CHANGES:
-        raise InputError(f"change={change!r} is unknown: use one of {', '.join(_CHANGES)}")
-    if split not in SPLITS:
-        raise InputError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}")
+    checked_choice(change, "change", _CHANGES)
+    checked_choice(split, "split", SPLITS)
     if change == "place" and objects != 1:
-        raise InputError(f"objects={objects!r}: pairs that differ in place have one object")
+        raise InputError(f"objects={objects!r}: expected objects=1 for pairs that differ in place")
     rng = np.random.default_rng([seed, _CHANGES.index(change), 2])
-    found: list[Pair] = []
-    while len(found) < n:
+    rows: list[Pair] = []
+    while len(rows) < n:
         scene = scenes(1, seed=int(rng.integers(2**31)), split=split, objects=objects)[0]
         pair = _vary(scene, change, split, rng)
         if pair is not None:
-            found.append(_renamed(pair, f"pair-{split}-{seed}-{len(found)}"))
-    return found
-
-
-def _renamed(pair: Pair, name: str) -> Pair:
-    return replace(
-        pair, clean=replace(pair.clean, id=f"{name}-clean"), corrupted=replace(pair.corrupted, id=f"{name}-corrupted")
-    )
+            name = f"pair-{split}-{seed}-{len(rows)}"
+            clean, corrupted = replace(pair.clean, id=f"{name}-clean"), replace(pair.corrupted, id=f"{name}-corrupted")
+            rows.append(replace(pair, clean=clean, corrupted=corrupted))
+    return rows
 
 
 def _vary(scene: Scene, change: str, split: str, rng: np.random.Generator) -> Pair | None:
-    """The scene with one of its objects changed, None where the split has no such object."""
+    """A pair in which one object of the scene is changed; None if the split has no object to change it into."""
     index = int(rng.integers(len(scene.objects)))
     item = scene.objects[index]
     others = [other for other in _variants(item, change, split) if not _clashes(other, scene.objects, index)]
@@ -101,16 +96,16 @@ def _vary(scene: Scene, change: str, split: str, rng: np.random.Generator) -> Pa
 
 def _variants(item: SceneObject, change: str, split: str) -> list[SceneObject]:
     """The objects of this split that differ from `item` in `change` and in nothing else."""
-    found = []
+    variants = []
     for colour, digit, place in combinations(split):
         other = SceneObject(place, digit, COLOURS[colour])
         same = {"colour": other.colour == item.colour, "digit": digit == item.digit, "place": place == item.place_index}
         if [name for name, equal in same.items() if not equal] == [change]:
-            found.append(other)
-    return found
+            variants.append(other)
+    return variants
 
 
 def _clashes(other: SceneObject, objects: tuple[SceneObject, ...], index: int) -> bool:
-    """Whether another object of the scene has this digit or stands in this place."""
+    """Whether an object of the scene, other than the one at `index`, has this digit or this place."""
     rest = [item for position, item in enumerate(objects) if position != index]
     return any(item.digit == other.digit or item.place_index == other.place_index for item in rest)

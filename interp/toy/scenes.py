@@ -1,11 +1,11 @@
 """The toy's images: scenes of one to three coloured handwritten digits on a 3x3 grid.
 
-A scene is 48x48 RGB pixels, nine cells of 16x16; seen by the tower it is 6x6 patches of 8 pixels, four to a cell.
-Digits are the 1,797 real handwritten ones of scikit-learn's `load_digits`, enlarged to a cell and tinted on a noisy
-dark ground. Within a scene no digit occurs twice, so "the 3" is one object; colours may.
+A scene has 48x48 RGB pixels: nine cells of 16x16 pixels, and for the image tower 6x6 patches of 8x8 pixels, four in each
+cell. The glyphs are the 1,797 handwritten digits of scikit-learn's `load_digits`, enlarged to a cell and coloured, on a
+noisy dark background. Within a scene no digit occurs twice, so "the 3" is one object; colours may repeat.
 
 Two things are held out from training. A fifth of the *glyphs* and a fifth of the *combinations* of colour, digit and
-place belong to the test split alone: each object of a test scene is of a glyph and a combination never trained on.
+place belong to the test split only. Every object of a test scene has a glyph and a combination that training never used.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
+from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError
-from interp.toy.language import COLOURS, IMAGE_TOKEN, KINDS, PLACES, Question, SceneObject, ask, describe
+from interp.toy.language import COLOURS, IMAGE_TOKEN, KINDS, PLACES, Question, SceneObject, ask, write_caption
 
 GRID, CELL, PATCH = 3, 16, 8
 SIZE = GRID * CELL
@@ -54,12 +55,12 @@ def glyph_bank() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def held_out_combinations() -> np.ndarray:
-    """Which combinations belong to the test split: Bool `[colour, digit, place]`, a fifth of them, drawn once."""
+    """Which combinations belong to the test split: Bool `[colour, digit, place]`, a fixed random fifth."""
     shape = (len(COLOURS), 10, len(PLACES))
     order = np.random.default_rng(540).permutation(int(np.prod(shape)))
-    chosen = np.zeros(int(np.prod(shape)), dtype=bool)
-    chosen[order[: int(_HELD_OUT * len(order))]] = True
-    return chosen.reshape(shape)
+    held_out = np.zeros(len(order), dtype=bool)
+    held_out[order[: int(_HELD_OUT * len(order))]] = True
+    return held_out.reshape(shape)
 
 
 @lru_cache(maxsize=len(SPLITS))
@@ -74,46 +75,46 @@ def combinations(split: str) -> list[tuple[int, int, int]]:
 def glyphs_of(split: str) -> tuple[np.ndarray, ...]:
     """The glyph numbers of each digit in this split."""
     _, digits, held_out = glyph_bank()
-    wanted = held_out if split == "test" else ~held_out
-    return tuple(np.flatnonzero((digits == digit) & wanted) for digit in range(10))
+    in_split = held_out if split == "test" else ~held_out
+    return tuple(np.flatnonzero((digits == digit) & in_split) for digit in range(10))
 
 
 def draw_objects(rng: np.random.Generator, split: str, count: int, repeat_digits: bool = False) -> list[SceneObject]:
-    """Objects of this split in reading order, in different places and (unless `repeat_digits`) of different digits.
+    """Draw objects of this split: in reading order, in different places and, unless `repeat_digits`, with different digits.
 
-    Two of different digits are of one colour half of the time, so that "are both the same colour ?" is no easy guess.
+    Two objects with different digits share a colour half of the time, so that "are both the same colour ?" cannot be guessed.
     """
     pool = combinations(split)
-    chosen: list[SceneObject] = []
+    objects: list[SceneObject] = []
     digits: set[int] = set()
     places: set[int] = set()
     paired = count == 2 and not repeat_digits
     same_colour = paired and rng.random() < 0.5
-    while len(chosen) < count:
+    while len(objects) < count:
         colour, digit, place = pool[rng.integers(len(pool))]
         if place in places or (digit in digits and not repeat_digits):
             continue
-        if paired and chosen and (COLOURS[colour] == chosen[0].colour) != same_colour:
+        if paired and objects and (COLOURS[colour] == objects[0].colour) != same_colour:
             continue
         places.add(place)
         digits.add(digit)
-        chosen.append(SceneObject(place, digit, COLOURS[colour]))
-    return sorted(chosen)
+        objects.append(SceneObject(place, digit, COLOURS[colour]))
+    return sorted(objects)
 
 
 def draw_glyphs(rng: np.random.Generator, split: str, objects: Sequence[SceneObject]) -> tuple[int, ...]:
-    """A glyph number for each object."""
+    """Draw a glyph number of this split for each object."""
     bank = glyphs_of(split)
     return tuple(int(bank[item.digit][rng.integers(len(bank[item.digit]))]) for item in objects)
 
 
 def render(objects: Sequence[SceneObject], ink: np.ndarray, noise: int) -> np.ndarray:
-    """The scene as UInt8 `[48, 48, 3]`: noise of seed `noise` on a dark ground, `ink` `[object, 16, 16]` in its colours."""
+    """The picture, UInt8 `[48, 48, 3]`: `ink` `[object, 16, 16]` in the objects' colours, on dark noise of seed `noise`."""
     rng = np.random.default_rng(noise)
     pixels = rng.normal(28.0, 9.0, size=(SIZE, SIZE, 3)).astype(np.float32)
-    for item, drawn in zip(objects, ink, strict=True):
+    for item, glyph in zip(objects, ink, strict=True):
         rows, columns = _cell(item)
-        alpha = drawn[..., None]
+        alpha = glyph[..., None]
         tint = np.asarray(_RGB[item.colour], dtype=np.float32) * rng.uniform(0.85, 1.05)
         pixels[rows, columns] = pixels[rows, columns] * (1 - alpha) + tint * alpha
     return pixels.clip(0, 255).astype(np.uint8)
@@ -126,7 +127,7 @@ def _cell(item: SceneObject) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: what it shows (`objects`, `glyphs`, `noise`) and everything that follows from it."""
+    """One scene: what it shows (`objects`, `glyphs`, `noise`), and its picture, caption, labels and questions."""
 
     id: str
     objects: tuple[SceneObject, ...]
@@ -140,11 +141,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        return describe(self.objects)
+        return write_caption(self.objects)
 
     @cached_property
     def patch_labels(self) -> np.ndarray:
-        """Int `[6, 6]`: which of `objects` each patch shows, -1 for the ground."""
+        """Int `[6, 6]`: the index in `objects` of what each patch shows, -1 for the background."""
         labels = np.full((PATCHES, PATCHES), -1)
         for index, item in enumerate(self.objects):
             rows, columns = _cell(item)
@@ -153,7 +154,7 @@ class Scene:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """Bool `[object, 48, 48]`: the pixels that are more ink than ground."""
+        """Bool `[object, 48, 48]`: the pixels that are more ink than background."""
         ink, _, _ = glyph_bank()
         masks = np.zeros((len(self.objects), SIZE, SIZE), dtype=bool)
         for mask, item, glyph in zip(masks, self.objects, self.glyphs, strict=True):
@@ -162,24 +163,25 @@ class Scene:
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        """One question of each kind that is well posed for this scene; the same ones each time."""
+        """One question of each kind that makes sense for this scene; always the same questions."""
         rng = np.random.default_rng([self.noise, 1])
-        asked = (ask(kind, self.objects, rng, self.caption) for kind in KINDS)
-        return tuple(question for question in asked if question is not None)
+        questions = (ask(kind, self.objects, rng, self.caption) for kind in KINDS)
+        return tuple(question for question in questions if question is not None)
 
 
 @dataclass(frozen=True)
 class SceneDataset:
-    """Scenes in a row, as images or (after `captions()`) as text; indexing gives a `Scene`, slicing a dataset.
+    """A sequence of scenes, as images or (after `captions()`) as text. An index gives a `Scene`, a slice a `SceneDataset`.
 
-    `pairs()` gives each row as (image, text) with a bare image placeholder or the caption alone; `ids` names the rows.
+    `pairs()` gives the rows as (image, text): a picture with the image placeholder alone, or None with the caption. `ids`
+    names the rows.
     """
 
     scenes: tuple[Scene, ...]
     modality: str = "image"
 
     def captions(self) -> SceneDataset:
-        """The same rows as text: the caption of each scene alone."""
+        """The same rows as text: the caption of each scene, without its picture."""
         return replace(self, modality="text")
 
     @property
@@ -188,7 +190,7 @@ class SceneDataset:
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """Of each scene, its number of objects and the digit, colour and place of the first one in reading order."""
+        """For each scene the number of objects, and the digit, colour and place of its first object in reading order."""
         return {
             "count": [str(len(scene.objects)) for scene in self.scenes],
             "digit": [str(scene.objects[0].digit) for scene in self.scenes],
@@ -214,36 +216,35 @@ class SceneDataset:
 
 
 def scenes(n: int, seed: int, split: str = "test", distinct: bool = False, objects: int | None = None) -> SceneDataset:
-    """`n` scenes drawn with `seed`: one, two or three objects each (1/4, 1/2, 1/4), or always `objects`.
-
-    With `distinct`, no two scenes have the same caption, which measures of neighbours need: equal captions are equal
-    points. Raises `InputError` for an unknown split, and where there are not `n` distinct captions to be had.
+    """Draw `n` scenes with one, two or three objects each (shares 1/4, 1/2, 1/4), or with `objects` objects each.
 
     >>> scenes(2, seed=0)[0].caption.startswith("a ")
     True
+
+    With `distinct`, no two scenes have the same caption. Measures of neighbours need this, because equal captions are
+    equal points. The same seed gives the same scenes.
+
+    Raises `InputError` for an unknown split, for an `n` or `objects` out of range, and if the split does not have `n`
+    distinct captions.
     """
-    if split not in SPLITS:
-        raise InputError(f"split={split!r} is unknown: use one of {SPLITS}")
-    if n < 0:
-        raise InputError(f"n={n!r}: a number of scenes is 0 or more")
-    if objects is not None and objects not in _COUNTS:
-        raise InputError(f"objects={objects!r}: a scene has one of {tuple(_COUNTS)} objects, or None for a mixture")
+    checked_choice(split, "split", SPLITS)
+    n = checked_int(n, "n")
+    if objects is not None:
+        objects = checked_int(objects, "objects", min(_COUNTS), max(_COUNTS), "None or an int")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     rows: list[Scene] = []
-    seen: set[str] = set()
+    captions: set[str] = set()
     misses = 0
     while len(rows) < n:
         count = objects or int(rng.choice(list(_COUNTS), p=list(_COUNTS.values())))
-        drawn = tuple(draw_objects(rng, split, count))
-        caption = describe(drawn)
-        if distinct and caption in seen:
+        items = tuple(draw_objects(rng, split, count))
+        caption = write_caption(items)
+        if distinct and caption in captions:
             misses += 1
             if misses > 1000 + 20 * n:
-                raise InputError(
-                    f"only {len(seen)} distinct captions were found, n={n!r} were asked for: ask for fewer"
-                )
+                raise InputError(f"n={n!r}: expected at most {len(captions)}, no more distinct captions were found")
             continue
-        seen.add(caption)
-        glyphs = draw_glyphs(rng, split, drawn)
-        rows.append(Scene(f"{split}-{seed}-{len(rows)}", drawn, glyphs, int(rng.integers(2**31))))
+        captions.add(caption)
+        glyphs = draw_glyphs(rng, split, items)
+        rows.append(Scene(f"{split}-{seed}-{len(rows)}", items, glyphs, int(rng.integers(2**31))))
     return SceneDataset(tuple(rows))

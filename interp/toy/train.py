@@ -1,14 +1,14 @@
-"""The toy's recipe: ``python -m interp.toy.train --out DIR`` makes the weights again from a seed.
+"""The toy's recipe: ``python -m interp.toy.train --out DIR`` trains the weights again from a seed.
 
-As in LLaVA, in four phases:
+There are four phases, as for LLaVA:
 
-1. *language*: the decoder alone, on text (captions with a small weight, answers to both groups of questions);
-2. *tower*: the vision tower alone, labelling patches; then frozen for good;
-3. *connector*: the connector alone, on captions of images, all else frozen: `stage1`;
-4. *instruct*: connector and decoder, on perception questions about images: `tuned`. Abstraction questions about
-   images are never trained.
+1. *language*: the decoder, on text (captions with a small weight, answers to both groups of questions);
+2. *tower*: the image tower, on labels of patches; it is frozen afterwards;
+3. *connector*: the connector, on captions of images, with everything else frozen; the result is `stage1`;
+4. *instruct*: connector and decoder, on perception questions about images; the result is `tuned`. Abstraction questions
+   about images are never trained.
 
-Each phase leaves a checkpoint in ``DIR/phases`` and is taken up from there when the command is run again.
+Each phase writes a checkpoint to ``DIR/phases``. A second run of the command continues after the last finished phase.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCHES = {"language": 48, "tower": 64, "connector": 64, "instruct": 48}
 HELD_OUT = 192
 REPORT_EVERY = 50
 CHECK_EVERY = 250
-RECALL, RECALL_STATE = 4, 2  # an object is named in five words; the state that leaves the second layer
+RECALL, RECALL_STATE = 4, 2  # tokens to recall (an object has five words), from the state after the second layer
 
 
 def optimise(
@@ -44,9 +44,9 @@ def optimise(
     steps: int,
     check: Callable[[], str] = str,
 ) -> None:
-    """AdamW under a one-cycle schedule, gradients clipped at norm 1.
+    """Train with AdamW on a one-cycle schedule, with gradients clipped at norm 1.
 
-    Prints a line of progress every few steps, and now and then what `check` says of the model so far.
+    Prints a line of progress every `REPORT_EVERY` steps, and the line that `check` returns every `CHECK_EVERY` steps.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATES[phase], betas=(0.9, 0.98), weight_decay=0.01)
@@ -67,14 +67,14 @@ def optimise(
 
 
 def weighted_loss(logits: Tensor, lesson: lessons.Lesson) -> Tensor:
-    """Cross-entropy `[row, token, vocab]` against the lesson's targets, averaged with its weights."""
-    each = nn.functional.cross_entropy(logits.float().flatten(0, 1), lesson.targets.flatten(), reduction="none")
+    """The cross-entropy of `logits` `[row, token, vocab]` against the lesson's targets, as a weighted mean."""
+    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), lesson.targets.flatten(), reduction="none")
     weights = lesson.weights.flatten()
-    return (each * weights).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum()
 
 
 def recall_loss(scores: Tensor, lesson: lessons.Lesson) -> Tensor:
-    """Cross-entropy of `scores` `[row, token, RECALL * vocab]` against the `RECALL` tokens before each token."""
+    """The cross-entropy of `scores` `[row, token, RECALL * vocab]` against the `RECALL` tokens before each token."""
     ids = lesson.input_ids
     before = [nn.functional.pad(ids, (back, 0), value=lessons.PAD)[:, :-back] for back in range(1, RECALL + 1)]
     targets = torch.stack(before, dim=-1)
@@ -83,23 +83,24 @@ def recall_loss(scores: Tensor, lesson: lessons.Lesson) -> Tensor:
 
 @torch.no_grad()
 def accuracy_by_kind(logits: Tensor, lesson: lessons.Lesson) -> str:
-    """How many of a lesson's answers are right, kind by kind, as one line."""
+    """The share of a lesson's answers that are right, for each kind of question, as one line."""
     right = logits.argmax(dim=-1) == lesson.targets
     shares = []
     for index, kind in enumerate(KINDS):
-        asked = lesson.kinds == index
-        if asked.any():
-            shares.append(f"{kind} {right[asked].float().mean().item():.2f}")
+        of_kind = lesson.kinds == index
+        if of_kind.any():
+            shares.append(f"{kind} {right[of_kind].float().mean().item():.2f}")
     return "  held out: " + ", ".join(shares)
 
 
 def train_language(seed: int, steps: int) -> nn.Module:
-    """The decoder, on text.
+    """Train the decoder on text.
 
-    Looking a thing up ("where is the 3 ?") takes two steps, of which the first does not pay until the second is there:
-    a place must know which digit stood before it. Left to itself the decoder stays at the share of a guess among what
-    was named for thousands of steps. So one linear map, thrown away afterwards, asks an early state for the tokens
-    that stood before it; with that, each kind of look-up is learned in hundreds of steps.
+    A look-up ("where is the 3 ?") takes two steps: the state of each place must hold the digit before it, and the last token
+    must find the place that holds a 3. The first step does not lower the loss until the second one works, so without help
+    the decoder guesses among the objects of the caption for thousands of steps. A recall loss helps: one linear map, which
+    is discarded afterwards, predicts the previous tokens from an early state. With it, each kind of look-up is learned
+    within hundreds of steps.
     """
     torch.manual_seed(seed)
     model = build_language_model()
@@ -119,7 +120,7 @@ def train_language(seed: int, steps: int) -> nn.Module:
 
 
 def train_tower(seed: int, steps: int) -> nn.Module:
-    """The patch labels are read off the last layer by one linear map, which is thrown away afterwards."""
+    """Train the image tower to label patches, with a linear map on its last layer that is discarded afterwards."""
     torch.manual_seed(seed)
     tower = build_tower()
     sizes = [11, len(COLOURS) + 1, len(PLACES)]
@@ -139,10 +140,10 @@ def train_tower(seed: int, steps: int) -> nn.Module:
     @torch.no_grad()
     def check() -> str:
         pixels, labels = lessons.patch_lesson(np.random.default_rng([seed, 5]), HELD_OUT, split="test")
-        shown = labels[..., 0] < 10
+        is_object = labels[..., 0] < 10
         right = torch.stack([part.argmax(-1) for part in scores(pixels)], dim=-1) == labels
-        digit, colour, place = right[shown].float().mean(dim=0).tolist()
-        ground = right[~shown][:, 0].float().mean().item()
+        digit, colour, place = right[is_object].float().mean(dim=0).tolist()
+        ground = right[~is_object][:, 0].float().mean().item()
         return f"  held out: digit {digit:.3f}, colour {colour:.3f}, place {place:.3f}, ground {ground:.3f}"
 
     optimise("tower", [*tower.parameters(), *head.parameters()], loss_of_step, steps, check)
@@ -150,7 +151,7 @@ def train_tower(seed: int, steps: int) -> nn.Module:
 
 
 def train_on_images(vlm: Any, phase: str, seed: int, steps: int) -> None:
-    """The connector alone on captions (phase "connector"), or with the decoder on questions (phase "instruct")."""
+    """Train the connector on captions (phase "connector"), or connector and decoder on questions (phase "instruct")."""
     captions = phase == "connector"
     task = "caption" if captions else "questions"
     vlm.requires_grad_(False)
@@ -179,7 +180,7 @@ def train_on_images(vlm: Any, phase: str, seed: int, steps: int) -> None:
 
 
 def load_phase(folder: Path, phase: str, module: nn.Module) -> nn.Module:
-    """The module with the weights that this phase left."""
+    """Load the checkpoint of this phase into the module."""
     path = folder / "phases" / f"{phase}.safetensors"
     if not path.is_file():
         raise SystemExit(f"error: {str(path)!r} is missing: run the phase {phase!r} first")
@@ -187,8 +188,8 @@ def load_phase(folder: Path, phase: str, module: nn.Module) -> nn.Module:
     return module
 
 
-def phase_done(folder: Path, phase: str, module: nn.Module, train: Callable[[], nn.Module | None]) -> None:
-    """See to it that `module` is as this phase leaves it: read its checkpoint where there is one, else train and write it."""
+def run_phase(folder: Path, phase: str, module: nn.Module, train: Callable[[], nn.Module | None]) -> None:
+    """Load the checkpoint of this phase into `module`; if there is none, train and write it."""
     path = folder / "phases" / f"{phase}.safetensors"
     if path.is_file():
         load_phase(folder, phase, module)
@@ -204,25 +205,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for base/, stage1/, tuned/ and phases/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiply the steps of every phase: 0.001 for a smoke run"
+        "--scale", type=float, default=1.0, help="a factor for the steps of every phase: 0.001 for a smoke run"
     )
-    parser.add_argument("--only", choices=list(STEPS), help="run this phase alone; those before it must be done")
+    parser.add_argument("--only", choices=list(STEPS), help="run only this phase; earlier phases must be finished")
     options = parser.parse_args(arguments)
     steps = {phase: max(2, round(options.scale * count)) for phase, count in STEPS.items()}
     out, seed = options.out, options.seed
 
     if options.only in (None, "language"):
-        phase_done(out, "language", build_language_model(), lambda: train_language(seed, steps["language"]))
+        run_phase(out, "language", build_language_model(), lambda: train_language(seed, steps["language"]))
     if options.only in (None, "tower"):
-        phase_done(out, "tower", build_tower(), lambda: train_tower(seed, steps["tower"]))
+        run_phase(out, "tower", build_tower(), lambda: train_tower(seed, steps["tower"]))
     if options.only in (None, "connector", "instruct"):
         torch.manual_seed(seed)
         vlm = build_vlm(load_phase(out, "language", build_language_model()), load_phase(out, "tower", build_tower()))
         save(vlm, out / "base")
-        phase_done(out, "connector", vlm, lambda: train_on_images(vlm, "connector", seed, steps["connector"]))
+        run_phase(out, "connector", vlm, lambda: train_on_images(vlm, "connector", seed, steps["connector"]))
         save(vlm, out / "stage1")
         if options.only != "connector":
-            phase_done(out, "instruct", vlm, lambda: train_on_images(vlm, "instruct", seed, steps["instruct"]))
+            run_phase(out, "instruct", vlm, lambda: train_on_images(vlm, "instruct", seed, steps["instruct"]))
             save(vlm, out / "tuned")
 
 

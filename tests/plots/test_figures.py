@@ -1,4 +1,4 @@
-"""What is drawn is what the result holds, beside what it has to be read against; tokens are shown, not interpreted."""
+"""Figures show the numbers of a result and what they are compared with; tokens are shown, not interpreted as HTML."""
 
 import math
 import subprocess
@@ -25,13 +25,8 @@ def drawn(figure, kind):
 
 
 @pytest.fixture(scope="module")
-def sweep(toy):
-    chosen = pairs(2, seed=1)
-    clean, corrupted = (
-        toy.prepare([pair.prompt for pair in chosen], [getattr(pair, side).image for pair in chosen])
-        for side in ("clean", "corrupted")
-    )
-    metric = logit_difference([pair.answer for pair in chosen], [pair.other for pair in chosen])
+def sweep(toy, colour_pairs):
+    clean, corrupted, metric = colour_pairs
     return patch_sweep(toy, clean, corrupted, layers=[1, 5], metric=metric)
 
 
@@ -49,6 +44,13 @@ def test_importing_plots_is_light():
         "import sys; from interp import plots; print([m for m in ('plotly', 'torch', 'sklearn') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_name_is_a_function():
+    assert len(set(plots.__all__)) == len(plots.__all__) > 30
+    assert all(callable(getattr(plots, name)) for name in plots.__all__)
+    with pytest.raises(AttributeError, match=r"'interp.plots' has no attribute 'nothing'"):
+        plots.nothing
 
 
 def test_a_result_and_its_figure_function_draw_the_same(sweep):
@@ -147,8 +149,8 @@ def test_a_word_is_found_on_the_image(toy, few):
         assert [figure.data[trace] for trace in traces] == frames
         for state in range(9):
             framed = {6 * y + x for x, y in zip(places["x"][state], places["y"][state], strict=True)}
-            said = {patch for patch in range(36) if button.label in map(label, read.words(state, 36 + patch))}
-            assert framed == said
+            patches = {patch for patch in range(36) if button.label in map(label, read.words(state, 36 + patch))}
+            assert framed == patches
     counts = [sum(map(len, button.args[0]["x"])) for button in buttons]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 0
@@ -179,7 +181,7 @@ def test_a_grid_that_does_not_fit_is_refused(toy, few):
         with pytest.raises(InputError, match=r"words=.*: expected a list of words"):
             plots.lens_on_image(read, few[0].image, (6, 6), words=words)
     for image in (None, "scene.png"):
-        with pytest.raises(InputTypeError, match=f"image={image!r} is a .*: expected a picture of PIL"):
+        with pytest.raises(InputTypeError, match=f"image={image!r} is a .*: expected a PIL image"):
             plots.lens_on_image(read, image, (6, 6))
 
 
@@ -225,9 +227,9 @@ def test_probes_show_p_and_the_control_task(states):
     np.testing.assert_allclose(task.y, result.control_task)
     assert task.name == "accuracy, control task"
     assert task.line.color == line.line.color
-    for state, (symbol, said) in enumerate(zip(line.marker.symbol, line.customdata, strict=True)):
+    for state, (symbol, hover) in enumerate(zip(line.marker.symbol, line.customdata, strict=True)):
         assert symbol == ("circle-open" if result.p[state] > 0.05 else "circle")
-        assert said[2] == f"state {state} (p {result.p[state]:.2g}, selectivity {result.selectivity[state]:.2g})"
+        assert hover[2] == f"state {state} (p {result.p[state]:.2g}, selectivity {result.selectivity[state]:.2g})"
     assert set(line.marker.symbol) == {"circle", "circle-open"}
     bare = probe_layers(states, labels, permutations=0, control=False)
     assert set(drawn(plots.figure(bare), "scatter")[1].marker.symbol) == {"circle"}
@@ -237,9 +239,9 @@ def test_a_series_with_a_gap_and_one_that_does_not_fit():
     figure = plots.series_figure({"line": Series(values=[1.0, math.nan, 2.0])}, "title", "y", chance={"<low>": 0.5})
     assert list(figure.data[0].y) == [1.0, None, 2.0]
     assert figure.layout.annotations[0].text == "&lt;low&gt; 0.5"
-    with pytest.raises(InputError, match="low"):
+    with pytest.raises(InputError, match=r"series 'line' has 2 values and a different number of low"):
         plots.series_figure({"line": Series(values=[1, 2], low=[1], high=[1, 2])}, "title", "y")
-    with pytest.raises(InputError, match="0 values"):
+    with pytest.raises(InputError, match="series 'line' has 0 values"):
         plots.series_figure({"line": Series(values=[])}, "title", "y")
 
 

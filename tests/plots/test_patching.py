@@ -1,5 +1,6 @@
-"""The grid of a sweep as it is drawn: with heads in each of its forms, in groups, and on the picture."""
+"""Figures of patching: a grid with heads in each of its forms, in groups and on the picture, and curves over windows."""
 
+import math
 import time
 
 import numpy as np
@@ -8,18 +9,17 @@ import torch
 
 from interp import plots
 from interp.errors import InputError
-from interp.patching import PatchResult, attribution_patch, logit_difference
+from interp.patching import FlowResult, PatchResult, SweepResult, attribution_patch
 from interp.plots.pictures import lattice
 from interp.plots.theme import label
-from interp.toy import pairs
 
 
-def made(layers, columns, heads=None, rows=2, **options):
+def a_grid(layers, columns, heads=None, rows=2, **options):
     """A result of random numbers; `columns` are the lists of positions of its columns."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(layers), len(columns), *(() if heads is None else (len(heads),)))
     effect = torch.randn(shape, generator=generator)
-    given = {
+    fields = {
         "values": effect * 3,
         "effect": effect,
         "low": effect - 0.5,
@@ -33,7 +33,7 @@ def made(layers, columns, heads=None, rows=2, **options):
         "direction": "denoise",
         **options,
     }
-    return PatchResult(layers=list(layers), columns=columns, heads=heads, **given)
+    return PatchResult(layers=list(layers), columns=columns, heads=heads, **fields)
 
 
 def shown(trace):
@@ -48,24 +48,24 @@ def singles(count):
 
 
 def test_titles_say_which_grid_it_is():
-    figure = plots.figure(made([0, 1], singles(3)))
+    figure = plots.figure(a_grid([0, 1], singles(3)))
     assert figure.layout.title.text == (
         "Patching resid_pre (denoise, exact): share of the clean answer that comes back (2 pairs)"
     )
-    figure = plots.figure(made([0, 1], singles(3), rows=1, direction="noise", method="gradient"))
+    figure = plots.figure(a_grid([0, 1], singles(3), rows=1, direction="noise", method="gradient"))
     assert figure.layout.title.text == (
         "Patching resid_pre (noise, gradient): share of the clean answer that is left (1 pair)"
     )
 
 
 def test_what_comes_from_data_is_escaped():
-    figure = plots.figure(made([0], singles(1), site="<i>", direction="<u>", method="<s>"))
+    figure = plots.figure(a_grid([0], singles(1), site="<i>", direction="<u>", method="<s>"))
     for tag in ("<i>", "<u>", "<s>", "<b>", "<0>"):
         assert tag not in figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
 
 
 def test_groups_have_their_names():
-    figure = plots.figure(made([2, 5], [[1, 2, 3], [7]], tokens=["object", "last"]))
+    figure = plots.figure(a_grid([2, 5], [[1, 2, 3], [7]], tokens=["object", "last"]))
     assert list(figure.layout.xaxis.ticktext) == ["object", "last"]
     (heatmap,) = figure.data
     assert heatmap.customdata[1][0][:2] == ["object", "3 positions"]
@@ -75,7 +75,7 @@ def test_groups_have_their_names():
 
 def test_layers_stand_in_the_order_in_which_they_were_asked_for():
     """A row of a heatmap is drawn at its number on the axis, so one at the number of its layer would lie under another."""
-    result = made([5, 2, 7], singles(3))
+    result = a_grid([5, 2, 7], singles(3))
     figure = plots.figure(result)
     (heatmap,) = figure.data
     np.testing.assert_array_equal(shown(heatmap), result.effect.numpy())
@@ -85,7 +85,7 @@ def test_layers_stand_in_the_order_in_which_they_were_asked_for():
 
 
 def test_heads_of_one_position_stand_beside_each_other():
-    result = made([0, 3], singles(1), heads=[1, 2, 4])
+    result = a_grid([0, 3], singles(1), heads=[1, 2, 4])
     figure = plots.figure(result)
     (heatmap,) = figure.data
     np.testing.assert_array_equal(shown(heatmap), result.effect[:, 0].numpy())
@@ -95,7 +95,7 @@ def test_heads_of_one_position_stand_beside_each_other():
 
 
 def test_few_heads_stand_above_each_other():
-    result = made([0, 3], singles(5), heads=[1, 2, 4])
+    result = a_grid([0, 3], singles(5), heads=[1, 2, 4])
     figure = plots.figure(result)
     (heatmap,) = figure.data
     np.testing.assert_array_equal(shown(heatmap), result.effect.permute(0, 2, 1).flatten(0, 1).numpy())
@@ -105,7 +105,7 @@ def test_few_heads_stand_above_each_other():
 
 
 def test_many_heads_have_a_slider_and_one_scale():
-    result = made(range(8), singles(5), heads=list(range(8)))
+    result = a_grid(range(8), singles(5), heads=list(range(8)))
     figure = plots.figure(result)
     assert len(figure.data) == len(figure.layout.sliders[0].steps) == 8
     for head, trace in enumerate(figure.data):
@@ -120,7 +120,7 @@ def test_many_heads_have_a_slider_and_one_scale():
 
 
 def test_a_single_head_is_drawn_as_a_site_without_heads_is():
-    result = made([0, 3], singles(5), heads=[4])
+    result = a_grid([0, 3], singles(5), heads=[4])
     figure = plots.figure(result)
     np.testing.assert_array_equal(shown(figure.data[0]), result.effect[..., 0].numpy())
     assert figure.layout.title.text.endswith("head 4")
@@ -131,14 +131,9 @@ def test_a_single_head_is_drawn_as_a_site_without_heads_is():
 
 
 @pytest.fixture(scope="module")
-def swept(toy):
+def swept(toy, colour_pairs):
     """A grid over the patches of two pairs, and one over all of their positions."""
-    found = pairs(2, seed=1)
-    clean, corrupted = (
-        toy.prepare([pair.prompt for pair in found], [getattr(pair, side).image for pair in found])
-        for side in ("clean", "corrupted")
-    )
-    metric = logit_difference([pair.answer for pair in found], [pair.other for pair in found])
+    clean, corrupted, metric = colour_pairs
     return [
         attribution_patch(toy, clean, corrupted, positions=positions, metric=metric) for positions in ("image", "all")
     ]
@@ -184,7 +179,7 @@ def test_other_positions_are_left_out_of_the_picture(swept):
 def test_boxes_need_not_be_of_one_size_and_those_without_area_are_left_out():
     boxes = torch.tensor([[0.0, 0.0, 0.25, 0.5], [0.25, 0.0, 1.0, 0.5], [0.25, 0.5, 1.0, 1.0], [1.0, 0.5, 1.0, 1.0]])
     picture = torch.zeros(40, 80, 3, dtype=torch.uint8)
-    result = made([0, 1], singles(4), picture=picture, boxes=boxes)
+    result = a_grid([0, 1], singles(4), picture=picture, boxes=boxes)
     figure = result.plot()
     assert list(figure.data[0].x) == [0, 20, 80]
     assert list(figure.data[0].y) == [0, 20, 40]
@@ -200,7 +195,7 @@ def test_any_boxes_have_a_lattice():
 
 def test_one_head_is_drawn_on_the_picture():
     boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]])
-    result = made([0, 1], singles(2), heads=[3, 5], picture=torch.zeros(8, 8, 3, dtype=torch.uint8), boxes=boxes)
+    result = a_grid([0, 1], singles(2), heads=[3, 5], picture=torch.zeros(8, 8, 3, dtype=torch.uint8), boxes=boxes)
     np.testing.assert_array_equal(
         shown(plots.patch_on_image(result, head=5).data[1]).flatten(), result.effect[1, :, 1].numpy()
     )
@@ -211,8 +206,8 @@ def test_one_head_is_drawn_on_the_picture():
 
 def test_what_is_on_no_picture(swept):
     with pytest.raises(InputError, match="none of 3 positions of this result is a patch of a known picture"):
-        plots.patch_on_image(made([0], singles(3)))
-    nowhere = made([0], singles(1), picture=torch.zeros(8, 8, 3, dtype=torch.uint8), boxes=torch.zeros(1, 4))
+        plots.patch_on_image(a_grid([0], singles(3)))
+    nowhere = a_grid([0], singles(1), picture=torch.zeros(8, 8, 3, dtype=torch.uint8), boxes=torch.zeros(1, 4))
     with pytest.raises(InputError, match="none of 1 positions"):
         plots.patch_on_image(nowhere)
     with pytest.raises(InputError, match=r"layer=8: this result has layers \[0, 1, 2"):
@@ -226,9 +221,96 @@ def test_a_large_grid_is_drawn_in_seconds_and_megabytes():
     cell = torch.arange(side * side)
     corners = torch.stack([cell % side, cell // side, cell % side + 1, cell // side + 1], dim=1) / side
     picture = torch.zeros(64, 64, 3, dtype=torch.uint8)
-    result = made(range(layers), singles(side * side), picture=picture, boxes=corners.float())
+    result = a_grid(range(layers), singles(side * side), picture=picture, boxes=corners.float())
     start = time.process_time()
     page = plots.patch_on_image(result).to_json()
     assert time.process_time() - start < 10
     assert len(page) < 8_000_000
     assert label("<5>") in plots.patch_on_image(result).data[0].customdata[0][5]
+
+
+# Curves over windows of layers --------------------------------------------------------------------------------------------
+
+
+def lines(figure):
+    """Named curves, without their bands and controls."""
+    return [trace for trace in figure.data if trace.type == "scatter" and trace.showlegend is None]
+
+
+def a_flow(rows=3, control=True):
+    values = torch.tensor([[-10.0, -60.0, -5.0], [0.0, -1.0, -2.0]])
+    bound = torch.full_like(values, 4.0 if rows > 1 else math.nan)
+    return FlowResult(
+        values=values,
+        low=values - bound,
+        high=values + bound,
+        control=torch.stack([values[0] / 10, torch.full((3,), math.nan)]) if control else None,
+        per_row=torch.rand(rows, 2, 3),
+        baseline_rows=torch.rand(rows),
+        kept=torch.ones(rows, dtype=torch.bool),
+        n_source=torch.tensor([4.0, 4.0]),
+        n_control=torch.tensor([4.0, 0.0]) if control else None,
+        edges=["image -> last", "<b> -> last"],
+        windows=[range(0, 2), range(0, 3), range(1, 3)],
+        metric="probability",
+        mode="pre_softmax",
+    )
+
+
+def a_sweep(windows, baseline=0.9, **fields):
+    values = torch.linspace(0.1, 0.8, len(windows))
+    rows = torch.full((2,), baseline)
+    return SweepResult(
+        values, values - 0.1, values + 0.1, values.repeat(2, 1), rows, windows, "probability", "Skip", **fields
+    )
+
+
+def test_a_flow_is_a_curve_an_edge():
+    result = a_flow()
+    figure = plots.figure(result)
+    assert figure == result.plot() == plots.flow_figure(result)
+    first, second = lines(figure)
+    assert list(first.y) == result.values[0].tolist()
+    assert list(first.x) == [0, 1, 2]
+    assert [first.name, second.name] == ["image -&gt; last", "&lt;b&gt; -&gt; last"]
+    assert first.customdata[2][2] == "layers 1 to 2"
+    assert first.customdata[1][1] == "<br>95 % -64 to -56"
+    band = figure.data[0]
+    assert list(band.y) == [*result.high[0].tolist(), *reversed(result.low[0].tolist())]
+    dashed = [trace for trace in figure.data if trace.line.dash == "dash"]
+    assert [list(trace.y) for trace in dashed] == [result.control[0].tolist()]  # that of NaN is left out
+    assert figure.layout.shapes[0].y0 == 0
+    assert "(3 rows; dashed: from random positions)" in figure.layout.title.text
+
+
+def test_one_row_has_no_band():
+    figure = plots.figure(a_flow(rows=1, control=False))
+    assert len(figure.data) == 2
+    assert figure.data[0].customdata[0][1] == ""
+
+
+@pytest.mark.parametrize(
+    ("windows", "at", "called"),
+    [
+        ([range(0, 1), range(1, 2)], [0, 1], "layer 1"),
+        ([range(0, 4), range(1, 5)], [1.5, 2.5], "layers 1 to 4"),
+        ([range(0, 3), range(1, 3), range(2, 3)], [0, 1, 2], "layers 1 to 2"),
+    ],
+)
+def test_a_sweep_stands_at_the_middle_of_its_windows(windows, at, called):
+    figure = plots.figure(a_sweep(windows))
+    (line,) = lines(figure)
+    assert list(line.x) == at
+    assert line.customdata[1][2] == called
+    assert figure.layout.shapes[0].y0 == pytest.approx(0.9)
+
+
+def test_sweeps_side_by_side():
+    windows = [range(0, 1), range(1, 2)]
+    control = torch.tensor([0.5, 0.25])
+    figure = plots.sweep_figure({"image": a_sweep(windows, control=control), "text": a_sweep(windows, baseline=0.5)})
+    assert [line.name for line in lines(figure)] == ["image", "text"]
+    assert [trace.line.dash for trace in figure.data].count("dash") == 1
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([0.9, 0.5])
+    shared = plots.sweep_figure({"image": a_sweep(windows), "text": a_sweep(windows)})
+    assert len(shared.layout.shapes) == 1

@@ -1,6 +1,6 @@
-"""A page in headless Chromium: what it says on the console, what it asks of the network, and what scripts find in it.
+"""A page in headless Chromium: its messages on the console, its network requests, and the values of scripts in it.
 
-Spoken over the DevTools protocol through a pipe, so that no package and no port is needed.
+It uses the DevTools protocol through a pipe, so it needs no package and no port.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ FLAGS = (
 
 @dataclass
 class Visit:
-    """What a page did: errors and warnings on the console, addresses that were asked for, and values of scripts."""
+    """Errors and warnings on the console, addresses that the page requested, and the values of scripts."""
 
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     values: list[object] = field(default_factory=list)
 
     def outside(self, page: Path) -> list[str]:
-        """Every address that was asked for but the page itself and data inside it."""
+        """Every requested address except the page itself and data inside it."""
         return [url for url in self.requests if url != page.as_uri() and not url.startswith(("data:", "blob:"))]
 
 
 class _Pipe:
-    """Messages to and from the browser: JSON ended by a zero byte, on its file descriptors 3 and 4."""
+    """Messages to and from the browser: JSON that ends in a zero byte, on its file descriptors 3 and 4."""
 
     def __init__(self, profile: str) -> None:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        # lifted above 3 and 4, so that putting one in place cannot overwrite the other
+        # moved above 3 and 4, so that putting one in place cannot overwrite the other
         high = [fcntl.fcntl(handle, fcntl.F_DUPFD, 20) for handle in (theirs_in, theirs_out)]
         self.process = subprocess.Popen(
             [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -81,18 +81,18 @@ class _Pipe:
 
 
 def visit(page: Path, *scripts: str, seconds: float = 60, settle: float = 1.0) -> Visit:
-    """Open the page, wait until it has been loaded and quiet for `settle` seconds, and evaluate the scripts in it."""
-    seen = Visit()
+    """Open the page, wait until it has loaded and been quiet for `settle` seconds, and evaluate the scripts in it."""
+    report = Visit()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         pipe = _Pipe(profile)
         try:
-            _drive(pipe, page, scripts, seen, seconds, settle)
+            _drive(pipe, page, scripts, report, seconds, settle)
         finally:
             pipe.close()
-    return seen
+    return report
 
 
-def _drive(pipe: _Pipe, page: Path, scripts: tuple[str, ...], seen: Visit, seconds: float, settle: float) -> None:
+def _drive(pipe: _Pipe, page: Path, scripts: tuple[str, ...], report: Visit, seconds: float, settle: float) -> None:
     until = time.monotonic() + seconds
 
     def answer(number: int) -> dict:
@@ -100,7 +100,7 @@ def _drive(pipe: _Pipe, page: Path, scripts: tuple[str, ...], seen: Visit, secon
             message = pipe.receive(until - time.monotonic())
             if message and message.get("id") == number:
                 return message.get("result", {})
-            _note(message, seen)
+            _record(message, report)
         raise TimeoutError(f"Chromium did not answer within {seconds} s")
 
     target = answer(pipe.send("Target.createTarget", url="about:blank"))["targetId"]
@@ -114,27 +114,29 @@ def _drive(pipe: _Pipe, page: Path, scripts: tuple[str, ...], seen: Visit, secon
         if message is None:
             raise TimeoutError(f"{page} was not loaded within {seconds} s")
         loaded = message.get("method") == "Page.loadEventFired"
-        _note(message, seen)
+        _record(message, report)
     while (message := pipe.receive(settle)) is not None:
-        _note(message, seen)
+        _record(message, report)
     for script in scripts:
-        found = answer(pipe.send("Runtime.evaluate", session, expression=script, returnByValue=True, awaitPromise=True))
-        if "exceptionDetails" in found:
-            seen.complaints.append(f"script: {found['exceptionDetails']['text']}")
-        seen.values.append(found.get("result", {}).get("value"))
+        outcome = answer(
+            pipe.send("Runtime.evaluate", session, expression=script, returnByValue=True, awaitPromise=True)
+        )
+        if "exceptionDetails" in outcome:
+            report.complaints.append(f"script: {outcome['exceptionDetails']['text']}")
+        report.values.append(outcome.get("result", {}).get("value"))
     while (message := pipe.receive(settle)) is not None:
-        _note(message, seen)
+        _record(message, report)
 
 
-def _note(message: dict | None, seen: Visit) -> None:
-    """Write down what an event says."""
+def _record(message: dict | None, report: Visit) -> None:
+    """Record an event."""
     method, params = (message or {}).get("method"), (message or {}).get("params", {})
     if method == "Network.requestWillBeSent":
-        seen.requests.append(params["request"]["url"])
+        report.requests.append(params["request"]["url"])
     elif method == "Runtime.exceptionThrown":
         details = params["exceptionDetails"]
-        seen.complaints.append(f"exception: {details.get('exception', {}).get('description', details['text'])}")
+        report.complaints.append(f"exception: {details.get('exception', {}).get('description', details['text'])}")
     elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-        seen.complaints.append(f"console: {[item.get('value') for item in params['args']]}")
+        report.complaints.append(f"console: {[item.get('value') for item in params['args']]}")
     elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-        seen.complaints.append(f"log: {params['entry']['text']}")
+        report.complaints.append(f"log: {params['entry']['text']}")

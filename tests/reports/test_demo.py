@@ -1,4 +1,4 @@
-"""The demo on the toy: all of its numbers, the same locally and remotely, and a report that shows and tells them."""
+"""The demo on the toy: the same numbers locally and remotely, and a report that shows and describes them."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ import torch
 from interp.plots import lens_on_image
 from interp.reports import demo as analyses
 from interp.reports.demo import STAGE1, STEPS, TUNED, Size, distinct_scenes, grouped_accuracy, name_patches
-from interp.reports.demo_page import demo_page, summary
+from interp.reports.demo_page import demo_page, summarise_demo
 from interp.reports.findings import findings, first_above, paragraph
 from interp.toy import scenes
 from reports.browser import CHROMIUM, visit
@@ -22,9 +22,9 @@ TOPICS = ["answers", "logit lens", "patching", "probes", "alignment", "phase", "
 @pytest.fixture(scope="module")
 def demo(toy, stage1):
     steps = []
-    found = analyses.analyse(stage1, toy, size=SMALL, seed=3, step=steps.append)
+    results = analyses.analyse(stage1, toy, size=SMALL, seed=3, step=steps.append)
     assert tuple(steps) == STEPS
-    return found
+    return results
 
 
 def test_every_number_is_the_same_through_a_remote_model(demo, remote_toy):
@@ -98,16 +98,21 @@ def test_naming_counts_the_words_of_the_right_object(toy, monkeypatch):
             return [scene.objects[owner].colour if state and owner >= 0 else "?"]
 
     monkeypatch.setattr(analyses, "logit_lens", lambda *_, **__: Oracle())
-    found = name_patches(toy, data)
-    assert found.share.tolist() == [0.0, 1.0]
-    assert found.patches == 4 * sum(len(scene.objects) for scene in data)
-    assert found.control[0] == 0
-    assert found.low[1] < 1 == found.high[1]
+    naming = name_patches(toy, data)
+    assert naming.values.tolist() == [0.0, 1.0]
+    assert naming.control[0] == 0
+    assert naming.low[1] < 1 == naming.high[1]
+    objects = sum(len(scene.objects) for scene in data)
+    assert naming.low[1] == pytest.approx(objects / (objects + 1.96**2), abs=1e-4)  # Wilson: an object counts once
+
+
+def test_every_patch_of_an_object_is_counted(demo):
+    assert demo.patches == 4 * sum(len(scene.objects) for scene in scenes(SMALL.named, seed=3 + 2))
 
 
 def test_patching_all_image_tokens_at_the_entry_restores_everything(demo):
-    assert demo.patching.groups["image"].effect[0].item() == pytest.approx(1, abs=1e-4)
-    assert demo.patching.groups["last"].effect[0].item() == pytest.approx(0, abs=1e-4)
+    assert demo.patching.groups["image"].values[0].item() == pytest.approx(1, abs=1e-4)
+    assert demo.patching.groups["last"].values[0].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_a_position_is_named_by_its_patch(demo):
@@ -117,16 +122,16 @@ def test_a_position_is_named_by_its_patch(demo):
     assert labels[-1] == "?"
 
 
-def test_every_finding_is_told_and_every_claim_judged(demo):
-    found = findings(demo)
-    assert [finding.topic for finding in found] == TOPICS
-    told = paragraph(found)
-    for finding in found:
-        assert finding.text in told
+def test_the_paragraph_has_every_finding_and_judges_every_claim(demo):
+    results = findings(demo)
+    assert [finding.topic for finding in results] == TOPICS
+    text = paragraph(results)
+    for finding in results:
+        assert finding.text in text
         assert (finding.agrees is None) == (finding.claim == "")
-    assert any(finding.claim in told for finding in found if finding.claim)
-    for unlike in (finding for finding in found if finding.agrees is False):
-        assert unlike.claim in told.partition("does not look like")[2]
+    assert any(finding.claim in text for finding in results if finding.claim)
+    for unlike in (finding for finding in results if finding.agrees is False):
+        assert unlike.claim in text.partition("does not support")[2]
 
 
 def _replaced(demo, values):
@@ -176,38 +181,45 @@ def test_a_state_counts_as_gained_only_beyond_the_error(demo):
 
 
 def test_a_bypass_takes_the_interval_and_the_permutations(demo):
-    def judged(**parts):
-        found = _replaced(demo, dict.fromkeys((STAGE1, TUNED), _matrix([0.2] * 9, 4)))
-        matrix = dataclasses.replace(found.geometry[TUNED].alignment, **parts)
-        geometry = {**found.geometry, TUNED: dataclasses.replace(found.geometry[TUNED], alignment=matrix)}
-        return next(f for f in findings(dataclasses.replace(found, geometry=geometry)) if f.topic == "bypass")
+    def judge(**parts):
+        other = _replaced(demo, dict.fromkeys((STAGE1, TUNED), _matrix([0.2] * 9, 4)))
+        matrix = dataclasses.replace(other.geometry[TUNED].alignment, **parts)
+        geometry = {**other.geometry, TUNED: dataclasses.replace(other.geometry[TUNED], alignment=matrix)}
+        return next(f for f in findings(dataclasses.replace(other, geometry=geometry)) if f.topic == "bypass")
 
     wide = torch.zeros(20, 9, 9, dtype=torch.float64)
     wide[::2, 0, 4] = 1.0
-    holds = judged()
+    holds = judge()
     assert holds.agrees is True
     assert "is 0.30 (95 % interval" in holds.text
-    assert judged(flips=torch.ones(99, 9, 9, dtype=torch.float64)).agrees is False
-    assert judged(parts=wide).agrees is False
+    assert judge(flips=torch.ones(99, 9, 9, dtype=torch.float64)).agrees is False
+    assert judge(parts=wide).agrees is False
 
 
-def test_what_the_connector_had_brought_is_no_work_of_tuning(demo):
-    def judged(before, after):
+def test_tuning_is_not_credited_for_what_the_connector_brings(demo):
+    def judge(before, after):
         accuracy = demo.accuracy.copy()
         rows = (accuracy["modality"] == "image") & (accuracy["group"] == "abstraction")
         accuracy["n"] = 200
         accuracy.loc[rows & (accuracy["model"] == STAGE1), "accuracy"] = before
         accuracy.loc[rows & (accuracy["model"] == TUNED), "accuracy"] = after
-        return next(f for f in findings(dataclasses.replace(demo, accuracy=accuracy)) if f.topic == "answers").agrees
+        return next(f for f in findings(dataclasses.replace(demo, accuracy=accuracy)) if f.topic == "answers")
 
-    assert judged(0.6, 0.9) is True
-    assert judged(0.88, 0.9) is False
-    assert judged(0.0, 0.01) is False
+    cases = {
+        (0.6, 0.9): (True, "is above the ", "and above the interval of toy:stage1"),
+        (0.88, 0.9): (False, "is above the ", "and not above the interval of toy:stage1"),
+        (0.0, 0.01): (False, "is not above the ", "and above the interval of toy:stage1"),
+    }
+    for shares, (agrees, chance, gain) in cases.items():
+        finding = judge(*shares)
+        assert finding.agrees is agrees
+        assert chance in finding.text
+        assert gain in finding.text
 
 
 def _patched(demo, image, last, answered=5):
     groups = {
-        name: dataclasses.replace(demo.patching.groups[name], effect=torch.tensor(effect))
+        name: dataclasses.replace(demo.patching.groups[name], values=torch.tensor(effect))
         for name, effect in (("image", image), ("last", last))
     }
     patching = dataclasses.replace(demo.patching, groups={**demo.patching.groups, **groups}, answered=answered)
@@ -215,9 +227,9 @@ def _patched(demo, image, last, answered=5):
 
 
 def test_the_layer_that_hands_the_answer_over_is_read_off_the_groups(demo):
-    found = _patched(demo, [1, 0.9, 0.8, 0.6, 0.2, 0, 0, 0], [0, 0, 0, 0.1, 0.2, 0.7, 1, 1])
-    assert "up to layer 3 of 7, the clean last token from layer 5 on" in found.text
-    assert found.agrees is True
+    middle = _patched(demo, [1, 0.9, 0.8, 0.6, 0.2, 0, 0, 0], [0, 0, 0, 0.1, 0.2, 0.7, 1, 1])
+    assert "up to layer 3 of 7, the clean last token from layer 5 on" in middle.text
+    assert middle.agrees is True
     early = _patched(demo, [1, 0.1, 0, 0, 0, 0, 0, 0], [0, 0.9, 1, 1, 1, 1, 1, 1])
     assert early.agrees is False
     nowhere = _patched(demo, [0.1] * 8, [0.1] * 8)
@@ -239,7 +251,7 @@ def test_a_probe_leaves_chance_where_its_interval_does(demo):
 
 
 def test_the_summary_is_a_table_of_both_models(demo):
-    rows = summary(demo)
+    rows = summarise_demo(demo)
     assert len(rows) == 9
     assert all(len(row) == 3 and all(isinstance(cell, str) for cell in row) for row in rows)
 
@@ -247,8 +259,8 @@ def test_the_summary_is_a_table_of_both_models(demo):
 def test_the_report_shows_every_section_in_a_browser(demo, tmp_path):
     page = demo_page(demo)
     assert [section.title for section in page.sections] == [
-        "What was found",
-        "What the model sees and answers",
+        "Findings",
+        "Questions and answers",
         "Logit lens on the image patches",
         "Activation patching: where the answer is",
         "Linear probes",
@@ -263,18 +275,18 @@ def test_the_report_shows_every_section_in_a_browser(demo, tmp_path):
         return Plotly.update(plot, ...step.args).then(() =>
             [...plot.querySelectorAll('.heatmaplayer text, .hm text')].map(t => t.textContent));
     })()"""
-    seen = visit(
+    visited = visit(
         target,
         "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.querySelector('.main-svg')).length",
         "document.querySelectorAll('.js-plotly-plot').length",
         "document.body.innerText.includes('<image>') || document.querySelectorAll('h2').length",
         slide,
     )
-    assert seen.complaints == []
-    assert seen.outside(target) == []
-    assert seen.values[0] == seen.values[1] == 12
+    assert visited.complaints == []
+    assert visited.outside(target) == []
+    assert visited.values[0] == visited.values[1] == 12
     words = [demo.lens.words(0, patch)[0] for patch in range(36)]
-    assert [text for text in seen.values[3] if text] == words
+    assert [text for text in visited.values[3] if text] == words
 
 
 def test_the_words_on_the_picture_are_the_lens(demo):

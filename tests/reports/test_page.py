@@ -1,4 +1,4 @@
-"""One page, one file: escaped, atomic, and without a request to anywhere, in a real browser."""
+"""One page, one file: escaped, written atomically, and without network requests, in a real browser."""
 
 import os
 from html.parser import HTMLParser
@@ -8,7 +8,19 @@ import pytest
 from PIL import Image
 
 from interp.errors import InputError
-from interp.reports.page import Columns, Figure, Mark, Note, Page, Picture, Section, Table, Text, check_writable
+from interp.reports.page import (
+    ColumnsBlock,
+    FigureBlock,
+    Mark,
+    NoteBlock,
+    Page,
+    PictureBlock,
+    Section,
+    TableBlock,
+    TextBlock,
+    check_writable,
+    footer_text,
+)
 from reports.browser import CHROMIUM, visit
 
 EVIL = "</script><script>window.broken = 1</script><img src=https://example.org/x.png onerror=alert(1)> & \"'"
@@ -19,13 +31,13 @@ def page(text=EVIL):
     figure = go.Figure(go.Scatter(x=[0, 1], y=[1, 2], text=[text, text], name=text))
     figure.update_layout(title={"text": "two points"}, height=300)
     blocks = [
-        Text(text),
-        Note(text),
-        Table([text, "b"], [[text, 0.25], [Mark(text, True), 3], [Mark(text, False), None]], caption=text),
-        Columns([Picture(Image.new("RGB", (8, 8), "red"), text), Figure(figure, text)]),
-        Figure(figure, wide=True),
+        TextBlock(text),
+        NoteBlock(text),
+        TableBlock([text, "b"], [[text, 0.25], [Mark(text, True), 3], [Mark(text, False), None]], caption=text),
+        ColumnsBlock([PictureBlock(Image.new("RGB", (8, 8), "red"), text), FigureBlock(figure, text)]),
+        FigureBlock(figure, wide=True),
     ]
-    return Page(text, text, [Section(text, blocks), Section("second", [Text("end")])], footer=text)
+    return Page(text, text, [Section(text, blocks), Section("second", [TextBlock("end")])], footer=text)
 
 
 class Tags(HTMLParser):
@@ -33,10 +45,10 @@ class Tags(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.found, self.text, self.inside = [], "", ""
+        self.tags, self.text, self.inside = [], "", ""
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, attributes))
+        self.tags.append((tag, attributes))
         self.inside = tag
 
     def handle_endtag(self, tag):
@@ -51,25 +63,25 @@ def test_everything_is_escaped_and_inside():
     html = page().html()
     tags = Tags()
     tags.feed(html)
-    sources = [value for _, attributes in tags.found for name, value in attributes if name in ("src", "srcset", "data")]
+    sources = [value for _, attributes in tags.tags for name, value in attributes if name in ("src", "srcset", "data")]
     assert sources
     assert all(value.startswith("data:image/png;base64,") for value in sources)
-    links = [value for _, attributes in tags.found for name, value in attributes if name == "href"]
+    links = [value for _, attributes in tags.tags for name, value in attributes if name == "href"]
     assert links == ["data:,", "#s1", "#s2"]
-    names = [name for name, _ in tags.found]
+    names = [name for name, _ in tags.tags]
     assert names.count("script") == 3  # plotly.js once, and one for each figure
-    assert not [name for _, attributes in tags.found for name, _ in attributes if name.startswith("on")]
+    assert not [name for _, attributes in tags.tags for name, _ in attributes if name.startswith("on")]
     assert tags.text.count(EVIL) == 15
 
 
 def test_plotly_is_left_out_where_no_figure_is_drawn():
-    assert "plotly.js v" not in Page("t", "l", [Section("s", [Text("only words")])]).html()
+    assert "plotly.js v" not in Page("t", "l", [Section("s", [TextBlock("only words")])]).html()
 
 
 @needs_chromium
 def test_the_page_opens_without_complaint_or_request(tmp_path):
     target = page().write(tmp_path / "page.html")
-    seen = visit(
+    visited = visit(
         target,
         "window.broken === undefined",
         "document.querySelectorAll('.main-svg').length > 0",
@@ -77,9 +89,9 @@ def test_the_page_opens_without_complaint_or_request(tmp_path):
         "document.title",
         "document.querySelector('.modebar').innerHTML.includes('loud')",
     )
-    assert seen.complaints == []
-    assert seen.outside(target) == []
-    assert seen.values == [True, True, 2, EVIL, False]
+    assert visited.complaints == []
+    assert visited.outside(target) == []
+    assert visited.values == [True, True, 2, EVIL, False]
 
 
 @needs_chromium
@@ -145,7 +157,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_path_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("x")
-    with pytest.raises(InputError, match=r"expected|choose another"):
+    with pytest.raises(InputError, match=r"expected|choose another|create it first"):
         check_writable(path)
     with pytest.raises(InputError):
         page("text").write(path)
@@ -160,10 +172,17 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 
 
 def test_a_device_is_not_replaced():
-    with pytest.raises(InputError, match="no ordinary file"):
+    with pytest.raises(InputError, match="'/dev/null' is not a regular file: expected the path of a file"):
         check_writable(os.devnull)
 
 
 def test_a_check_leaves_nothing_behind(tmp_path):
     assert check_writable(tmp_path / "page.html") == tmp_path / "page.html"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_footer_names_the_command_and_the_versions():
+    import torch
+
+    assert footer_text("interp demo, seed 3").startswith("interp demo, seed 3. python 3.")
+    assert f"torch {torch.__version__}" in footer_text("interp demo")

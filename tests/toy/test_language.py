@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.toy.language import COLOURS, KINDS, NUMBERS, PLACES, VOCABULARY, SceneObject, ask, build_tokenizer, describe
+from interp.toy.language import (
+    COLOURS,
+    KINDS,
+    NUMBERS,
+    PLACES,
+    VOCABULARY,
+    SceneObject,
+    ask,
+    build_tokenizer,
+    write_caption,
+)
 
 objects = st.lists(
     st.builds(SceneObject, st.integers(0, 8), st.integers(0, 9), st.sampled_from(COLOURS)),
@@ -18,7 +28,7 @@ objects = st.lists(
 
 @given(objects)
 def test_captions_parse_back(items):
-    assert interp.toy.parse_caption(describe(items)) == tuple(items)
+    assert interp.toy.parse_caption(write_caption(items)) == tuple(items)
 
 
 @pytest.mark.parametrize("text", ["", "a red 3 at top", "a pink 3 at top .", "a red 3 at top and a red 4 at top ."])
@@ -28,7 +38,7 @@ def test_what_is_no_caption(text):
 
 
 def answer_of(kind, items, text):
-    """The answer worked out from the words of the question alone, apart from how it was made."""
+    """The answer, derived from the words of the question alone."""
     words = text.split()
     digit_named = next((item for item in items if str(item.digit) in words), None)
     place_named = next((item for item in items if item.place in words), None)
@@ -55,13 +65,13 @@ def answer_of(kind, items, text):
 
 @given(objects, st.sampled_from(list(KINDS)), st.integers(0, 2**31))
 def test_answers_are_right(items, kind, seed):
-    question = ask(kind, items, np.random.default_rng(seed), describe(items))
+    question = ask(kind, items, np.random.default_rng(seed), write_caption(items))
     if question is None:
         assert kind in ("sum", "larger", "same colour")
         assert len(items) != 2
         return
     assert question.answer == answer_of(kind, items, question.text)
-    assert question.text_prompt == f"{describe(items)} {question.text}"
+    assert question.text_prompt == f"{write_caption(items)} {question.text}"
     assert question.prompt == f"<image> {question.text}"
     assert question.group == (
         "perception" if kind in ("colour", "digit", "place", "existence", "count") else "abstraction"
@@ -71,10 +81,10 @@ def test_answers_are_right(items, kind, seed):
 @given(objects)
 def test_every_word_is_one_known_token(items):
     tokenizer = build_tokenizer()
-    ids = tokenizer(describe(items))["input_ids"]
+    ids = tokenizer(write_caption(items))["input_ids"]
     assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids, skip_special_tokens=True) == describe(items)
-    assert len(ids) == 1 + len(describe(items).split())
+    assert tokenizer.decode(ids, skip_special_tokens=True) == write_caption(items)
+    assert len(ids) == 1 + len(write_caption(items).split())
 
 
 def test_the_tokenizer_takes_ordinary_writing():

@@ -31,14 +31,16 @@ def test_test_scenes_are_made_of_what_is_held_out():
 
 
 def test_lessons_are_made_of_the_train_split(monkeypatch):
-    seen = []
+    splits = []
     real = lessons.draw_objects
     monkeypatch.setattr(
-        lessons, "draw_objects", lambda rng, split, *rest, **more: seen.append(split) or real(rng, split, *rest, **more)
+        lessons,
+        "draw_objects",
+        lambda rng, split, *rest, **more: splits.append(split) or real(rng, split, *rest, **more),
     )
     rng = np.random.default_rng(0)
     lessons.text_lesson(rng, 3), lessons.patch_lesson(rng, 3), lessons.image_lesson(rng, 3, "caption")
-    assert seen == ["train"] * 9
+    assert splits == ["train"] * 9
 
 
 def test_a_seed_gives_the_same_scenes_and_another_gives_others():
@@ -87,10 +89,11 @@ def test_a_data_set_is_a_sequence_of_rows():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"split": "dev"}, "split='dev' is unknown"),
-        ({"n": -1}, "n=-1"),
-        ({"objects": 5}, "objects=5"),
-        ({"n": 200, "objects": 1, "distinct": True}, "only 108 distinct captions"),
+        ({"split": "dev"}, "split='dev' is unknown: use one of train, test"),
+        ({"n": -1}, "n=-1: expected an int of 0 or more"),
+        ({"n": 2.0}, "n=2.0: expected an int of 0 or more"),
+        ({"objects": 5}, "objects=5: expected None or an int from 1 to 3"),
+        ({"n": 200, "objects": 1, "distinct": True}, "n=200: expected at most 108"),
     ],
 )
 def test_what_cannot_be_drawn(arguments, words):
@@ -119,5 +122,5 @@ def test_pairs_differ_in_one_thing(change, objects):
 def test_pairs_that_cannot_be_made():
     with pytest.raises(interp.InputError, match="change='size' is unknown"):
         interp.toy.pairs(1, seed=0, change="size")
-    with pytest.raises(interp.InputError, match="objects=2"):
+    with pytest.raises(interp.InputError, match="objects=2: expected objects=1"):
         interp.toy.pairs(1, seed=0, change="place", objects=2)

@@ -1,4 +1,4 @@
-"""The recipe: lessons say what they should, and a short run makes all three models."""
+"""The recipe: lessons have the right targets, and a short run trains all three models."""
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ def words(ids):
 def test_targets_of_a_text_lesson():
     lesson = lessons.text_lesson(np.random.default_rng(0), 16)
     assert lesson.input_ids.shape == lesson.targets.shape == lesson.weights.shape
-    asked = lesson.kinds >= 0
-    assert (asked.sum(dim=1) == 6).all()
-    assert set(lesson.kinds[asked].tolist()) == set(range(len(KINDS)))
-    assert set(words(lesson.input_ids[asked])) == {"?"}
+    answers = lesson.kinds >= 0
+    assert (answers.sum(dim=1) == 6).all()
+    assert set(lesson.kinds[answers].tolist()) == set(range(len(KINDS)))
+    assert set(words(lesson.input_ids[answers])) == {"?"}
     following = lesson.input_ids.roll(-1, dims=1)
-    assert (lesson.targets[asked] == following[asked]).all()
-    after_answers = asked.roll(1, dims=1)
+    assert (lesson.targets[answers] == following[answers]).all()
+    after_answers = answers.roll(1, dims=1)
     assert set(words(lesson.targets[after_answers])) == {"<eos>"}
     caption = words(lesson.input_ids[0])
     end = caption.index(".") + 1

@@ -46,15 +46,15 @@ def test_a_blank_picture_is_not_answered(toy, few):
     """The control: without the picture's content, accuracy falls to about the share of the commonest answer."""
     from PIL import Image
 
-    asked = [(scene, q) for scene in interp.toy.scenes(150, seed=8) for q in scene.questions if q.kind == "place"]
-    batch = toy.prepare([q.prompt for _, q in asked], [Image.new("RGB", (48, 48), (28, 28, 28))] * len(asked))
+    questions = [(scene, q) for scene in interp.toy.scenes(150, seed=8) for q in scene.questions if q.kind == "place"]
+    batch = toy.prepare([q.prompt for _, q in questions], [Image.new("RGB", (48, 48), (28, 28, 28))] * len(questions))
     answers = toy.tokenizer.convert_ids_to_tokens(toy.logits(batch).argmax(-1).tolist())
-    right = sum(answer == q.answer for answer, (_, q) in zip(answers, asked, strict=True)) / len(asked)
+    right = sum(answer == q.answer for answer, (_, q) in zip(answers, questions, strict=True)) / len(questions)
     assert right < 0.35
 
 
 def test_an_unknown_toy():
     with pytest.raises(interp.InputError, match="'toy:none' is no toy"):
         interp.toy.evaluate("toy:none", n=1)
-    with pytest.raises(interp.InputError, match="n=0"):
+    with pytest.raises(interp.InputError, match="n=0: expected an int of 1 or more"):
         interp.toy.evaluate("toy", n=0)
