@@ -20,7 +20,7 @@ from interp.activations.container import Activations, Places, cat_examples
 from interp.activations.extraction import (
     REDUCTIONS,
     BatchStates,
-    Selection,
+    CaptureRequest,
     extract,
     is_mask,
     kind_of,
@@ -92,7 +92,7 @@ def capture(
         rows_per_shard = checked_int(rows_per_shard, "rows_per_shard", least=1)
     data = as_data(data, columns=columns, prompt=prompt, chat=chat, on_error=on_error)
     chosen = _layers_by_site(vlm, sites, layers)
-    selection = Selection(chosen, positions, reduce, _dtype(dtype), _interventions(interventions), seed)
+    selection = CaptureRequest(chosen, positions, reduce, _dtype(dtype), _interventions(interventions), seed)
     source = source_of(data)
     _check_masks(source, selection)
     size = shard_rows(batch_size, reduce != "none", rows_per_shard)
@@ -131,7 +131,7 @@ def _interventions(interventions: Any) -> tuple[Intervention, ...]:
     return tuple(interventions)
 
 
-def _check_masks(source: Rows | Batches, selection: Selection) -> None:
+def _check_masks(source: Rows | Batches, selection: CaptureRequest) -> None:
     """Refuse masks where rows are sorted into batches: a mask would meet other rows than it was made for."""
     masks = ["positions"] if is_mask(selection.positions) else []
     for each in selection.interventions:
@@ -225,7 +225,7 @@ class _Pass:
     """One pass over the data: how batches are made and run, and what has happened so far."""
 
     vlm: VLM
-    selection: Selection
+    selection: CaptureRequest
     batch_size: int
     data: Data
     halving: Halving = field(default_factory=lambda: Halving(lambda text: warnings.warn(text, stacklevel=2)))

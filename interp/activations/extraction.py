@@ -71,7 +71,7 @@ def with_positions(batch: Batch, positions: Any) -> Batch:
     return replace(batch, positions=batch.positions.named({_SPAN: batch.positions.select(positions)}))
 
 
-def extract(vlm: VLM, batch: Batch, selection: Selection, numbers: Sequence[int]) -> BatchStates:
+def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence[int]) -> BatchStates:
     """Run the batch and read the selection; `numbers` are those of its rows in the data.
 
     Raises `InputError` where no position of a row is selected or a row has no image for a site of patches, and
@@ -127,7 +127,7 @@ def _stack(vlm: VLM, site: str, layers: Sequence[int], values: Mapping[Any, Tens
 # Tokens ------------------------------------------------------------------------------------------------------------------
 
 
-def _tokens(vlm: VLM, batch: Batch, site: str, selection: Selection, numbers: Sequence[int]) -> _Examples:
+def _tokens(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, numbers: Sequence[int]) -> _Examples:
     """The selected tokens, or the one of each row that the reduction picks."""
     mask = batch.positions[_SPAN] if _SPAN in batch.positions else batch.positions.select(selection.positions)
     for number, row in zip(numbers, mask, strict=True):
@@ -175,7 +175,7 @@ def _one_of(places: Tensor, seed: int, number: int) -> Tensor:
 # Patches -----------------------------------------------------------------------------------------------------------------
 
 
-def _patches(vlm: VLM, batch: Batch, site: str, selection: Selection, numbers: Sequence[int]) -> _Examples:
+def _patches(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, numbers: Sequence[int]) -> _Examples:
     """All patches of each row, or the one of each row that the reduction picks."""
     patches = patches_of(vlm, batch, site) if batch.has_images else None
     counts = torch.bincount(patches.rows if patches else torch.zeros(0, dtype=torch.long), minlength=len(batch))
@@ -208,7 +208,7 @@ def take_patch_means(value, index, rows, dtype):
 
 
 @dataclass(frozen=True)
-class Selection:
+class CaptureRequest:
     """What a capture reads of each batch: sites and their layers, positions, and what becomes of those."""
 
     sites: Mapping[str, tuple[int, ...]]

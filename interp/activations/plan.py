@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.activations.container import Activations
-from interp.activations.extraction import Selection, kind_of
+from interp.activations.extraction import CaptureRequest, kind_of
 from interp.models import VLM, Batch
 from interp.models.running.attention import implementation, tower_implementation
 from interp.provenance import fingerprint, package_versions
@@ -25,7 +25,7 @@ from interp.provenance import fingerprint, package_versions
 _SAMPLE = 64
 
 
-def make_plan(vlm: VLM, selection: Selection, reading: Mapping[str, Any]) -> dict[str, Any]:
+def make_plan(vlm: VLM, selection: CaptureRequest, reading: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the activations depend on but the data; `reading` says how that is read."""
     weights = "pattern" in selection.sites or _any(selection, "needs_weights")
     return {
@@ -47,7 +47,7 @@ def make_plan(vlm: VLM, selection: Selection, reading: Mapping[str, Any]) -> dic
     }
 
 
-def _any(selection: Selection, need: str) -> bool:
+def _any(selection: CaptureRequest, need: str) -> bool:
     return any(getattr(each, need, False) for each in selection.interventions)
 
 

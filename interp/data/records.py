@@ -21,7 +21,7 @@ from typing import Any
 
 from interp.data.annotations import read_json, with_turns
 from interp.data.data import Data
-from interp.data.roles import check_ids, column_of, find_roles, is_plain, plain
+from interp.data.roles import check_unique_ids, column_of, find_roles, is_plain, plain
 from interp.data.rows import Rows, pictures_in, pictures_of
 from interp.data.tables import IndexedRows
 from interp.errors import InputError, shown
@@ -63,7 +63,7 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
                 raise InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
         images_of(record)
     if roles.id is not None:
-        check_ids(record.cells.get(roles.id) for record in records)
+        check_unique_ids(record.cells.get(roles.id) for record in records)
 
     def fetch(start: int, stop: int) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         return ((images_of(record), {**empty, **record.cells}) for record in records[start:stop])

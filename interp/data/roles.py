@@ -80,7 +80,7 @@ def as_id(index: int, cell: Any) -> str:
     return str(cell)
 
 
-def check_ids(cells: Iterable[Any]) -> None:
+def check_unique_ids(cells: Iterable[Any]) -> None:
     """Refuse ids that repeat."""
     rows: dict[str, int] = {}
     for index, cell in enumerate(cells):

@@ -24,7 +24,7 @@ from typing import Any
 from interp.data.data import Data, as_data
 from interp.data.folders import rows_of_path
 from interp.data.records import Record, rows_of_records
-from interp.data.roles import check_ids, find_roles, is_plain, plain
+from interp.data.roles import check_unique_ids, find_roles, is_plain, plain
 from interp.data.rows import PICTURES, Batches, Rows, pictures_in, pictures_of
 from interp.data.tables import IndexedRows, PicturesAndCells, is_dataset, rows_of_dataset
 from interp.errors import InputError, InputTypeError, shown
@@ -83,7 +83,7 @@ def _rows_of_pairs(pairs: Sequence[Any], ids: Any, labels: Any, data: Data) -> R
     roles = find_roles(data, ["text", *known], ["text", *known], image="image")
     if roles.id is not None:
         texts = (_pair(item, index)[1] for index, item in enumerate(pairs))
-        check_ids(texts if roles.id == "text" else known[roles.id])
+        check_unique_ids(texts if roles.id == "text" else known[roles.id])
     root = data.folder()
 
     def row(index: int) -> PicturesAndCells:

@@ -16,7 +16,7 @@ from typing import Any
 
 from interp.data.annotations import TURNS, with_turns
 from interp.data.data import Data
-from interp.data.roles import Roles, check_ids, column_of, find_roles, is_plain, plain
+from interp.data.roles import Roles, check_unique_ids, column_of, find_roles, is_plain, plain
 from interp.data.rows import Row, Rows, check_range, pictures_in
 from interp.errors import InputError, shown
 
@@ -88,7 +88,7 @@ def _indexed(table: Any, data: Data) -> Rows:
     cells = table.select_columns(columns.names).with_format("arrow")
     if columns.roles.id is not None and columns.roles.id in columns.names:
         parts = table.select_columns([columns.roles.id]).with_format("arrow").iter(10_000)
-        check_ids(columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
+        check_unique_ids(columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
 
     def fetch(start: int, stop: int) -> Iterable[PicturesAndCells]:
         return map(columns.row, range(start, stop), cells[start:stop].to_pylist())

@@ -30,7 +30,7 @@ from torch import Tensor
 from interp.arguments import as_number
 from interp.errors import InputError
 from interp.geometry.clouds import States, as_paired_states, check_k, checked_within
-from interp.geometry.grids import NO_HALVES, LayerStacks
+from interp.geometry.layer_grids import NO_HALVES, LayerStacks
 from interp.geometry.registry import measure_of
 from interp.provenance import Provenance
 from interp.results import Result

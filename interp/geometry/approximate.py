@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.arguments import checked_int
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_cloud, check_k
-from interp.geometry.neighbors import Neighbors, place, ready
+from interp.geometry.neighbors import Neighbors, for_distances, ready
 from interp.statistics.half_samples import generator
 
 SAMPLE = 1000  # points whose exact neighbours are computed too
@@ -59,7 +59,7 @@ def approximate_neighbors(
     check_k(k, n)
     effort = checked_int(effort, "effort", least=1)
     points = ready(cloud, metric)
-    placed = place(cloud, metric)
+    placed = for_distances(cloud, metric)
     rows = ((placed - placed.mean(dim=0)) / points.unit).float().cpu().numpy()
     width = min(k + 1, n - 1)
     index = faiss.IndexHNSWFlat(rows.shape[1], _LINKS)

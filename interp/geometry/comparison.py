@@ -28,7 +28,7 @@ from torch import Tensor
 from interp.arguments import checked_int
 from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.clouds import States, as_paired_states, distinct_rows, duplicates
-from interp.geometry.grids import NO_HALVES, Resampling
+from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
 from interp.geometry.overlap import Labels, label_classes
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two

@@ -25,8 +25,7 @@ from torch import Tensor
 from interp.arguments import checked_choice
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, check_k
-from interp.geometry.neighbors import blocks
-from interp.geometry.pairs import (
+from interp.geometry.distances import (
     PairTable,
     centred_table,
     check_left,
@@ -37,6 +36,7 @@ from interp.geometry.pairs import (
     rbf,
     sorted_squares,
 )
+from interp.geometry.neighbors import blocks
 from interp.geometry.scaling import centred_pair, doubles, unit_rows
 
 KERNELS = ("linear", "rbf")

@@ -194,7 +194,7 @@ def refuse_copies(graph: Neighbors, lacks: str) -> None:
     """Refuse points at distance 0 from another, which have no `lacks`, and name the rows to drop."""
     equal = int((graph.distances[:, 0] == 0).sum())
     if equal:
-        rows = duplicates(place(graph.cloud, graph.metric)).tolist()
+        rows = duplicates(for_distances(graph.cloud, graph.metric)).tolist()
         repeated = ", ".join(map(str, rows[:3])) + (", ..." if len(rows) > 3 else "")
         cosine = graph.metric == "cosine"
         raise InputError(
@@ -210,7 +210,7 @@ def blocks(n: int, width: int) -> list[slice]:
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def place(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
+def for_distances(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
     """The cloud whose Euclidean distances order points as `metric` does: itself, or its rows at unit length."""
     if checked_choice(metric, "metric", METRICS) == "euclidean":
         return cloud
@@ -222,7 +222,7 @@ def place(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Te
 
 def ready(cloud: Float[Tensor, "n d"], metric: str = "euclidean", name: str = "x") -> Points:
     """The distinct rows of a cloud about their centre, in units in which squares neither overflow nor vanish."""
-    placed = place(cloud, metric, name)
+    placed = for_distances(cloud, metric, name)
     first = first_equal(placed)
     rows, copies = torch.unique(first, return_inverse=True)
     distinct = placed if len(rows) == len(placed) else placed[rows]

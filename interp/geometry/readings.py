@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.geometry.dimension import Estimate
-from interp.geometry.grids import LayerStacks, Resampling
+from interp.geometry.layer_grids import LayerStacks, Resampling
 from interp.geometry.modality import FIELDS, ModalityGap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure

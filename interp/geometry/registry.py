@@ -43,7 +43,10 @@ from interp.geometry.clouds import check_one_space
 from interp.geometry.clusters import density_peaks, homogeneity
 from interp.geometry.correlation import id_correlation
 from interp.geometry.dimension import Estimate, intrinsic_dimension
-from interp.geometry.grids import (
+from interp.geometry.distances import distances, inner_products, rbf
+from interp.geometry.imbalance import information_imbalance
+from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
+from interp.geometry.layer_grids import (
     NO_HALVES,
     LayerGrid,
     LayerStacks,
@@ -55,12 +58,9 @@ from interp.geometry.grids import (
     pairwise_grid,
     shuffled_values,
 )
-from interp.geometry.imbalance import information_imbalance
-from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
 from interp.geometry.modality import centroid_distance, corrected_cosine, paired_cosine, separability
 from interp.geometry.neighbors import Graph
 from interp.geometry.overlap import cycle_knn, label_overlap, mutual_knn, neighbor_overlap, overlap_chance
-from interp.geometry.pairs import distances, inner_products, rbf
 from interp.geometry.spectra import curvature_per_example, participation_ratio, spectral_entropy
 from interp.geometry.subspaces import principal_angles, procrustes, pwcca, svcca
 

@@ -72,7 +72,7 @@ def doubles(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
-def like(values: Tensor, x: Cloud) -> Cloud:
+def as_given(values: Tensor, x: Cloud) -> Cloud:
     """`values` as an array where `x` is one, else as a tensor on the device of `x`."""
     if isinstance(x, np.ndarray):
         return values.cpu().numpy()
@@ -96,7 +96,7 @@ def standardise(x: Cloud) -> Cloud:
     wide = cloud.double()
     rest = wide - wide.mean(dim=0)
     spread = torch.where(varies, rest.std(dim=0), 1.0)
-    return like(torch.where(varies, rest / spread, 0.0).to(precision(x)), x)
+    return as_given(torch.where(varies, rest / spread, 0.0).to(precision(x)), x)
 
 
 def clamp(x: Cloud, times: float = TIMES) -> Cloud:
@@ -115,7 +115,7 @@ def clamp(x: Cloud, times: float = TIMES) -> Cloud:
     cloud = as_cloud(x)
     middle, typical = _typical(cloud, times)
     cut = torch.minimum(torch.maximum(cloud, middle - times * typical), middle + times * typical)
-    return like(cut.to(precision(x)), x)
+    return as_given(cut.to(precision(x)), x)
 
 
 def massive_features(states: States, times: float = TIMES) -> Int[Tensor, " feature"]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, States, as_states
-from interp.geometry.scaling import centred, doubles, like
+from interp.geometry.scaling import as_given, centred, doubles
 
 _AT_MEAN = 1e-7  # a row shorter than this part of the longest is at the mean, up to rounding
 
@@ -44,7 +44,7 @@ def eigenvalues(x: Cloud) -> Cloud:
     [8.0, 2.0]
     """
     cloud = centred(x)
-    return like(_squares(cloud) / (len(cloud) - 1), x)
+    return as_given(_squares(cloud) / (len(cloud) - 1), x)
 
 
 def participation_ratio(x: Cloud) -> float:
@@ -110,7 +110,7 @@ def curvature(states: States) -> Cloud:
     >>> curvature(line).tolist()
     [0.0, 0.0]
     """
-    return like(_angles(states).nanmean(dim=1), states)
+    return as_given(_angles(states).nanmean(dim=1), states)
 
 
 def curvature_per_example(states: States) -> Cloud:
@@ -126,7 +126,7 @@ def curvature_per_example(states: States) -> Cloud:
     >>> curvature_per_example(corner).mul(180 / math.pi).round().tolist()
     [[90.0, 90.0]]
     """
-    return like(_angles(states), states)
+    return as_given(_angles(states), states)
 
 
 def _angles(states: States) -> Float[Tensor, "turn n"]:

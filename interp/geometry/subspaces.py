@@ -23,7 +23,7 @@ from torch import Tensor
 from interp.arguments import checked_int
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_cloud, as_pair, check_one_space
-from interp.geometry.scaling import centred, centred_pair, like
+from interp.geometry.scaling import as_given, centred, centred_pair
 
 _RANK = {torch.float32: 1e-6, torch.float64: 1e-10}  # a singular value below this part of the largest is rounding
 _CONSTANT = 1e-10  # and so is a column whose spread is below this part of the largest
@@ -156,7 +156,7 @@ def principal_angles(x: Cloud, y: Cloud, components: int = 10) -> Cloud:
     inner = one.T @ other
     cosines = torch.linalg.svdvals(inner)
     sines = torch.linalg.svdvals(other - one @ inner).flip(0)  # of the part of the second span that is not in the first
-    return like(torch.atan2(sines, cosines), x)
+    return as_given(torch.atan2(sines, cosines), x)
 
 
 def _standardised(cloud: Float[Tensor, "n d"]) -> Float[Tensor, "n _"]:

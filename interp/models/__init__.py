@@ -5,8 +5,9 @@ from interp.models.batches.positions import Positions
 from interp.models.layout.checks import Check, CheckReport
 from interp.models.layout.discovery import find_structure
 from interp.models.loading import load
-from interp.models.running.steps import Edit, Read
+from interp.models.running.steps import Edit, Read, reads_of_states
 from interp.models.running.structure import Structure
+from interp.models.running.trace import run_forward
 from interp.models.vlm import VLM, Intervention
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "Structure",
     "find_structure",
     "load",
+    "reads_of_states",
+    "run_forward",
 ]

@@ -36,7 +36,7 @@ from interp.models.running.steps import take_each
 from interp.models.running.trace import run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
-from interp.patching.result import PatchResult
+from interp.patching.patch_result import PatchResult
 
 # Positions of all rows that share a backward pass, whose memory is the graph. For a model of 7 B parameters in 16 bits that is
 # 6 MB a position, 6 GB in all, which fits beside the weights on a card of 24 GB. A row of image tokens fills a pass alone.

@@ -19,8 +19,8 @@ from interp.interventions.selection import check_heads_exist, select_heads, sele
 from interp.models import VLM, Batch, Intervention
 from interp.models.running.places import HEADED, STATES, proved_place
 from interp.patching.metrics import Metric, MetricFunction, RowMetric, bind_to_rows, name_of
-from interp.patching.pairs import PairedBatches, pair_batches, picture_of
-from interp.patching.result import PatchResult, relative_effect
+from interp.patching.paired_batches import PairedBatches, pair_batches, picture_of
+from interp.patching.patch_result import PatchResult, relative_effect
 from interp.provenance import provenance_of_run
 
 DIRECTIONS = ("denoise", "noise")

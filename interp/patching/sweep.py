@@ -26,7 +26,7 @@ from interp.models.running.trace import run_forward
 from interp.patching.cells import run_cells
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
-from interp.patching.result import PatchResult
+from interp.patching.patch_result import PatchResult
 
 
 def patch_sweep(

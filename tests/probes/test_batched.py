@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from interp.errors import InputError
 from interp.probes import LinearProbe, fit_batched
 from interp.probes.batched import logistic_loss, minimise
-from interp.probes.layers import _answers, _fit
+from interp.probes.probing import _answers, _fit
 
 
 def planted(n_classes, states=4, n=300, d=12, seed=0):

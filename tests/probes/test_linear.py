@@ -116,6 +116,6 @@ def test_refusals():
         LinearProbe().get_state()
 
 
-@pytest.mark.parametrize("module", ["", ".batched", ".layers", ".linear", ".result"])
+@pytest.mark.parametrize("module", ["", ".batched", ".linear", ".probe_result", ".probing"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(f"interp.probes{module}")).failed == 0

@@ -34,7 +34,7 @@ from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.steps import Edit, Read, disturb, take_each, whole
 from interp.models.running.trace import Visit, run_for_visits, run_forward
-from interp.results import Result
+from interp.results import Result, StoredValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ PROOFS = ("layers", "readout", "identity", "effect", "sites", "last", "image")
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(StoredValue):
     """The outcome of one proof, the measured error, its bound, and the result in words."""
 
     name: str
@@ -63,13 +63,6 @@ class Check:
     error: float
     bound: str
     detail: str
-
-    def get_state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Check:
-        return cls(**state)
 
 
 @dataclass(frozen=True)

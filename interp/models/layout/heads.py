@@ -169,7 +169,7 @@ def scale_halves(value, start, factors):
     return value
 
 
-def scale_heads(value, start, shares):
+def weight_heads(value, start, shares):
     """Each head times its share, in rows from `start` on; `shares` are [row, head]."""
     value = value.clone()
     value[start : start + len(shares)] *= shares.to(value.device, value.dtype)[:, None, :, None]
@@ -279,7 +279,7 @@ def _run(
         for site in (site for site in _MOVED if site in of_layer):
             factors = plan.factors(of_layer[site].number, strength)
             edits.append(Edit(site, layer, scale_halves, (plan.start(site), factors)))
-        edits.append(Edit("z", layer, scale_heads, (plan.start("z"), plan.shares(of_layer["z"].number))))
+        edits.append(Edit("z", layer, weight_heads, (plan.start("z"), plan.shares(of_layer["z"].number))))
     reads = [Read(("z", layer), "z", layer, whole) for layer in sites]
     reads += [Read(("sum", layer), "attn_out", layer, rows_from, (plan.start("z"),)) for layer in sites]
     return {key: value.cpu() for key, value in run_forward(trial, rows, edits, reads, logits=None).items()}

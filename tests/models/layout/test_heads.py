@@ -374,7 +374,7 @@ def test_loading_measures_none():
 
 
 def test_what_runs_in_a_trace_carries_no_annotations():
-    functions = (heads.as_first_row, heads.scale_halves, heads.scale_heads, heads.rows_from)
+    functions = (heads.as_first_row, heads.scale_halves, heads.weight_heads, heads.rows_from)
     assert not any(function.__annotations__ for function in functions)
 
 

@@ -8,7 +8,7 @@ import torch
 import interp
 from interp.interventions import Knockout, Skip, Truncate
 from interp.patching import SweepResult, kl_divergence, layer_contribution, layer_sweep, probability
-from interp.patching.layers import contribution_from
+from interp.patching.layer_sweeps import contribution_from
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from interp.geometry import (
     rsa,
     svcca,
 )
-from interp.geometry.grids import NO_HALVES, LayerStacks
+from interp.geometry.layer_grids import NO_HALVES, LayerStacks
 from interp.geometry.registry import measure_of
 from interp.statistics.half_samples import half_samples, reach
 

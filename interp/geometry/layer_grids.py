@@ -21,10 +21,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.geometry.distances import PairTable, centred_table, check_left
 from interp.geometry.imbalance import mean_rank
 from interp.geometry.neighbors import Graph, Neighbors, blocks, graph_of, ready
 from interp.geometry.overlap import neighborhoods_in, overlap_influence, overlap_within
-from interp.geometry.pairs import PairTable, centred_table, check_left
 from interp.geometry.scaling import centred
 from interp.statistics.half_samples import generator, reach, wide
 

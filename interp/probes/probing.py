@@ -27,7 +27,7 @@ from interp.probes.batched import fit_batched
 from interp.probes.controls import control_task, p_values, split_examples
 from interp.probes.inputs import Labels, States, checked_classes, checked_labels, checked_states
 from interp.probes.linear import LinearProbe
-from interp.probes.result import TRANSFER, ProbeResult
+from interp.probes.probe_result import TRANSFER, ProbeResult
 from interp.provenance import Provenance
 from interp.statistics.permutation import shuffle_labels
 from interp.statistics.proportions import bootstrap_shares
