@@ -82,7 +82,7 @@ def _eager_in(core: Core, stack: str, parts: Sequence[str | None], what: str) ->
         _switch(owner, "eager")
         if not _is_eager(core, paths):
             raise LayoutError(
-                f"{core.name!r} keeps {before!r} {what} when told otherwise: load it with attn_implementation='eager'"
+                f"{core.name!r} cannot switch its {before!r} {what}: load it with attn_implementation='eager'"
             )
         yield
     finally:

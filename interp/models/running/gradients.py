@@ -55,7 +55,7 @@ def run_gradients(
         weights_available(core, edits, reads),
         memory_freed(),
         explained(),
-        torch.no_grad(),  # whose end also undoes what `with_zero` switches on
+        torch.no_grad(),  # its end also undoes what `with_zero` switches on
         model.trace(**inputs, **core.trace_options),
     ):
         saved = nnsight.save({})
@@ -72,8 +72,8 @@ def run_gradients(
 def with_zero(value, pairs, number):
     """A value with a zero added to it, by which its gradient is taken; gradients are recorded from the first one on.
 
-    They are switched on here and not around the trace, which is sent without what stands around it, and in which the
-    tower and the layers below need none. The value and the zero are put into `pairs` under a number.
+    They are switched on here and not around the trace: only the trace is sent to a server, and the tower and the layers below
+    need no gradients. The value and the zero are put into `pairs` under a number.
     """
     torch.set_grad_enabled(True)
     zero = torch.zeros_like(value, requires_grad=True)

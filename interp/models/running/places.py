@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interp.errors import InputError, LayoutError
@@ -251,8 +252,13 @@ def _place_in_tower(core: Core, block: int, site: str) -> Place:
 
 def find_argument(module: Any, pattern: str) -> slots.Argument | None:
     """The first argument of a module's forward pass whose whole name matches a pattern; None where none does."""
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    names = _argument_names(type(module).forward)
     return next((slots.Argument(name, at) for at, name in enumerate(names) if re.fullmatch(pattern, name)), None)
+
+
+@lru_cache(maxsize=256)
+def _argument_names(forward: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def visibility_of(attention: Any) -> str:

@@ -3,8 +3,10 @@
     z = head(norm(state))[..., :vocab_size]
     logits = cap * tanh(scale * z / cap)        or, without a cap, scale * z
 
-`LogitScaling` is what a model does to ``z``, as `interp.models.layout.additions` measures it. `Readout` joins it with the
-model's own norm and head, and reads states out, inside a trace or outside.
+`LogitScaling` is what a model does to ``z``, as `interp.models.layout.additions` measures it. A `Readout` has it together with
+the model's own norm and head, and reads states out, inside a trace or outside:
+
+    vlm.readout.logits(state)       # [..., width] -> [..., vocab]
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ class LogitScaling:
 
     @property
     def kind(self) -> str:
-        """Plain, scaled, softcapped, or both joined by a plus."""
-        named = [name for name, there in (("scaled", self.scale != 1), ("softcapped", self.cap is not None)) if there]
-        return "+".join(named) or "plain"
+        """ "plain", "scaled", "softcapped", or "scaled+softcapped"."""
+        names = {"scaled": self.scale != 1, "softcapped": self.cap is not None}
+        return "+".join(name for name, holds in names.items() if holds) or "plain"
 
 
 @dataclass(frozen=True)
 class Readout:
-    """A final norm, an unembedding and what the model does to their outcome.
+    """A final norm, an unembedding and what the model does to their result.
 
     `norm` and `head` are modules, their nnsight envoys, or any functions of a tensor.
     """

@@ -163,7 +163,7 @@ def masks_of(run):
 def leftmost(masks):
     """For each position the first that may differ when it does, as ints, by the masks `[query, key]` of some layers.
 
-    A position that differs takes with it all that see it, and whatever stands between.
+    Where a position differs, all that see it differ, and all between are taken along.
     """
     length = len(masks[0])
     # The first query that sees each key, by how far it is from the end: 0 where none does.

@@ -413,7 +413,7 @@ def test_a_model_that_cannot_be_switched_is_refused(monkeypatch):
     monkeypatch.setattr(
         type(resolve(vlm.model, "model.language_model")), "_can_set_attn_implementation", lambda *_: False
     )
-    with pytest.raises(interp.LayoutError, match="keeps 'sdpa' attention when told otherwise"), eager(vlm):
+    with pytest.raises(interp.LayoutError, match="cannot switch its 'sdpa' attention"), eager(vlm):
         pass
 
 
