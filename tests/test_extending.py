@@ -59,7 +59,7 @@ def test_the_measure_works_in_comparisons_matrices_and_figures(page):
     x = torch.tensor([[0.0], [1.0]])
     assert page["energy_distance"](x, x + 1) == pytest.approx(2 * 1.0 - 0.5 - 0.5)
     for drawn in (page["comparison"].plot(), page["matrix"].plot()):
-        assert "Energy distance" in drawn.to_json()
+        assert "energy distance" in drawn.to_json()
 
 
 def test_the_readout_says_what_it_says_and_its_figure_draws_it(page, toy):

@@ -102,7 +102,7 @@ def _run(core: Core, batch: Batch, versions: Versions, measure: Measure, cache: 
     signatures = {layer: _signature(core, layer, cache is not None) for layer in layers}
     edits = [] if cache is None else [Edit(CALL, n, with_cache, (cache, signatures[n].cache)) for n in layers]
     reads = [Read(("own", n), site, n, at_columns, (versions.columns,)) for n in versions.states]
-    around = {"call": (CALL, as_it_is), "enters": ("resid_pre", whole), "leaves": ("resid_post", whole)}
+    around = {"call": (CALL, uncopied), "enters": ("resid_pre", whole), "leaves": ("resid_post", whole)}
     reads += [Read((name, n), at, n, function) for n in layers for name, (at, function) in around.items()]
     steps = schedule(core, 1, edits, reads)
     places = {} if site in BETWEEN else {layer: place(core, 1, layer, site) for layer in versions.states}
@@ -138,7 +138,7 @@ def _signature(core: Core, layer: int, from_positions: bool) -> Signature:
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
-def as_it_is(value):
+def uncopied(value):
     """The value itself, which must not be changed."""
     return value
 
