@@ -6,6 +6,8 @@ for the few values that they exchange. No activations are exchanged: each proces
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +17,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from interp.errors import InterpError
 
 # One process may wait for another as long as a run takes.
 _PATIENCE = timedelta(days=30)
+# Counts the groups that this process has made, as every other process counts its own.
+_GROUPS = itertools.count()
 
 Advance = Callable[[int, int], None]  # rows, bytes
 
@@ -37,13 +42,26 @@ def processes() -> Iterator[Processes]:
             if group is not None:
                 dist.destroy_process_group(group)
     elif size > 1:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        store, rank, size = _meeting_place()
+        # A group of a later capture must not meet what an earlier one left in the store.
+        store = dist.PrefixStore(f"capture {next(_GROUPS)}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
         try:
-            yield Processes(dist.get_rank(), dist.get_world_size())
+            yield Processes(rank, size)
         finally:
             dist.destroy_process_group()
     else:
         yield Processes()
+
+
+@functools.cache
+def _meeting_place() -> tuple[Any, int, int]:
+    """The store by which processes find each other, this process's rank and their number.
+
+    It lives as long as the process. A new one for each capture would race: a process that is ahead could still find the
+    store of the capture before, which then goes away, and wait in vain.
+    """
+    return next(rendezvous("env://", timeout=_PATIENCE))
 
 
 @contextmanager

@@ -114,3 +114,19 @@ def test_two_write_what_one_writes(alone, tmp_path, group):
     assert theirs == ours
     assert len(list((tmp_path / "acts").iterdir())) == len(list(alone.iterdir()))
     assert torch.equal(interp.open_activations(tmp_path / "acts").rows, interp.open_activations(alone).rows)
+
+
+ROUNDS = textwrap.dedent(
+    """
+    from interp.activations.processes import processes
+    for turn in range(40):
+        with processes() as ours:
+            assert ours.exchange((ours.rank, turn)) == [(0, turn), (1, turn)]
+    print("met")
+    """
+)
+
+
+def test_one_capture_after_another_finds_the_others_each_time():
+    """Each capture makes a group anew, and a process that is ahead must not meet the group that others are still leaving."""
+    assert [out.strip() for out, _ in launch("", "", "none", script=ROUNDS)] == ["met", "met"]

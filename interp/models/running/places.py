@@ -33,12 +33,25 @@ from __future__ import annotations
 
 import inspect
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interp.errors import InputError, LayoutError
-from interp.models.running import slots
 from interp.models.running.masks import PATTERNED, none_is_causal
+from interp.models.running.slots import (
+    Argument,
+    CallSlot,
+    HeadsSlot,
+    InputSlot,
+    MaskSlot,
+    MidSlot,
+    OutputSlot,
+    PatternSlot,
+    RebuiltSlot,
+    Slot,
+    TokensSlot,
+    TowerMaskSlot,
+    TowerPatternSlot,
+)
 from interp.models.running.structure import TowerWeights, resolve
 
 if TYPE_CHECKING:
@@ -72,7 +85,7 @@ _LAST_BEFORE = -1
 BOUNDS, ANGLES = "cu_seqlens", "position_embeddings"
 _MASK = ".*mask"
 # The slots at a layer itself.
-_AROUND_LAYERS = {CALL: slots.CallSlot(), "resid_pre": slots.InputSlot(), "resid_post": slots.OutputSlot()}
+_AROUND_LAYERS = {CALL: CallSlot(), "resid_pre": InputSlot(), "resid_post": OutputSlot()}
 
 
 class Moment(NamedTuple):
@@ -88,7 +101,7 @@ class Place(NamedTuple):
     """Where a site is: the module inside a trace, and how it holds the value."""
 
     envoy: Any
-    slot: slots.Slot
+    slot: Slot
 
 
 # Order -------------------------------------------------------------------------------------------------------------------
@@ -187,7 +200,7 @@ def place(core: Core, rows: int, layer: int, site: str) -> Place:
     if site == "projector":
         if core.structure.projector is None:
             raise LayoutError(f"{core.name!r} has no projector of its own, so it has no site projector")
-        return Place(resolve(core.nnsight, core.structure.projector), slots.TokensSlot())
+        return Place(resolve(core.nnsight, core.structure.projector), TokensSlot())
     if site in _OF_BLOCKS or site == REBUILT["vision_pattern"]:
         return _place_in_tower(core, layer - _LAST_BEFORE, site)
     envoy = core.layers[layer]
@@ -197,19 +210,19 @@ def place(core: Core, rows: int, layer: int, site: str) -> Place:
         return _place_of_mask(core, layer)
     if site in HEADED:
         heads = proved_place(core, layer, site)
-        return Place(resolve(envoy, heads.module), slots.HeadsSlot(heads, rows))
+        return Place(resolve(envoy, heads.module), HeadsSlot(heads, rows))
     if site in ("pattern", REBUILT["pattern"]):
         index = proved_place(core, layer, "pattern")
         z = None if core.structure.z is None else core.structure.z[layer]
         projection = None if z is None else resolve(envoy, z.module)
         attention = resolve(envoy, core.structure.attn[layer] or "")
         rebuilt = site != "pattern"
-        return Place(attention, slots.RebuiltSlot(projection, "z") if rebuilt else slots.PatternSlot(index, projection))
+        return Place(attention, RebuiltSlot(projection, "z") if rebuilt else PatternSlot(index, projection))
     if site == "resid_mid":
         proved_place(core, layer, site)
     added = proved_place(core, layer, "attn_out" if site == "resid_mid" else site)
-    output = slots.OutputSlot(added.scale, rows if added.flat else None)
-    return Place(resolve(envoy, added.module), slots.MidSlot(output) if site == "resid_mid" else output)
+    output = OutputSlot(added.scale, rows if added.flat else None)
+    return Place(resolve(envoy, added.module), MidSlot(output) if site == "resid_mid" else output)
 
 
 def _place_of_mask(core: Core, layer: int) -> Place:
@@ -220,45 +233,40 @@ def _place_of_mask(core: Core, layer: int) -> Place:
     argument = find_argument(module, _MASK)
     if argument is None:
         raise LayoutError(f"layer {layer} of {core.name!r}: {type(module).__name__} takes no mask")
-    return Place(resolve(core.layers[layer], part), slots.MaskSlot(argument, none_is_causal(module)))
+    return Place(resolve(core.layers[layer], part), MaskSlot(argument, none_is_causal(module)))
 
 
 def _place_in_tower(core: Core, block: int, site: str) -> Place:
     """`place` for a block of the image tower, counted from the tower's end."""
     envoy = core.blocks[block]
     if site in ("vision_pre", "vision_post"):
-        return Place(envoy, slots.TokensSlot("input" if site == "vision_pre" else "output"))
+        return Place(envoy, TokensSlot("input" if site == "vision_pre" else "output"))
     weights = tower_weights(core, block)
     attention, projection = resolve(envoy, weights.module), resolve(envoy, weights.z.module)
     if site == REBUILT["vision_pattern"]:
-        return Place(attention, slots.RebuiltSlot(projection, "vision_z"))
+        return Place(attention, RebuiltSlot(projection, "vision_z"))
     if site == "vision_pattern":
-        return Place(attention, slots.TowerPatternSlot(weights.weights_at, projection))
+        return Place(attention, TowerPatternSlot(weights.weights_at, projection))
     if site == "vision_mask":
         module = resolve(core.model, f"{core.structure.blocks}.{block % len(core.blocks)}.{weights.module}")
         limits = find_argument(module, BOUNDS if weights.visibility == "chunks" else _MASK)
         angles = find_argument(module, ANGLES) if weights.rotary else None
-        return Place(attention, slots.TowerMaskSlot(weights.visibility, limits, angles))
+        return Place(attention, TowerMaskSlot(weights.visibility, limits, angles))
     heads = getattr(weights, site.removeprefix("vision_"))
     if heads is None:
         raise LayoutError(
             f"{core.name!r} has no {site} that could be proved: its attention returns the weights themselves"
         )
-    return Place(resolve(envoy, heads.module), slots.HeadsSlot(heads, None))
+    return Place(resolve(envoy, heads.module), HeadsSlot(heads, None))
 
 
 # Arguments of modules ----------------------------------------------------------------------------------------------------
 
 
-def find_argument(module: Any, pattern: str) -> slots.Argument | None:
+def find_argument(module: Any, pattern: str) -> Argument | None:
     """The first argument of a module's forward pass whose whole name matches a pattern; None where none does."""
-    names = _argument_names(type(module).forward)
-    return next((slots.Argument(name, at) for at, name in enumerate(names) if re.fullmatch(pattern, name)), None)
-
-
-@lru_cache(maxsize=256)
-def _argument_names(forward: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return next((Argument(name, at) for at, name in enumerate(names) if re.fullmatch(pattern, name)), None)
 
 
 def visibility_of(attention: Any) -> str:
