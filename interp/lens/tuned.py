@@ -94,9 +94,9 @@ class TunedLens(Result):
         >>> tuple(lens.matrices.shape), lens.n_train
         ((8, 128, 128), 4)
 
-        `data` is any data: batches, a list of `(image, text)`, scenes, a data set or a folder. All but batches is
-        prepared `batch_size` rows at a time, and images and texts may be mixed where the model takes that in one batch.
-        States are collected in one forward pass a batch and kept on the CPU in the model's precision: ``(n_layers + 1) x
+        `data` is an `interp.Data` or anything that it takes: batches, a list of `(image, text)`, scenes, a data set, a
+        folder. All but batches is prepared `batch_size` rows at a time, and images and texts may be mixed where
+        the model takes that in one batch. States are collected in one forward pass a batch and kept on the CPU in the model's precision: ``(n_layers + 1) x
         positions x width`` numbers. One step of the training is made of `positions_at_once` positions (256, or fewer with
         a very large vocabulary). A share `held_out` of the rows is for measuring alone, half as many say when to stop; see
         `interp.lens.fitting`. Two rows with one picture may fall on both sides, and then the held-out numbers flatter.

@@ -1,4 +1,13 @@
-"""Models: loading a VLM, finding and proving its parts, batches and positions, and running it."""
+"""Models: loading a VLM, finding and proving its parts, batches and positions, and running it.
+
+Three storeys, each of which imports only those below it:
+
+- `batches`: texts and images become one encoding of n rows, with positions, grids, spans and targets;
+- `running`: `Core`, a wrapped model with its structure; sites and their slots; the one trace that edits and reads them;
+- `layout`: finding the parts of a model and proving by effect that they are what they are called.
+
+`vlm` (what a user holds) and `loading` (how they get it) stand on top.
+"""
 
 from interp.models.batches.batch import Batch
 from interp.models.batches.positions import Positions
