@@ -95,11 +95,12 @@ class TunedLens(Result):
         ((8, 128, 128), 4)
 
         `data` is an `interp.Data` or anything that it takes: batches, a list of `(image, text)`, scenes, a data set, a
-        folder. All but batches is prepared `batch_size` rows at a time, and images and texts may be mixed where
-        the model takes that in one batch. States are collected in one forward pass a batch and kept on the CPU in the model's precision: ``(n_layers + 1) x
-        positions x width`` numbers. One step of the training is made of `positions_at_once` positions (256, or fewer with
-        a very large vocabulary). A share `held_out` of the rows is for measuring alone, half as many say when to stop; see
-        `interp.lens.fitting`. Two rows with one picture may fall on both sides, and then the held-out numbers flatter.
+        folder. All but batches is prepared `batch_size` rows at a time, and images and texts may be mixed where the model
+        takes that in one batch. States are collected in one forward pass a batch and kept on the CPU in the model's
+        precision: ``(n_layers + 1) x positions x width`` numbers. One step of the training is made of `positions_at_once`
+        positions (256, or fewer with a very large vocabulary). A share `held_out` of the rows is for measuring alone, half
+        as many say when to stop; see `interp.lens.fitting`. Two rows with one picture may fall on both sides, and then the
+        held-out numbers flatter.
 
         Raises what `interp.data.batches.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
         select nothing, a setting of the training that is out of range, and a model without weights on this machine.
