@@ -57,7 +57,7 @@ def test_the_measure_works_in_comparisons_matrices_and_figures(page):
     assert matrix.values.shape == (3, 3)
     assert (matrix.values < torch.as_tensor(matrix.chance)).all()  # minus the distance: more is more alike
     x = torch.tensor([[0.0], [1.0]])
-    assert page["energy_distance"](x, x + 1) == pytest.approx(2 * 1.0 - 0.5 - 0.5)
+    assert page["energy_distance"](x, x + 1) == pytest.approx(2 * 1.0 - 1.0 - 1.0)
     for drawn in (page["comparison"].plot(), page["matrix"].plot()):
         assert "energy distance" in drawn.to_json()
 

@@ -1,6 +1,6 @@
 """Models: loading a VLM, finding and proving its parts, batches and positions, and running it.
 
-Three storeys, each of which imports only those below it:
+Three levels, each of which imports only those below it:
 
 - `batches`: texts and images become one encoding of n rows, with positions, grids, spans and targets;
 - `running`: `Core`, a wrapped model with its structure; sites and their slots; the one trace that edits and reads them;

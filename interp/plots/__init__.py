@@ -50,7 +50,7 @@ _FUNCTIONS = {
         "mass_figure": "MassResult",
         "share_figure": "ShareResult",
     },
-    "series": {"series_figure": ""},
+    "series": {"Series": "", "series_figure": ""},
     "words": {
         "decomposition_figure": "DecompositionResult",
         "projector_figure": "ProjectorResult",

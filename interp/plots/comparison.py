@@ -47,7 +47,7 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
     figure.update_layout(
         template=TEMPLATE,
         height=height or _PANEL * down + 130,
-        title={"text": title or f"Geometry of {result.n} examples (dashed: control, ring: p ≥ {LEVEL:g})"},
+        title={"text": title or f"Geometry of {result.n} examples (dashed: chance, ring: p ≥ {LEVEL:g})"},
         margin={"t": 96},
         legend={"y": 1 + 34 / (_PANEL * down)},
     )
