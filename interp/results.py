@@ -85,8 +85,8 @@ class Result:
         kinds = {kind.__name__: kind for kind in _family(cls)}
         if header["type"] not in kinds:
             raise InputError(
-                f"{str(path)!r} holds a {header['type']!r}, expected {' or '.join(sorted(kinds))}: import the module of its class "
-                "first, or load it by that class"
+                f"{str(path)!r} holds a {header['type']!r}, expected {' or '.join(sorted(kinds))}: import its module "
+                "first, or load it by its own class"
             )
         kind = kinds[header["type"]]
         return kind(**{name: _decode(value, tensors) for name, value in json.loads(header["fields"]).items()})
