@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from interp.errors import InputError, shown
 
 # The seeds that numpy, torch and scikit-learn all accept.
 _SEEDS = 2**32
-_FLOAT32_MAX = 3.4028234663852886e38
+# From here on a number rounds to infinity in float32.
+_FLOAT32_LIMIT = 2.0**128 - 2.0**103
 Choice = TypeVar("Choice")
 
 
@@ -41,8 +42,11 @@ def as_ints(values: Any) -> list[int] | None:
     >>> as_ints(range(3)), as_ints(5), as_ints([1, 2.0])
     ([0, 1, 2], [5], None)
     """
-    values = values.tolist() if hasattr(values, "tolist") else values
-    numbers = [as_int(value) for value in (values if isinstance(values, Iterable) else [values])]
+    try:
+        values = list(values)
+    except TypeError:  # a single value, a 0-d array among them
+        values = [values]
+    numbers = [as_int(value) for value in values]
     return None if None in numbers else [number for number in numbers if number is not None]
 
 
@@ -68,7 +72,7 @@ def checked_int(value: Any, name: str, least: int = 0, most: int | None = None, 
 def checked_number(value: Any, name: str) -> float:
     """The value as a finite float within the range of float32. Raises `InputError` for anything else."""
     number = as_number(value)
-    if number is None or not math.isfinite(number) or abs(number) > _FLOAT32_MAX:
+    if number is None or not math.isfinite(number) or abs(number) >= _FLOAT32_LIMIT:
         raise InputError(f"{name}={shown(value)}: expected a finite number in the range of float32")
     return number
 
@@ -82,10 +86,13 @@ def checked_share(value: Any, name: str, below: float = 1.0) -> float:
 
 
 def checked_choice(value: Choice, name: str, choices: Collection[Any]) -> Choice:
-    """The value if it equals one of the `choices` and has its type. Raises `InputError` with all choices otherwise."""
-    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
-        raise InputError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(str, choices))}")
-    return value
+    """The one of the `choices` that the value equals, in type too: a string may be numpy's. Raises `InputError`, with all
+    choices, if there is none."""
+    for choice in choices:
+        alike = type(value) is type(choice) or (isinstance(value, str) and isinstance(choice, str))
+        if value is choice or (alike and value == choice):
+            return choice
+    raise InputError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(str, choices))}")
 
 
 def checked_flag(value: Any, name: str) -> bool:

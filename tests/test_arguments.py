@@ -153,3 +153,29 @@ def test_a_share_is_between_its_bounds():
             checked_share(wrong, "size")
     with pytest.raises(InputError, match=r"^size=0.6: expected a share between 0 and 0.6$"):
         checked_share(0.6, "size", below=0.6)
+
+
+def test_a_choice_may_be_a_string_of_numpy_and_comes_back_plain():
+    chosen = checked_choice(np.array(["q", "k"])[0], "site", ("q", "k"))
+    assert (type(chosen), chosen) == (str, "q")
+    with pytest.raises(InputError, match="depth=True is unknown: use one of 0, 1"):
+        checked_choice(True, "depth", (0, 1))
+
+
+def test_ints_come_in_any_container():
+    class Counted:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return [4, 5][index]
+
+    assert as_ints(torch.ones(3, dtype=torch.bool).nonzero()) == [0, 1, 2]
+    assert as_ints(Counted()) == [4, 5]
+    assert as_ints(torch.tensor(3)) == [3]
+
+
+def test_the_largest_number_of_float32_is_taken_as_it_is_usually_written():
+    assert checked_number(3.4028235e38, "factor") == 3.4028235e38
+    with pytest.raises(InputError, match=r"factor=3\.4028236e"):
+        checked_number(3.4028236e38, "factor")

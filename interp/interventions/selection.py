@@ -157,5 +157,5 @@ def check_heads_exist(site: str, heads: Any) -> None:
     """Raise `InputError` if heads are selected at a site that has none."""
     if site in STATES and heads is not None:
         raise InputError(
-            f"heads={heads!r}: {site} has no heads, leave heads out or use one of the sites {', '.join(HEADED)}"
+            f"heads={shown(heads)}: {site} has no heads, leave heads out or use one of the sites {', '.join(HEADED)}"
         )

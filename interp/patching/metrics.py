@@ -24,9 +24,9 @@ from torch import Tensor
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, Batch
 from interp.models.batches.targets import target_ids
+from interp.models.running.resume import MetricFunction
 
 Rule = Callable[..., Tensor]
-MetricFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

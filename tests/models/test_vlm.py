@@ -1,5 +1,7 @@
 """What every method of a VLM takes: layers, batches and interventions, and how what is none of these is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +78,16 @@ def test_a_trait_that_is_not_known_is_measured(toy):
     read = interp.lens.logit_lens(vlm, batch, positions="last")
     assert vlm.structure.readout == toy.structure.readout
     assert torch.equal(read.top_ids, interp.lens.logit_lens(toy, batch, positions="last").top_ids)
+
+
+def test_what_run_forward_is_asked_for_is_last_or_all(toy, mixed):
+    with pytest.raises(interp.InputError, match=r"logits='end' is unknown: use one of last, all"):
+        interp.models.run_forward(toy, mixed, logits="end")
+
+
+def test_the_tokenizer_of_a_model_can_be_replaced(toy):
+    vlm = copy.copy(toy)
+    vlm.tokenizer = None
+    with pytest.raises(interp.InputError, match="without a tokenizer"):
+        vlm.generate(toy.prepare(texts=["a red 3"]))
+    assert toy.tokenizer is not None

@@ -53,12 +53,9 @@ class BatchMaker:
         self.processor, self.tokenizer, self.model_inputs = processor, tokenizer, model_inputs
         sizes = (getattr(part, "patch_size", None) for part in (processor, getattr(processor, "image_processor", None)))
         self._patch_size = next((size for size in sizes if isinstance(size, int)), model_inputs.patch_size)
-        # The text of one image token.
-        token = model_inputs.image_token_id
-        self._image_word = None if tokenizer is None or token is None else tokenizer.convert_ids_to_tokens(token)
-        # What the processor does to pictures of one size: the part of them it shows, and the tokens of one among several.
+        # What the processor does to pictures of one size: the part of them it shows, and about how many tokens they have.
         self._windows: dict[tuple[int, int], Window | None] = {}
-        self._token_counts: dict[tuple[tuple[int, int], int], int] = {}
+        self._lengths: dict[tuple[int, int], int] = {}
 
     def prepare(self, texts: Any, images: Any, chat: bool, spans: Any = None) -> Batch:
         """A batch from texts and images. Raises `InputError` for texts, images and placeholders that do not fit."""
@@ -108,7 +105,11 @@ class BatchMaker:
     def length_of(self, text: str, images: Sequence[Image.Image]) -> int:
         """About how many tokens a row of these has: those of its words, and those of pictures of these sizes alone."""
         words = len(self.tokenizer(text)["input_ids"]) if self.tokenizer is not None else len(text)
-        return words + sum(sum(self._counts_by_size([image]) or [0]) for image in images)
+        for image in images:
+            if image.size not in self._lengths:
+                self._lengths[image.size] = sum(self._counts_by_size([image]) or [0])
+            words += self._lengths[image.size]
+        return words
 
     def _without_spans(
         self, inputs: dict[str, Tensor], images: Images | None = None, texts: tuple[str, ...] = ()
@@ -146,6 +147,12 @@ class BatchMaker:
         return Wording(text, prompts[row].text, offsets, self._image_word)
 
     # Images
+
+    @property
+    def _image_word(self) -> str | None:
+        """The text of one image token."""
+        token = self.model_inputs.image_token_id
+        return None if self.tokenizer is None or token is None else self.tokenizer.convert_ids_to_tokens(token)
 
     def _image_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Where the image tokens are, Bool `[batch, seq]`."""
@@ -185,11 +192,12 @@ class BatchMaker:
         token, number = self.model_inputs.image_token_id, len(images)
         if token is None:
             return None
+        counts: dict[tuple[int, int], int] = {}
         for image in images:
-            if (image.size, number) not in self._token_counts:
+            if image.size not in counts:
                 inputs, _ = encode(self.processor, [" ".join([PLACEHOLDER] * number)], [[image] * number])
-                self._token_counts[image.size, number] = int((inputs["input_ids"] == token).sum()) // number
-        return [self._token_counts[image.size, number] for image in images]
+                counts[image.size] = int((inputs["input_ids"] == token).sum()) // number
+        return [counts[image.size] for image in images]
 
     def _sheets(self, inputs: Mapping[str, Tensor], counts: Counts, images: Images | None) -> list[list[Sheet | None]]:
         """How the tower sees each image of each row; one unknown sheet for a row whose number of images is not known."""

@@ -255,7 +255,9 @@ def _identity(core: Core, batch: Batch, untouched: dict[Any, Tensor]) -> Check:
         if error > noise and len(rewrites) < _REWRITES:
             rewrites.append(_rewrite(core, batch, states))
             error = min(error, *(_difference(rewrites[-1], run) for run in runs))
-    change = "nothing" if error == 0 else "no more than a second run does" if error <= noise else "the logits"
+    change = (
+        "nothing" if error == 0 else "the logits by no more than a second run does" if error <= noise else "the logits"
+    )
     detail = f"writing every state back as it was changes {change}"
     return _check("identity", error <= noise, error, f"<= {noise:.3g}", detail)
 

@@ -32,9 +32,11 @@ def find_images(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
 def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
     """The positions whose state 0 depends on the pixels, Bool `[batch, seq]`."""
     before = run_until_layers(core, inputs)
+    moved = torch.zeros(before.shape[:2], dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
-    pictures = [other_picture(inputs, generator) for _ in range(_PICTURES)]
-    return torch.stack([_moved(before, run_until_layers(core, other)) for other in pictures]).any(dim=0)
+    for _ in range(_PICTURES):
+        moved |= _moved(before, run_until_layers(core, other_picture(inputs, generator)))
+    return moved
 
 
 def other_picture(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

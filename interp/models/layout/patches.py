@@ -2,7 +2,7 @@
 
 The tower does not see rows. It sees sequences (an image, or one tile of an image) or the patches of all images in one
 packed sequence, and it may hold tokens that are no patches: a class token, registers, padding. So before the states of
-the tower are read, two questions are answered for the batch in hand.
+the tower are read, two questions are answered for this batch.
 
 *What is a patch?* A token of state 0 that another picture moves, unless the encoding marks it as padding. A class token
 enters the first block as the same constant for any picture, and so do the separators that a projector adds.

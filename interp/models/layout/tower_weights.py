@@ -84,9 +84,9 @@ def _first_proved(core: Core, batch: Batch, block: int, options: Iterable[TowerW
 
 def _failure(core: Core, batch: Batch, block: int, option: TowerWeights) -> str | None:
     """Why the weights of a block are not there; None where they are."""
-    weighings: list[TowerWeights | str] = ["it is not tried now"] * len(tower_attention(core))
-    weighings[block] = option
-    trial = as_if(core, vision_weighed=tuple(weighings))
+    outcomes: list[TowerWeights | str] = ["it is not tried now"] * len(tower_attention(core))
+    outcomes[block] = option
+    trial = as_if(core, vision_weighed=tuple(outcomes))
     try:
         values = run_forward(trial, batch, reads=[Read(site, site, block, whole) for site in _SITES], logits=None)
     except Exception as error:  # a mask of another form, angles of another width

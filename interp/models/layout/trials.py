@@ -21,7 +21,7 @@ from interp.models.running.trace import run_forward
 
 @dataclass(frozen=True)
 class Trials:
-    """The batch for most proofs, and the one for those about images; None where there is none, with the `reason`."""
+    """The batch for most proofs, and the one for those about images; None if it could not be made; `reason` says why."""
 
     batch: Batch | None
     pictured: Batch | None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from interp.models.running.core import Core
 
 # The names that the attention of a block of an image tower may have.
-_IN_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
+_ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 
 
 def implementation(core: Core) -> str | None:
@@ -43,7 +43,7 @@ def tower_attention(core: Core) -> tuple[str | None, ...]:
     if core.structure.blocks is None:
         return ()
     children = [dict(block.named_children()) for block in resolve(core.model, core.structure.blocks)]
-    return tuple(next((name for name in _IN_BLOCKS if name in of_block), None) for of_block in children)
+    return tuple(next((name for name in _ATTENTION_NAMES if name in of_block), None) for of_block in children)
 
 
 def eager(core: Core) -> AbstractContextManager[None]:

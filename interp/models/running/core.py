@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_ints
-from interp.errors import InputError, InputTypeError, LayoutError
+from interp.errors import InputError, InputTypeError, LayoutError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker
 from interp.models.running.readout import Readout
@@ -52,6 +52,7 @@ class Core:
         self.structure = structure
         self.name, self.revision, self.remote = origin.name, origin.revision, origin.remote
         self.maker = maker
+        self.processor, self.tokenizer = maker.processor, maker.tokenizer
         self._measure = measure
         # The batch that traits are measured on where the model does not run on text alone.
         self.checked_on: Batch | None = None
@@ -62,14 +63,6 @@ class Core:
     def model(self) -> Any:
         """The transformers model itself."""
         return self.nnsight._module
-
-    @property
-    def processor(self) -> Any:
-        return self.maker.processor
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.maker.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +172,7 @@ class Core:
             return list(range(depth))
         numbers = None if isinstance(chosen, str | Mapping) else as_ints(chosen)
         if numbers is None:
-            raise InputError(f"layers={chosen!r}: expected 'all', an int or ints from 0 to {depth - 1}")
+            raise InputError(f"layers={shown(chosen)}: expected 'all', an int or ints from 0 to {depth - 1}")
         for number in numbers:
             if not -depth <= number < depth:
                 raise InputError(f"layer {number!r}: {self.name!r} has {what} 0 to {depth - 1}")

@@ -10,8 +10,8 @@ transformers passes a mask to a layer's attention in the form that the implement
 ``sdpa``   None         causal where the module's `is_causal` says so, else every query attends to every key
 =========  ===========  ==============================================================================================
 
-Sliding windows, chunks, image blocks that see both ways and prefixes are all written into these tensors. The mask is None
-where it would say no more than that, for example without padding. So a mask cannot be edited without knowing its form: False
+Sliding windows, chunks, image blocks that see both ways and prefixes are all written into these tensors. A mask that
+would say nothing more, for example without padding, is None. So a mask cannot be edited without knowing its form: False
 in a float mask is 0 and means *attend*. `as_allowed` reads every form as one, and `like` writes an edited one back in a form
 that the layer takes. `MaskSlot` (`interp.models.running.slots`) calls the first before the edits of a layer and the second
 after them.

@@ -83,7 +83,8 @@ _PROJECTED = ("q", "k", "v", "vision_q", "vision_k", "vision_v")
 _LAST_BEFORE = -1
 # The arguments of a tower's attention with the bounds of chunks, and with the cosines and sines of angles.
 BOUNDS, ANGLES = "cu_seqlens", "position_embeddings"
-_MASK = ".*mask"
+MASK = ".*mask"
+CACHE = "(past_key_value|cache_params).*"
 # The slots at a layer itself.
 _AROUND_LAYERS = {CALL: CallSlot(), "resid_pre": InputSlot(), "resid_post": OutputSlot()}
 
@@ -143,7 +144,7 @@ def rebuilt_moment(core: Core, layer: int, weights: str) -> Moment:
     if not weighed[time.layer]:
         raise LayoutError(
             f"the pattern of layer {time.layer} of {core.name!r} cannot be edited, because its z is not pattern @ v alone: "
-            f"layers where it is are {_listed(weighed) or 'none'}"
+            f"layers where it is are {_numbers_of(weighed) or 'none'}"
         )
     return time._replace(turn=1, site=REBUILT[weights])
 
@@ -168,7 +169,7 @@ def proved_place(core: Core, layer: int, site: str) -> Any:
     layers in which it was."""
     places = core.trait("mid" if site == "resid_mid" else site)
     if not places[layer]:
-        others = _listed(places)
+        others = _numbers_of(places)
         there = f"layers with one are {others}" if others else "no layer has one"
         raise LayoutError(f"{core.name!r} has no {site} that could be proved in layer {layer}: {there}")
     return places[layer]
@@ -179,7 +180,7 @@ def tower_weights(core: Core, block: int) -> TowerWeights:
     reason."""
     blocks = core.trait("vision_weighed")
     if isinstance(blocks[block], str):
-        others = _listed([isinstance(each, TowerWeights) for each in blocks])
+        others = _numbers_of([isinstance(each, TowerWeights) for each in blocks])
         raise LayoutError(
             f"block {block % len(blocks)} of the image tower of {core.name!r} has no attention weights: {blocks[block]}; "
             f"blocks that have them are {others or 'none'}"
@@ -187,7 +188,7 @@ def tower_weights(core: Core, block: int) -> TowerWeights:
     return blocks[block]
 
 
-def _listed(places: Any) -> str:
+def _numbers_of(places: Any) -> str:
     """The numbers of the layers that have something."""
     return ", ".join(str(number) for number, place in enumerate(places) if place)
 
@@ -230,7 +231,7 @@ def _place_of_mask(core: Core, layer: int) -> Place:
     if part is None or kind not in PATTERNED:
         raise LayoutError(f"layer {layer} of {core.name!r} has no softmax attention ({kind}), so it has no mask")
     module = resolve(core.model, f"{core.structure.layers}.{layer}.{part}")
-    argument = find_argument(module, _MASK)
+    argument = find_argument(module, MASK)
     if argument is None:
         raise LayoutError(f"layer {layer} of {core.name!r}: {type(module).__name__} takes no mask")
     return Place(resolve(core.layers[layer], part), MaskSlot(argument, none_is_causal(module)))
@@ -249,7 +250,7 @@ def _place_in_tower(core: Core, block: int, site: str) -> Place:
         return Place(attention, TowerPatternSlot(weights.weights_at, projection))
     if site == "vision_mask":
         module = resolve(core.model, f"{core.structure.blocks}.{block % len(core.blocks)}.{weights.module}")
-        limits = find_argument(module, BOUNDS if weights.visibility == "chunks" else _MASK)
+        limits = find_argument(module, BOUNDS if weights.visibility == "chunks" else MASK)
         angles = find_argument(module, ANGLES) if weights.rotary else None
         return Place(attention, TowerMaskSlot(weights.visibility, limits, angles))
     heads = getattr(weights, site.removeprefix("vision_"))
@@ -273,7 +274,7 @@ def visibility_of(attention: Any) -> str:
     """How an attention of the image tower learns who may see whom: "chunks", "mask" or "all"."""
     if find_argument(attention, BOUNDS):
         return "chunks"
-    return "mask" if find_argument(attention, _MASK) else "all"
+    return "mask" if find_argument(attention, MASK) else "all"
 
 
 def takes_angles(attention: Any) -> bool:

@@ -38,7 +38,7 @@ from torch import Tensor
 from interp.errors import LayoutError
 from interp.models.batches.encodings import explained
 from interp.models.running.masks import PATTERNED, as_allowed, none_is_causal
-from interp.models.running.places import CALL, find_argument, place
+from interp.models.running.places import CACHE, CALL, MASK, find_argument, place
 from interp.models.running.replay import Cache, Run, Signature, call_changed, call_for_last, call_layer, with_cache
 from interp.models.running.steps import Edit, Read, follow, schedule, whole
 from interp.models.running.structure import resolve
@@ -53,7 +53,7 @@ ROWS_AT_ONCE = 64
 POSITIONS_AT_ONCE = 16_384
 # Sites that hold what enters or leaves a layer: they are changed between two layers, the others inside one.
 BETWEEN = ("resid_pre", "resid_post")
-Measure = Callable[[Tensor], Tensor]
+MetricFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Versions:
     states: Mapping[int, Tensor]
 
 
-def run_from_positions(core: Core, batch: Batch, versions: Versions, measure: Measure) -> tuple[Tensor, Tensor]:
+def run_from_positions(core: Core, batch: Batch, versions: Versions, measure: MetricFunction) -> tuple[Tensor, Tensor]:
     """The measure of one row's untouched run `[1, ...]` and of each version `[cell, ...]`, each version resumed from the
     layer and the position where it first differs.
 
@@ -88,7 +88,7 @@ def run_from_positions(core: Core, batch: Batch, versions: Versions, measure: Me
     return _run(core, batch, versions, measure, Cache())
 
 
-def run_from_layers(core: Core, batch: Batch, versions: Versions, measure: Measure) -> tuple[Tensor, Tensor]:
+def run_from_layers(core: Core, batch: Batch, versions: Versions, measure: MetricFunction) -> tuple[Tensor, Tensor]:
     """The same, each version resumed from the layer where it first differs, at all positions.
 
     For layers that mix positions otherwise than by softmax attention, or keep more of the past than keys and values.
@@ -96,7 +96,9 @@ def run_from_layers(core: Core, batch: Batch, versions: Versions, measure: Measu
     return _run(core, batch, versions, measure, None)
 
 
-def _run(core: Core, batch: Batch, versions: Versions, measure: Measure, cache: Cache | None) -> tuple[Tensor, Tensor]:
+def _run(
+    core: Core, batch: Batch, versions: Versions, measure: MetricFunction, cache: Cache | None
+) -> tuple[Tensor, Tensor]:
     """`cache` records keys and values in the untouched run, None where versions are resumed from a layer."""
     site, layers = versions.site, range(min(versions.states), core.structure.n_layers)
     signatures = {layer: _signature(core, layer, cache is not None) for layer in layers}
@@ -123,7 +125,7 @@ def _signature(core: Core, layer: int, from_positions: bool) -> Signature:
     """The arguments of a layer, to call it from a position on or at all positions."""
     path, kind = f"{core.structure.layers}.{layer}", core.structure.attention[layer]
     module = resolve(core.model, path)
-    cache, mask = (find_argument(module, name) for name in ("(past_key_value|cache_params).*", ".*mask"))
+    cache, mask = (find_argument(module, name) for name in (CACHE, MASK))
     if not from_positions:
         return Signature(cache, mask)
     if kind not in PATTERNED:

@@ -110,7 +110,7 @@ def mean_of_values(pattern, v):
 
 
 def unmoved(value, before):
-    """Where a value is what it was before. Nowhere, where gradients are recorded: these must pass through the value."""
+    """True where a value did not change. All False while gradients are recorded, because they must pass through the value."""
     return (value == before) & (not value.requires_grad)
 
 

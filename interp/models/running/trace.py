@@ -22,6 +22,7 @@ import nnsight
 import torch
 from torch import Tensor
 
+from interp.arguments import checked_choice
 from interp.models.batches.encodings import explained
 from interp.models.running.attention import eager, eager_tower
 from interp.models.running.masks import PATTERNED
@@ -92,6 +93,8 @@ def inputs_for_logits(core: Core, batch: Batch, logits: Any, inspected: bool) ->
     Where every row ends with its last real token, the model computes no other logits, unless its layers are `inspected` (read
     or edited) and it would leave out positions of its last layers too.
     """
+    if isinstance(logits, str):
+        checked_choice(logits, "logits", ("last", "all"))
     inputs, last = core.inputs_of(batch), isinstance(logits, str) and logits == "last"
     if last and bool(batch.positions["last"][:, -1].all()):
         trims = core.structure.trims is not False and inspected
