@@ -32,6 +32,7 @@ _SUBMODULES = (
     "probes",
     "readouts",
     "reports",
+    "statistics",
     "toy",
     "words",
 )
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         probes,
         readouts,
         reports,
+        statistics,
         toy,
         words,
     )

@@ -97,7 +97,7 @@ def _root(
 def demo(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("interp-demo.html"),
     model: Annotated[str | None, typer.Option(help="A hub repository or a folder. Default: the bundled toy.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture of yours; needs --question.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Your own picture; needs --question.")] = None,
     question: Annotated[str | None, typer.Option(help="A question about the picture; needs --image.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The seed for the toy's scenes.")] = 0,
     device: Device = "auto",

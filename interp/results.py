@@ -93,8 +93,8 @@ class Result:
 
 
 class StoredValue:
-    """The base of what stands in a result and is saved with it, such as a fitted probe: a dataclass, or a class that says
-    itself what its state is.
+    """The base of the values that results save with them, such as a fitted probe: a dataclass, or a class with its own
+    `get_state` and `from_state`.
 
     A file names the class, without its module. Only a class derived from this one, of a module that has been imported, is
     made again from a file.

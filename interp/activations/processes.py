@@ -43,7 +43,7 @@ def processes() -> Iterator[Processes]:
                 dist.destroy_process_group(group)
     elif size > 1:
         store, rank, size = _meeting_place()
-        # A group of a later capture must not meet what an earlier one left in the store.
+        # Each capture has its own keys in the store.
         store = dist.PrefixStore(f"capture {next(_GROUPS)}", store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
         try:
@@ -58,8 +58,8 @@ def processes() -> Iterator[Processes]:
 def _meeting_place() -> tuple[Any, int, int]:
     """The store by which processes find each other, this process's rank and their number.
 
-    It lives as long as the process. A new one for each capture would race: a process that is ahead could still find the
-    store of the capture before, which then goes away, and wait in vain.
+    It lives as long as the process. With a new store for each capture, a process that is ahead could still connect to the
+    store of the last capture, which is about to close.
     """
     return next(rendezvous("env://", timeout=_PATIENCE))
 

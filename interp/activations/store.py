@@ -1,4 +1,4 @@
-"""Activations in a folder: safetensors shards and one JSON manifest, so written that a killed run damages nothing.
+"""Activations in a folder: safetensors shards and one JSON manifest, which survive a run that is killed.
 
 A shard has the activations of consecutive rows. It is written under another name and then renamed, so it is there whole
 or not at all. Its entry, `shard-00007.json`, has a description and a checksum of it; a shard without an entry does not

@@ -124,7 +124,7 @@ class AlignmentMatrix(Result):
         """
         if self.values.shape[0] != self.values.shape[1]:
             raise InputError(f"a {tuple(self.values.shape)!r} matrix has no diagonal: pass equally many layers of both")
-        if tau != 1:
+        if as_number(tau) != 1:  # a bool is not a share
             checked_within(tau, "tau", "a share of the maximum, above 0 and at most 1", high=1.0)
         raised = (self.values - self._floor).diagonal()
         above = self._above.diagonal()

@@ -131,7 +131,8 @@ def of_path(measure: Measure, modality: str, states: Tensor, resampling: Resampl
         known = own[own.isfinite()]
         error = float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
         value = float(known.mean()) if len(known) else math.nan
-        yield Reading(measure.name, modality, state, value, error, float(other.nanmean()))
+        chance = measure.level(len(own), None) if measure.null is None else float(other.nanmean())
+        yield Reading(measure.name, modality, state, value, error, chance)
 
 
 def of_two(measure: Measure, one: StateCloud, other: StateCloud) -> Reading:
@@ -160,7 +161,9 @@ def of_gap(measure: Measure, gap: ModalityGap, state: int) -> Reading:
 def _tested(place: tuple[str, str, int, float, float], null: Sequence[float]) -> Reading:
     """A reading with the mean of its null and the p of its value, the last but one of `place`."""
     reached = sum(drawn >= place[3] - _ROUNDING for drawn in null)
-    return Reading(*place, float(np.mean(null)), permutation_p(reached, len(null)))
+    # A value that is no number has no p, and no value can be tested against a null that is none.
+    known = math.isfinite(place[3]) and all(map(math.isfinite, null))
+    return Reading(*place, float(np.mean(null)), permutation_p(reached, len(null)) if known else math.nan)
 
 
 def _error(parts: Sequence[float], n: int) -> float:

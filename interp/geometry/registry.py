@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import as_number, checked_choice
+from interp.arguments import as_number, checked_choice, checked_int, checked_number
 from interp.errors import InputError, shown
 from interp.geometry.clouds import check_one_space
 from interp.geometry.clusters import density_peaks, homogeneity
@@ -84,7 +84,7 @@ class Measure:
     - `name`, `function`, `kind` and `null` as the module explains them. A function of neighbours takes their number as its last
       argument; `k` is the default, None where there are no neighbours. A function may return an `Estimate` with its own error.
     - `chance(n, k)`: the level for n examples, where a formula gives it. `alignment_matrix` then draws no null.
-    - `distinct`: whether equal rows have to be left out.
+    - `distinct`: whether `compare` leaves equal rows out; a matrix takes all rows.
     - `bounds`: the least and the largest value. Intervals and axes end there.
     - `alike`: "higher" where more is more alike, "lower" for a distance, which is turned to `turn` less its value.
     - `subsamples`: the number of halves for an interval in `alignment_matrix`; fewer for what is slow.
@@ -120,6 +120,13 @@ class Measure:
             checked_choice(self.null, f"kind={self.kind!r} with null", KINDS[self.kind])
         elif self.chance is None:
             raise InputError(f"null=None and chance=None for {self.name!r}: pass one, {KINDS[self.kind]} or a formula")
+        if self.k is not None:
+            checked_int(self.k, "k", least=1)
+        checked_int(self.subsamples, "subsamples", least=2)
+        checked_number(self.turn, "turn")
+        ends = [as_number(bound) for bound in self.bounds] if isinstance(self.bounds, tuple | list) else []
+        if len(ends) != 2 or None in ends or not ends[0] < ends[1]:  # type: ignore[operator]
+            raise InputError(f"bounds={shown(self.bounds)}: expected the least and the largest value, as in (0, 1)")
         if self.layers is not None and self.kind != "pair":
             raise InputError(f"layers= for a measure of kind {self.kind!r}: only measures of pairs have their own grid")
         if not self.title:
@@ -143,11 +150,16 @@ class Measure:
         expected = (len(states) - 2, states.shape[1])
         if numbers.shape != expected:
             raise InputError(f"measure {self.name!r} returned {shown(numbers)}: expected shape {expected}")
-        return numbers
+        return numbers if numbers.is_floating_point() else numbers.double()
 
     def level(self, n: int, k: int | None) -> float:
         """The chance level by formula; NaN where there is none."""
-        return math.nan if self.chance is None else self.chance(n, k)
+        if self.chance is None:
+            return math.nan
+        level = as_number(self.chance(n, k))
+        if level is None:
+            raise InputError(f"chance of measure {self.name!r} is not a number: expected a formula chance(n, k)")
+        return level
 
     @property
     def turned(self) -> Measure:
@@ -243,7 +255,7 @@ def register_measure(
 
 def unregister_measure(name: str) -> None:
     """Remove a measure that `register_measure` added; raises `InputError` for any other name."""
-    if name in _BUILT_IN or name not in REGISTRY:
+    if not isinstance(name, str) or name in _BUILT_IN or name not in REGISTRY:
         raise InputError(f"name={name!r}: expected the name of a measure that register_measure() added")
     del _BY_KIND[REGISTRY[name].kind][name]
 

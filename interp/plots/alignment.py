@@ -126,7 +126,8 @@ def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
     parts = (numbers(part) for part in (matrix.low, matrix.high, _floor(matrix)))
     notes = [
         [
-            ("" if None in (low, high) else f"<br>95 % {low:.3f} to {high:.3f}") + f"<br>chance {floor:.3g}"
+            ("" if None in (low, high) else f"<br>95 % {low:.3f} to {high:.3f}")
+            + ("" if floor is None else f"<br>chance {floor:.3g}")
             for low, high, floor in zip(*row, strict=True)
         ]
         for row in zip(*parts, strict=True)
@@ -142,11 +143,11 @@ def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
 def _coloraxis(matrices: Sequence[AlignmentMatrix]) -> dict[str, Any]:
     """From chance, or the least value below it, to the largest value, at least a tenth above chance."""
     values = [value for matrix in matrices for value in numbers(matrix.values.flatten()) if value is not None]
-    chances = [matrix.chance for matrix in matrices]
+    chances = [matrix.chance for matrix in matrices if matrix.chance == matrix.chance] or [0.0]
     return {
         "colorscale": AMOUNT_SCALE,
-        "cmin": min(*values, *chances),
-        "cmax": max(*values, max(chances) + _NARROWEST),
+        "cmin": min([*values, *chances]),
+        "cmax": max([*values, max(chances) + _NARROWEST]),
         "colorbar": {"title": {"text": _metric(matrices[0])}, "thickness": 12},
     }
 

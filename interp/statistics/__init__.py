@@ -1,4 +1,4 @@
-"""Statistics: the intervals and tests that all rooms share. They know no model.
+"""Statistics: intervals and tests, shared by all rooms. No module here knows a model.
 
 >>> from interp.statistics import wilson_interval
 >>> [round(bound, 3) for bound in wilson_interval(0.5, 100)]

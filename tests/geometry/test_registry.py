@@ -253,6 +253,16 @@ def test_refusals(unchecked, own):
             lambda: register_measure("new", nothing, "gap", "exchange", layers=nothing),
             "layers= for a measure of kind 'gap'",
         ),
+        (lambda: register_measure("new", nothing, "pair", "shuffle", k=0), "k=0: expected an int of 1 or more"),
+        (lambda: register_measure("new", nothing, "pair", "shuffle", k=2.5), r"k=2\.5: expected an int"),
+        (lambda: register_measure("new", nothing, "pair", "shuffle", bounds=5), "bounds=5: expected the least"),
+        (lambda: register_measure("new", nothing, "pair", "shuffle", bounds=(1, 0)), r"bounds=\(1, 0\): expected"),
+        (lambda: register_measure("new", nothing, "pair", "shuffle", turn="x"), "turn='x': expected a finite number"),
+        (
+            lambda: register_measure("new", nothing, "pair", "shuffle", subsamples=0),
+            "subsamples=0: expected an int of 2",
+        ),
+        (lambda: unregister_measure([]), r"name=\[\]: expected the name"),
         (lambda: unregister_measure("cka"), "name='cka': expected the name of a measure that register_measure"),
         (lambda: unregister_measure("new"), "name='new': expected the name"),
         (
@@ -277,3 +287,28 @@ def test_refusals(unchecked, own):
             call()
         assert "\n" not in str(caught.value)
     assert "new" not in REGISTRY
+
+
+def test_a_measure_that_is_no_number_has_no_p_and_its_matrix_is_drawn(own):
+    own("never_known", lambda x, y: math.nan, "pair", "shuffle")
+    frame = compare(*stacks(), metrics=["never_known"], permutations=3).to_frame()
+    assert frame[["value", "chance", "p"]].isna().all(axis=None)
+    assert alignment_matrix(*stacks(), metric="never_known", subsamples=0).plot().data
+
+
+def test_a_measure_of_paths_may_count_and_may_have_a_formula(own):
+    own(
+        "steps",
+        lambda states: torch.ones(len(states) - 2, states.shape[1], dtype=torch.long),
+        "path",
+        chance=lambda n, k: 0.25,
+    )
+    frame = compare(*stacks(), metrics=["steps"]).to_frame()
+    assert frame[["value", "error", "chance"]].drop_duplicates().to_numpy().tolist() == [[1.0, 0.0, 0.25]]
+
+
+def test_a_bool_is_not_a_share_of_the_maximum():
+    matrix = alignment_matrix(*stacks(), metric="cka", subsamples=0)
+    assert matrix.phase(tau=1) is None or isinstance(matrix.phase(tau=1), range)
+    with pytest.raises(InputError, match="tau=True: expected a share"):
+        matrix.phase(tau=True)
