@@ -7,6 +7,7 @@ the data, the run can be stopped at any moment and started again, and several pr
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,9 @@ from interp.errors import InputError, InputTypeError, InterpError, shown
 from interp.models import VLM, Intervention
 from interp.models.layout.patches import RowsNotApart
 
+# The folders of an absolute path between quotes, up to its last part.
+_FOLDERS = re.compile(r"(?<=['\"])(?:/|[A-Za-z]:[/\\])[/\\]*(?:[^'\"/\\]+[/\\]+)*(?=[^'\"/\\]+['\"])")
+
 
 def capture(
     vlm: VLM,
@@ -57,7 +61,7 @@ def capture(
     progress: bool = True,
     *,
     layers: Any = "all",
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     prompt: str | None = None,
     chat: bool = False,
     on_error: str = "raise",
@@ -245,9 +249,9 @@ class _Pass:
         skipped: list[dict[str, Any]] = []
 
         def skip(row: Row, error: InputError) -> None:
-            text = str(error)
+            text = _FOLDERS.sub("", str(error))  # a manifest may be published, so it names no folders
             for picture in pictures_of(row.image):
-                if isinstance(picture, str | os.PathLike):  # a manifest may be published, so it names no folders
+                if isinstance(picture, str | os.PathLike):
                     text = text.replace(os.fspath(picture), os.path.basename(picture))
             skipped.append({"row": row.index, "id": row.id, "error": text})
 

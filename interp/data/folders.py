@@ -15,10 +15,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from interp.data.data import Data
 from interp.data.records import Record, read_records, rows_of_records
+from interp.data.roles import column_of
 from interp.data.rows import PICTURES, Rows
 from interp.data.tables import rows_of_files
 from interp.errors import InputError, InputTypeError, shown
@@ -52,7 +54,7 @@ def _rows_of_folder(folder: Path, data: Data) -> Rows:
     if any(all((folder / name).is_file() for name in names) for names in _SAVED):
         return rows_of_files([folder], data)
     files = sorted(_files(folder), key=lambda file: file.relative_to(folder).as_posix())
-    metadata = sorted((file for file in files if _METADATA.fullmatch(file.name)), key=_in_order_of_numbers)
+    metadata = sorted((file for file in files if _METADATA.fullmatch(file.name)), key=partial(_order, folder))
     if len({file.suffix for file in metadata}) > 1:
         raise InputError(f"{shown(str(folder))} has a metadata.csv and a metadata.jsonl: expected one kind of them")
     if metadata:
@@ -61,7 +63,7 @@ def _rows_of_folder(folder: Path, data: Data) -> Rows:
         advice = "give datasets.load_dataset('imagefolder', data_dir=..., split=...)"
         raise InputError(f"{shown(str(folder))} has a metadata.parquet: expected metadata.jsonl or .csv, or {advice}")
     pictures = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() in PICTURES]
-    tables = sorted((file for file in files if file.suffix in _TABLES), key=_in_order_of_numbers)
+    tables = sorted((file for file in files if file.suffix in _TABLES), key=partial(_order, folder))
     if tables and not pictures and len({file.suffix for file in tables}) == 1:
         return rows_of_files(tables, data)
     return _rows_of_pictures(folder, pictures, data)
@@ -74,11 +76,11 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def _in_order_of_numbers(file: Path) -> tuple[str, list[str | int]]:
-    """A key that sorts 2 before 10 among the names of one folder."""
-    return f"{file.parent.as_posix()}/", [
-        int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)
-    ]
+def _order(folder: Path, file: Path) -> list[str | int]:
+    """A key that sorts files by their paths in the folder, but with 2 before 10 in the names of files."""
+    parent, slash, name = file.relative_to(folder).as_posix().rpartition("/")
+    first, *others = re.split(r"([0-9]+)", name)
+    return [parent + slash + first, *(int(part) if index % 2 == 0 else part for index, part in enumerate(others))]
 
 
 def _rows_of_pictures(folder: Path, pictures: list[str], data: Data) -> Rows:
@@ -90,6 +92,7 @@ def _rows_of_pictures(folder: Path, pictures: list[str], data: Data) -> Rows:
         raise InputError(
             f"root={shown(os.fspath(data.root))}: {shown(str(folder))} has its pictures itself, leave root out"
         )
+    column_of("image", data, ["file_name"])
     records = []
     for number, name in enumerate(pictures):
         label = {"label": name.split("/")[-2]} if "/" in name else {}

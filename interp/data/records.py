@@ -1,8 +1,8 @@
 """Records: rows of named cells, as text files of tables and lists of dicts hold them.
 
 A ``.jsonl`` file has one JSON object on each line, a ``.csv`` file one row of cells; a list in memory has one dict a row.
-All are held in memory, their pictures are not opened. Whatever a file says is data: the pictures that it names are paths
-relative to the file or to `root`, and a name that leads out of that folder is refused.
+All are held in memory, and their pictures are not opened. The content of a file is not trusted: the pictures that it names
+are paths relative to the file or to `root`, and a name that leads out of that folder is refused.
 
 A csv has no types. A column of it becomes numbers where every cell is written as one (``3``, ``-0.5``, ``1e-05``; not
 ``007`` or ``1,5``) and stays text otherwise; an empty cell is None.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.data.annotations import read_json, with_turns
+from interp.data.annotations import TURNS, are_turns, read_json, with_turns
 from interp.data.data import Data
 from interp.data.roles import check_unique_ids, column_of, find_roles, is_plain, plain
 from interp.data.rows import Rows, pictures_in, pictures_of
@@ -36,13 +36,15 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = False) -> Rows:
     """The rows of records; of the `metadata` of a folder, each of pictures.
 
-    Raises `InputError` for names of pictures that lead out of their folder and for what `interp.data.roles` refuses.
+    Raises `InputError` for names of pictures that lead out of their folder, unless rows that cannot be read are skipped, and
+    for what `interp.data.roles` refuses.
     """
-    records = [Record(with_turns(record.cells, record.place), record.file, record.number) for record in records]
+    if any(record.cells.get(TURNS) and are_turns(record.cells[TURNS]) for record in records):
+        records = [Record(with_turns(record.cells, record.place), record.file, record.number) for record in records]
     names = list(dict.fromkeys(name for record in records for name in record.cells))
     default = next((name for name in _PICTURES[2 if metadata else 0 :] if name in names), None)
     image = column_of("image", data, names, default)
-    if metadata and image is None:
+    if metadata and image is None and "image" not in (data.columns or {}):
         raise InputError(
             f"{shown(str(records[0].file))} has the columns {', '.join(names)}: expected file_name, or say which it is with "
             'columns={"image": ...}'
@@ -55,13 +57,15 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
     def images_of(record: Record) -> Any:
         images = None if image is None else record.cells.get(image)
         folder = record.file.parent if root is None and record.file is not None else root
+        for name in () if record.file is None else pictures_of(images):
+            if not isinstance(name, str) or not name:
+                return InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
         return images if folder is None else pictures_in(folder, images, record.place)
 
-    for record in records:
-        for name in pictures_of(None if image is None else record.cells.get(image)):
-            if record.file is not None and not (isinstance(name, str) and name):
-                raise InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
-        images_of(record)
+    if data.on_error == "raise":  # before a model runs on the rows that come first
+        for error in (picture for record in records for picture in pictures_of(images_of(record))):
+            if isinstance(error, InputError):
+                raise error
     if roles.id is not None:
         check_unique_ids(record.cells.get(roles.id) for record in records)
 
@@ -144,7 +148,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        """What messages call it."""
+        """What messages call it. A manifest may be published, so it names no folders."""
         if self.file is None:
             return f"row {self.number} of the data"
-        return f"{'item' if self.file.suffix == '.json' else 'line'} {self.number} of {shown(str(self.file))}"
+        return f"{'item' if self.file.suffix == '.json' else 'line'} {self.number} of {shown(self.file.name)}"

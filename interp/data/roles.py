@@ -1,7 +1,8 @@
 """Roles: which column of a table is a row's text, its id, its label, its group; the rest are labels by their own names.
 
 Data sets have different names for the same things, so the user maps their names to the roles once
-(``columns={"text": "question", "label": "category"}``), and one place turns the cells of any table into a `Row`.
+(``columns={"text": "question", "label": "category"}``; None for a role that no column plays), and one place turns the cells
+of any table into a `Row`.
 
 A prompt writes the text of every row from its cells: ``"<image> {question} Answer yes or no."``. A field in braces is the
 name of a column and nothing else: no attribute, index or format is followed, and braces in the data mean nothing. A
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from interp.data.annotations import TURNS
 from interp.data.data import Data
 from interp.data.rows import Row, pictures_of
 from interp.errors import InputError, shown
@@ -57,17 +59,19 @@ def find_roles(
         )
     columns = data.columns or {}
     labels = {role: columns[role] for role in ("label", "group") if column_of(role, data, plain_names)}
-    others = {name: name for name in plain_names if name not in (image, text, identity, *labels.values(), *labels)}
+    special = {image, text, identity, *labels.values(), *({"label", "group"} & columns.keys())}
+    others = {name: name for name in plain_names if name not in special}
     template = None if data.prompt is None else parse_prompt(data.prompt, plain_names)
     return Roles(text, identity, {**labels, **others}, template, kinds or {})
 
 
 def column_of(role: str, data: Data, names: Sequence[str], default: str | None = None) -> str | None:
-    """The column that plays a role: the one that the user names, else the default where the table has it."""
-    column = (data.columns or {}).get(role)
-    if column is None:
+    """The column that plays a role: the one that the user names (None: no column), else the default where the table has it."""
+    columns = data.columns or {}
+    if role not in columns:
         return default if default in names else None
-    if column not in names:
+    column: str | None = columns[role]
+    if column is not None and column not in names:
         kind = "columns" if role == "image" else "columns of plain values"
         raise InputError(f"columns says {column!r} for {role}: the data has the {kind} {', '.join(names)}")
     return column
@@ -88,7 +92,7 @@ def check_unique_ids(cells: Iterable[Any]) -> None:
         if name in rows:
             raise InputError(
                 f"rows {rows[name]} and {index} have the same id {name!r}: rename that column, or name one without "
-                "repeats with columns={'id': ...}"
+                "repeats with columns={'id': ...}, or none with columns={'id': None}"
             )
         rows[name] = index
 
@@ -130,19 +134,22 @@ class Roles:
     kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
 
     def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
-        """The row of these pictures and cells. Raises `InputError` if its own text has no place for its pictures."""
+        """The row of these pictures and cells; it cannot be read if its own text has no place for its pictures."""
         name = str(index) if self.id is None else as_id(index, cells[self.id])
         count = len(pictures_of(image))
-        text = self._text(cells, count)
-        if count and text and PLACEHOLDER not in text:
-            if self.prompt is None:
-                raise InputError(
-                    f'row {index} ({name!r}): its text {shown(text)} has no {PLACEHOLDER}: give prompt="{PLACEHOLDER} '
-                    f'{{{self.text}}}", or prompt="{{{self.text}}}" for the text without its image'
-                )
+        text, error = self._text(cells, count), None
+        if self.text is not None and cells[self.text] is None and isinstance(cells.get(TURNS), InputError):
+            # Without its conversation the row has a text only where a prompt writes one without it.
+            error = cells[TURNS] if self.prompt is None or not text else None
+        elif count and text and PLACEHOLDER not in text and self.prompt is None:
+            error = InputError(
+                f'its text {shown(text)} has no {PLACEHOLDER}: give prompt="{PLACEHOLDER} {{{self.text}}}", or '
+                f'prompt="{{{self.text}}}" for the text without its image'
+            )
+        if text and PLACEHOLDER not in text:
             count = 0
         labels = {label: self._label(index, column, cells[column]) for label, column in self.labels.items()}
-        return Row(index, name, image if count else None, text, labels)
+        return Row(index, name, image if count else None, text, labels, error)
 
     def _text(self, cells: Mapping[str, Any], count: int) -> str:
         if self.prompt is not None:

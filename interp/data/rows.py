@@ -38,7 +38,7 @@ PICTURES = {
     ".tga": "TGA",
     ".ico": "ICO",
 }
-# What is done with a row that cannot be read.
+# A function that takes a row that cannot be read, and its error.
 Skip = Callable[["Row", InputError], None]
 
 
@@ -58,24 +58,32 @@ def pictures_of(image: Any) -> list[Any]:
 def pictures_in(folder: Path, image: Any, place: str) -> Any:
     """A row's pictures with names made paths of files in a folder; pictures that are no names stay as they are.
 
-    Raises `InputError`, which begins with the `place` of the name, for a name that leads out of the folder on any system.
+    A name that leads out of the folder on any system becomes an `InputError`, which begins with the `place` of the name:
+    `open_row` raises it.
     """
     if isinstance(image, list | tuple):
         return [pictures_in(folder, each, place) for each in image]
-    if isinstance(image, Mapping) and image.get("bytes") is None and "://" not in str(image.get("path")):
-        image = image.get("path")  # how the datasets package holds a path
+    if isinstance(image, Mapping) and not isinstance(image.get("bytes"), bytes) and not is_url(image):
+        image = image.get("path") or image  # how the datasets package holds a path
     if not isinstance(image, str | os.PathLike):
         return image
     name = os.fspath(image)
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     absolute = posix.anchor or windows.anchor
-    inside = not absolute or (os.path.isabs(name) and posix.is_relative_to(folder))
+    inside = not absolute or (os.path.isabs(name) and Path(name).is_relative_to(os.path.abspath(folder)))
     if not inside or ".." in (*posix.parts, *windows.parts):
-        raise InputError(
-            f"{place} names the picture {shown(name)}, which leads out of {shown(str(folder))}: expected a name inside it, "
-            "or Data(..., root=FOLDER) with the folder that has all pictures"
+        return InputError(
+            f"{place} names the picture {shown(name)}, which leads out of the folder {shown(folder.name)}: expected a name "
+            "inside it, or Data(..., root=FOLDER) with the folder that has all pictures"
         )
     return folder / name
+
+
+def is_url(picture: Any) -> bool:
+    """Whether a picture is named by a URL alone, as a stream of the `datasets` package names files in archives."""
+    if not isinstance(picture, Mapping) or isinstance(picture.get("bytes"), bytes):
+        return False
+    return "://" in str(picture.get("path"))
 
 
 def open_rows(rows: Sequence[Row], skip: Skip | None) -> list[tuple[Row, list[Image.Image]]]:
@@ -99,6 +107,8 @@ def open_row(row: Row) -> list[Image.Image]:
     """
     try:
         pictures = pictures_of(row.image)
+        if row.error is not None:
+            raise row.error
         if not row.text:
             raise InputError("its text is empty, or a column that it is made of is: fill it in or leave the row out")
         if any("\ud800" <= letter <= "\udfff" for letter in row.text):
@@ -132,26 +142,27 @@ def _open_picture(picture: Any) -> Image.Image:
 
 def _name_and_content(picture: Any) -> tuple[str, Any]:
     """What messages call a picture, and what Pillow opens: the image itself or an open file."""
+    if isinstance(picture, InputError):
+        raise picture
     if isinstance(picture, Image.Image):
         return f"the image of size {picture.size}", picture
     if isinstance(picture, bytes):
         return f"an image of {len(picture)} bytes", io.BytesIO(picture)
     if isinstance(picture, str | os.PathLike):
-        return shown(os.fspath(picture)), _read(os.fspath(picture), is_url=False)
+        return shown(os.fspath(picture)), _read(os.fspath(picture))
     if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes):
         return f"the image {shown(picture.get('path'))}", io.BytesIO(picture["bytes"])
     if isinstance(picture, Mapping) and isinstance(picture.get("path"), str):
         path = picture["path"]
-        # A stream of the datasets package names files inside archives and on servers by URLs.
-        return shown(path), _read(path, is_url="://" in path)
+        return shown(path), _read(path, remote=is_url(picture))
     raise InputError(
         f"{shown(picture)} is a {type(picture).__name__} and no image: expected a PIL image, the path or bytes of a file"
     )
 
 
-def _read(path: str | bytes, is_url: bool) -> io.BytesIO:
+def _read(path: str | bytes, remote: bool = False) -> io.BytesIO:
     try:
-        if is_url:
+        if remote:
             import fsspec
 
             with fsspec.open(path, "rb") as file:
@@ -173,8 +184,9 @@ def _formats() -> list[str]:
 class Row:
     """One row of a data set: its number from 0, its name, its pictures (not opened), its text and its labels.
 
-    `image` is a PIL image, a path, the bytes of a file, a dict of "bytes" and "path", a list of these, or None.
-    `text` has one ``<image>`` for each of them; it is empty where the data has nothing to make a text from.
+    `image` is a PIL image, a path, the bytes of a file, a dict of "bytes" and "path", a list of these, or None; an
+    `InputError` stands for a picture that cannot be opened. `text` has one ``<image>`` for each of them; it is empty where
+    the data has nothing to make a text from. `error` says why the row cannot be read, where that shows before it is opened.
     """
 
     index: int
@@ -182,6 +194,7 @@ class Row:
     image: Any
     text: str
     labels: Mapping[str, Any]
+    error: InputError | None = None
 
 
 class Rows(ABC):
@@ -193,8 +206,7 @@ class Rows(ABC):
     def read(self, start: int, stop: int) -> list[Row]:
         """The rows from `start` up to `stop`, fewer only where the data ends; no picture is opened.
 
-        Raises `InputError` for a start after the stop, for a stream that would have to go back, and for a text without
-        places for the row's images.
+        Raises `InputError` for a start after the stop and for a stream that would have to go back.
         """
 
 

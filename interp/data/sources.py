@@ -32,7 +32,7 @@ from interp.models import Batch
 from interp.models.batches.prompts import PLACEHOLDER
 
 
-def source_of(data: Any, columns: Mapping[str, str] | None = None, prompt: str | None = None) -> Rows | Batches:
+def source_of(data: Any, columns: Mapping[str, str | None] | None = None, prompt: str | None = None) -> Rows | Batches:
     """Any data as a source of rows; only what shows that the whole is sound is read.
 
     >>> rows = source_of([(None, "a red 3"), (None, "a blue 7")], prompt="see {text} .")
@@ -88,7 +88,7 @@ def _rows_of_pairs(pairs: Sequence[Any], ids: Any, labels: Any, data: Data) -> R
 
     def row(index: int) -> PicturesAndCells:
         image, text = _pair(pairs[index], index)
-        image = image if root is None else pictures_in(root, image, f"row {index}")
+        image = image if root is None else pictures_in(root, image, "it")
         bare = " ".join([PLACEHOLDER] * len(pictures_of(image)))
         return image, {**{name: cells[index] for name, cells in known.items()}, "text": bare if text is None else text}
 

@@ -7,17 +7,19 @@ by what they offer; it is imported for files alone (parquet, WebDataset tars), w
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from interp.data.annotations import TURNS, with_turns
+from interp.data.annotations import TURNS, are_turns, with_turns
 from interp.data.data import Data
 from interp.data.roles import Roles, check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Row, Rows, check_range, pictures_in
+from interp.data.rows import Row, Rows, check_range, is_url, pictures_in, pictures_of
 from interp.errors import InputError, shown
 
 # The pictures of a row and its cells by column.
@@ -44,11 +46,13 @@ def rows_of_dataset(table: Any, data: Data) -> Rows:
 def rows_of_files(files: Sequence[Path], data: Data) -> Rows:
     """The rows of parquet files, of tars in WebDataset's format, or of a folder that `save_to_disk` wrote.
 
-    In a tar the id of a row is its key, and its image the first of its pictures.
+    In a tar the id of a row is its key, and its image the first of its pictures. Names of pictures in parquet files and tars
+    are relative to the folder of the files, or to `root`; names outside it and URLs cannot be read. Parquet files and tars
+    are streams: their ids are not checked for repeats.
 
-    Raises `InputError` where the `datasets` package is missing and for files that it cannot read.
+    Raises `InputError` where the `datasets` package is missing, for files that it cannot read and for files without rows.
     """
-    name, paths = shown(str(files[0])), list(map(str, files))
+    name = shown(str(files[0]))
     reader = "save_to_disk" if files[0].is_dir() else {".parquet": "parquet"}.get(files[0].suffix, "webdataset")
     try:
         import datasets
@@ -56,26 +60,44 @@ def rows_of_files(files: Sequence[Path], data: Data) -> Rows:
         raise InputError(f"{name} is read with the datasets package: pip install datasets") from None
     try:
         if reader == "save_to_disk":
-            table = datasets.load_from_disk(paths[0])
+            table = datasets.load_from_disk(str(files[0]))
         else:
+            paths = [glob.escape(str(file)) for file in files]
             table = datasets.load_dataset(reader, data_files={"train": paths}, split="train", streaming=True)
         if reader == "webdataset":
             images = [column for column, kind in table.features.items() if type(kind).__name__ == "Image"]
             columns = {"id": "__key__", **dict(zip(["image"], images, strict=False)), **(data.columns or {})}
-            data, table = replace(data, columns=columns), table.remove_columns("__url__")
+            data, table = replace(data, columns=columns), table.decode(False).remove_columns("__url__")
     except Exception as error:  # its readers raise errors of any type
         raise InputError(f"{name} cannot be read ({shown(error)}): expected the format of {reader}") from error
+    if data.root is None and reader != "save_to_disk":
+        data = replace(data, root=os.path.commonpath([file.absolute().parent for file in files]))
     rows = rows_of_dataset(table, data)
-    return StreamedRows(_readable(rows.rows, name), rows.roles) if isinstance(rows, StreamedRows) else rows
+    if not isinstance(rows, StreamedRows):
+        return rows
+    readable = _readable(rows.rows, name)
+    first = next(readable, None)
+    if first is None:
+        raise InputError("data is empty: expected at least one row")
+    return StreamedRows(chain([first], readable), rows.roles)
 
 
 def _readable(rows: Iterator[PicturesAndCells], name: str) -> Iterator[PicturesAndCells]:
+    """The rows of a file, which is not trusted: it cannot make this machine open a URL."""
     try:
-        yield from rows
+        for image, cells in rows:
+            pictures = [_local(picture) for picture in pictures_of(image)]
+            yield pictures if isinstance(image, list | tuple) or not pictures else pictures[0], cells
     except Exception as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name} cannot be read to its end ({shown(error)}): expected whole files") from error
+
+
+def _local(picture: Any) -> Any:
+    if not is_url(picture):
+        return picture
+    return InputError(f"it names the picture {shown(picture['path'])}: expected the name of a file, and no URL")
 
 
 def _indexed(table: Any, data: Data) -> Rows:
@@ -102,16 +124,19 @@ def _streamed(table: Any, data: Data) -> Rows:
         columns = _columns(table.features, data)
         table = table.decode(False).select_columns(columns.names)
         return StreamedRows(map(columns.row, count(), table), columns.roles)
-    rows = (with_turns(cells, f"row {index}") for index, cells in enumerate(table))
+    rows = iter(table)
     first = next(rows, None)
     if first is None:
         raise InputError("data is empty: expected at least one row")
+    rows = chain([first], rows)
     # Only its first row shows what columns a generator has.
+    has_turns = bool(first.get(TURNS)) and are_turns(first[TURNS])
+    first = with_turns(first, "row 0") if has_turns else first
     image = column_of("image", data, list(first), default="image")
     known = [name for name, cell in first.items() if name != image and is_plain(plain(cell))]
     roles = find_roles(data, list(first), known, image)
-    columns, empty = _Columns([], image, {}, data.folder(), roles), dict.fromkeys(known)
-    return StreamedRows(map(columns.row, count(), ({**empty, **cells} for cells in chain([first], rows))), roles)
+    columns = _Columns([], image, {}, data.folder(), roles, has_turns, dict.fromkeys(known))
+    return StreamedRows(map(columns.row, count(), rows), roles)
 
 
 def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
@@ -122,12 +147,14 @@ def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
         if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
     ]
     image = column_of("image", data, list(features), default="image")
-    turns = [TURNS] if TURNS in features and TURNS not in plain_names else []
+    turn = getattr(features.get(TURNS), "feature", None)
+    turns = [TURNS] if isinstance(turn, Mapping) and "from" in turn else []
     names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
     of_turns = ["text", "answer"] if turns else []
     known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
     classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
-    return _Columns(names, image, classes, data.folder(), find_roles(data, list(features), known, image))
+    roles = find_roles(data, list(features), known, image)
+    return _Columns(names, image, classes, data.folder(), roles, bool(turns))
 
 
 @dataclass(frozen=True)
@@ -168,19 +195,27 @@ class StreamedRows(Rows):
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns that are read of a table, the one of its pictures, the names of classes, and its roles."""
+    """The columns that are read of a table, the one of its pictures, the names of classes, and its roles.
+
+    `has_turns` says whether a column holds conversations; `empty` has the cells of columns that a row may lack.
+    """
 
     names: list[str]
     image: str | None
     classes: Mapping[str, Sequence[str]]
     root: Path | None
     roles: Roles
+    has_turns: bool
+    empty: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, index: int, cells: Mapping[str, Any]) -> PicturesAndCells:
         """The pictures and the cells of one row."""
-        cells = with_turns(self.with_classes(cells), f"row {index}")
+        cells = self.with_classes(cells)
+        if self.has_turns:
+            cells = with_turns(cells, "it")
+        cells = {**self.empty, **cells}
         image = None if self.image is None else cells[self.image]
-        return image if self.root is None else pictures_in(self.root, image, f"row {index}"), cells
+        return image if self.root is None else pictures_in(self.root, image, "it"), cells
 
     def with_classes(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
         """The cells with the names of classes for their numbers; an unknown class is -1 and becomes None."""

@@ -1,5 +1,6 @@
 """Captured activations against transformers' own, pooled in every way, whatever the batches."""
 
+import json
 import re
 
 import pytest
@@ -367,3 +368,19 @@ def test_progress_says_rows_their_rate_and_bytes(toy, scenes, capfd, monkeypatch
 def test_what_cannot_be_captured(toy, scenes, arguments, words):
     with pytest.raises(interp.InterpError, match=words):
         interp.capture(toy, **{"data": scenes, "progress": False, **arguments})
+
+
+def test_what_is_skipped_names_no_folder(toy, tmp_path):
+    """A manifest may be published: it has the last part of a picture's path and not the folders of its owner."""
+    rows = [
+        {"image": "/home/somebody/private/a.png"},
+        {"image": r"C:\\Users\\somebody\\b.png"},
+        {"image": None, "text": "a red 3"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = interp.Data(tmp_path / "rows.jsonl", on_error="skip")
+    acts = interp.capture(toy, data, positions="text", progress=False)
+    errors = [each["error"] for each in acts.manifest["skipped"]]
+    assert len(errors) == 2
+    assert all(name in error for name, error in zip(("a.png", "b.png"), errors, strict=True))
+    assert not any("somebody" in error or str(tmp_path) in error for error in errors)

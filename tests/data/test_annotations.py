@@ -1,6 +1,7 @@
 """LLaVA's conversations and COCO's captions: from files, lists and data sets."""
 
 import json
+from functools import partial
 
 import datasets
 import pytest
@@ -132,12 +133,7 @@ def test_captions_are_a_row_each_and_grouped_by_their_image(tmp_path):
         ("7", "holds 7: expected a list of objects"),
         ("[1]", r"holds \[1\]: expected a list of objects"),
         ('{"a": 1}', r"holds \{'a': 1\}: expected a list of objects"),
-        ([{"conversations": "hello"}], "item 0 of .* has the conversation 'hello': expected a list with a turn from"),
-        (
-            [{"conversations": turns("a")}, {"conversations": [{"from": "gpt", "value": "b"}]}],
-            "item 1 of .* expected a list",
-        ),
-        ([{"conversations": [{"from": "human", "value": 3}]}], "item 0 of .* expected a list"),
+        ([{"conversations": "hello"}], "the columns conversations: none is named image or text"),
         (
             [{"image": "../a.png", "conversations": turns("a")}],
             "item 0 of .* names the picture '../a.png', which leads out",
@@ -149,6 +145,10 @@ def test_captions_are_a_row_each_and_grouped_by_their_image(tmp_path):
         ({"images": [], "annotations": None}, "has no rows"),
         ({"images": [{"id": 3}], "annotations": []}, "images without id or file_name"),
         ({"images": ["a"], "annotations": []}, "images without id or file_name"),
+        (
+            {"images": [{"id": 3, "file_name": "a.png"}, {"id": 3, "file_name": "b.png"}], "annotations": []},
+            "has the image id 3 for 'a.png' and for 'b.png': expected one file for each id",
+        ),
         (
             {**CAPTIONS, "annotations": [{"id": 1, "image_id": 10, "bbox": [1]}]},
             "annotation 0 of .*: expected id, caption",
@@ -175,3 +175,57 @@ def test_a_file_that_cannot_be_taken(tmp_path, content, words):
         source_of(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+OTHERS = [
+    [{"from": "gpt", "value": "b"}],
+    [{"from": "human", "value": 3}],
+    [],
+    None,
+    "hello",
+    [{"role": "user", "content": "c"}],
+]
+
+
+@pytest.mark.parametrize("conversation", OTHERS)
+def test_a_conversation_without_a_human_turn_is_an_error_of_its_row_alone(toy, tmp_path, conversation):
+    items = [{"n": 1, "conversations": turns("a")}, {"n": 2, "conversations": conversation}]
+    (tmp_path / "data.json").write_text(json.dumps(items))
+    sources = [tmp_path / "data.json", items, datasets.IterableDataset.from_generator(lambda: iter(items))]
+    if conversation is None or conversation == [] or conversation == OTHERS[0]:
+        sources += [(table := datasets.Dataset.from_list(items)), table.to_iterable_dataset()]
+    for source in sources:
+        first, second = source_of(source).read(0, 2)
+        assert (first.text, open_row(first), second.labels["n"]) == ("a", [], 2)
+        with pytest.raises(
+            interp.InputError, match=r"row 1 \('1'\): .* has the conversation .*a turn from \"human\""
+        ) as caught:
+            open_row(second)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
+        with pytest.raises(interp.InputError, match="has the conversation"):
+            open_row(source_of(source, prompt="{n} {text}").read(1, 2)[0])
+        assert source_of(source, prompt="number {n}").read(1, 2)[0].error is None
+    acts = interp.capture(toy, items, positions="text", on_error="skip", progress=False)
+    assert [row["row"] for row in acts.manifest["skipped"]] == [1]
+
+
+def test_a_column_that_is_only_called_conversations_is_ordinary(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,conversations\na,3\nb,4\n")
+    assert [row.labels for row in source_of(tmp_path / "rows.csv").read(0, 2)] == [
+        {"conversations": 3},
+        {"conversations": 4},
+    ]
+    roles = [{"role": "user", "content": "c"}]
+    for cells, labels in (
+        (["x", "y"], [{"conversations": "x"}, {"conversations": "y"}]),
+        ([["x"], ["y"]], [{}, {}]),
+        ([roles, roles], [{}, {}]),
+    ):
+        items = [{"text": text, "conversations": cell} for text, cell in zip("ab", cells, strict=True)]
+        table = datasets.Dataset.from_list(items)
+        stream = datasets.IterableDataset.from_generator(partial(iter, items))
+        for source in (items, table, table.to_iterable_dataset(), stream):
+            rows = source_of(source).read(0, 2)
+            assert [row.text for row in rows] == ["a", "b"]
+            assert [row.labels for row in rows] == labels

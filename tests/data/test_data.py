@@ -137,17 +137,35 @@ def test_a_name_that_leads_out_of_the_root_is_refused(tmp_path, name):
     table = datasets.Dataset.from_dict({"image": ["a.png", name]})
     for source in ([("a.png", None), (name, None)], [{"image": "a.png"}, {"image": name}], table):
         with pytest.raises(interp.InputError, match=r"row 1.* names the picture .* leads out of") as caught:
-            source_of(interp.Data(source, root=tmp_path)).read(0, 2)
+            open_row(source_of(interp.Data(source, root=tmp_path)).read(0, 2)[1])
         assert repr(name) in str(caught.value)
 
 
-def test_an_absolute_name_inside_the_root_is_taken(tmp_path):
+def test_an_absolute_name_inside_the_root_is_taken(tmp_path, monkeypatch):
     interp.toy.scenes(1, seed=3)[0].image.save(tmp_path / "0.png")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "rows.jsonl").write_text(json.dumps({"image": str(tmp_path / "0.png")}))
     with pytest.raises(interp.InputError, match="leads out of"):
         source_of(tmp_path / "in" / "rows.jsonl")
     assert open_row(source_of(interp.Data(tmp_path / "in" / "rows.jsonl", root=tmp_path)).read(0, 1)[0])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(tmp_path / "0.png")}))
+    for folder, file in ((tmp_path, "rows.jsonl"), (tmp_path / "in", "../rows.jsonl")):
+        monkeypatch.chdir(folder)
+        assert open_row(source_of(file).read(0, 1)[0])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": f"{tmp_path}-other/0.png"}))
+    with pytest.raises(interp.InputError, match="leads out of"):
+        source_of("../rows.jsonl")
+
+
+def test_a_role_may_be_played_by_no_column():
+    items = [{"id": "x", "text": "a", "label": 1}, {"id": "x", "text": "b", "label": 2}]
+    with pytest.raises(interp.InputError, match=r"or none with columns=\{'id': None\}"):
+        source_of(items)
+    rows = source_of(items, columns={"id": None, "label": None}).read(0, 2)
+    assert [(row.id, row.text, row.labels) for row in rows] == [("0", "a", {"id": "x"}), ("1", "b", {"id": "x"})]
+    pictures = [{"image": "nowhere.png", "text": "a"}]
+    assert source_of(pictures, columns={"image": None}).read(0, 1)[0].image is None
+    assert source_of(pictures, columns={"text": None}).read(0, 1)[0].text == "<image>"
 
 
 def test_a_root_that_is_no_folder_or_has_no_meaning(toy, tmp_path):

@@ -118,7 +118,43 @@ def test_numbered_metadata_are_read_in_the_order_of_their_numbers(tmp_path, kind
     write(tmp_path, ["in/0.png"])
     write_jsonl(tmp_path / "in/metadata-01.jsonl", [{"file_name": "0.png", "n": 9}])
     if kind == "jsonl":
-        assert [row.labels["n"] for row in rows_in(tmp_path)] == [0, 1, 2, 3, 9]
+        assert [row.labels["n"] for row in rows_in(tmp_path)] == [9, 0, 1, 2, 3]
+
+
+def test_metadata_of_subfolders_are_in_the_order_of_their_paths(tmp_path):
+    for value, name in enumerate(("a", ".", "z")):
+        write(tmp_path, [f"{name}/{value}.png"])
+        write_jsonl(tmp_path / name / "metadata.jsonl", [{"file_name": f"{value}.png", "n": value}])
+    assert [row.labels["n"] for row in rows_in(tmp_path)] == [0, 1, 2]
+
+
+def test_a_folder_of_pictures_has_no_other_column_of_images(tmp_path):
+    write(tmp_path, ["a/1.png", "b/2.png"])
+    for column in ("id", "label"):
+        with pytest.raises(
+            interp.InputError, match=f"columns says '{column}' for image: the data has the columns file_name"
+        ):
+            source_of(tmp_path, columns={"image": column})
+    assert [pixels(row)[0] for row in rows_in(tmp_path, columns={"image": "file_name"})] == [0, 1]
+
+
+def test_rows_with_names_that_lead_out_are_skipped(toy, tmp_path):
+    scene = interp.toy.scenes(1, seed=0)[0]
+    scene.image.save(tmp_path / "a.png")
+    rows = [{"file_name": name, "caption": "a red 3"} for name in ("../b.png", "a.png", "", 7, "a.png")]
+    rows[4]["text"] = "what ?"
+    write_jsonl(tmp_path / "metadata.jsonl", rows)
+    acts = interp.capture(toy, tmp_path, on_error="skip", progress=False)
+    assert acts.ids == ("1",)
+    messages = [row["error"] for row in acts.manifest["skipped"]]
+    assert [row["row"] for row in acts.manifest["skipped"]] == [0, 2, 3, 4]
+    for message, words in zip(
+        messages, ("leads out of", "the picture ''", "the picture 7", "has no <image>"), strict=True
+    ):
+        assert words in message
+        assert str(tmp_path.parent) not in message
+    texts = rows_in(interp.Data(tmp_path, prompt="{caption}", on_error="skip"))
+    assert [open_row(row) for row in texts] == [[]] * 5
 
 
 def test_captions_of_a_folder_without_its_pictures(tmp_path):

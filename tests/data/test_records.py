@@ -55,7 +55,7 @@ def test_a_list_of_dicts():
         ([{"n": 1}], "the data has the columns n: none is named image or text"),
         ([{}], "none is named image or text"),
         ([{"text": "a", "id": 1}, {"text": "b", "id": 1}], "rows 0 and 1 have the same id '1'"),
-        ([{"conversations": 5}], "row 0 of the data has the conversation 5"),
+        ([{"conversations": 5}], "the columns conversations: none is named image or text"),
     ],
 )
 def test_a_list_that_cannot_be_taken(data, words):

@@ -285,7 +285,7 @@ def test_a_text_leaves_a_place_for_its_image():
     with pytest.raises(
         interp.InputError, match=r"row 1 \('1'\): its text 'what \?' .* give prompt=\"<image> \{text\}\""
     ):
-        rows.read(0, 2)
+        open_row(rows.read(0, 2)[1])
 
 
 def test_a_prompt_without_an_image_makes_rows_of_text(toy):

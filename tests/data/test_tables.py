@@ -1,11 +1,13 @@
 """Data sets of the `datasets` package, at hand and streamed, against what the package itself decodes."""
 
 import io
+import json
 import sys
 import tarfile
 from itertools import chain, pairwise
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,7 +194,7 @@ def test_what_is_refused(table):
         with pytest.raises(interp.InputError, match=words):
             source_of(data, **options)
     with pytest.raises(interp.InputError, match="has no <image>"):
-        source_of(table, columns={"text": "kind"}).read(0, 1)
+        open_row(source_of(table, columns={"text": "kind"}).read(0, 1)[0])
 
 
 def test_a_captured_data_set_is_that_of_its_scenes(toy):
@@ -240,6 +242,78 @@ def test_tars_of_webdataset_are_streamed(toy, tmp_path):
     assert [row.id for row in source_of(file).read(5, 20)] == ["cat 5", "cat 6"]
     acts = interp.capture(toy, file, progress=False)
     assert acts.ids == tuple(f"cat {number}" for number in range(7))
+
+
+def add_to_tar(archive, name, content):
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def test_a_bad_picture_of_a_tar_is_its_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("a picture was decoded"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number, content in enumerate((as_png(1), b"garbage", eps, as_png(2))):
+            add_to_tar(archive, f"{number}.png", content)
+    rows = source_of(tmp_path / "a.tar").read(0, 9)
+    assert [open_row(rows[number])[0].getpixel((0, 0))[0] for number in (0, 3)] == [1, 2]
+    for number in (1, 2):
+        with pytest.raises(
+            interp.InputError, match=rf"row {number} \('{number}'\): the image '{number}.png' is no image"
+        ):
+            open_row(rows[number])
+
+
+def test_a_file_names_pictures_of_its_own_folder_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    (folder / "in").mkdir(parents=True)
+    for path in (folder / "in" / "a.png", tmp_path / "out.png"):
+        path.write_bytes(as_png(7))
+    names = [
+        "in/a.png",
+        "../out.png",
+        str(tmp_path / "out.png"),
+        f"file://{tmp_path}/out.png",
+        "http://127.0.0.1:9/a.png",
+    ]
+    names.append(str(folder / "in" / "a.png"))
+    features = datasets.Features({"image": datasets.Image()})
+    cells = {"image": [{"bytes": None, "path": name} for name in names]}
+    # to_parquet would put the pictures into the file.
+    pq.write_table(datasets.Dataset.from_dict(cells, features=features).data.table, folder / "a.parquet")
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for number, name in enumerate(names):
+            add_to_tar(archive, f"{number}.json", json.dumps({"bytes": 3, "path": name}).encode())
+    monkeypatch.chdir(tmp_path)
+    sources = {"data/a.parquet": {}, folder / "a.parquet": {}, folder / "a.tar": {"columns": {"image": "json"}}}
+    for source, options in sources.items():
+        for root in (None, folder):
+            rows = source_of(interp.Data(source, root=root, **options)).read(0, 9)
+            assert [open_row(rows[number])[0].getpixel((0, 0))[0] for number in (0, 5)] == [7, 7]
+            for number, words in ((1, "leads out"), (2, "leads out"), (3, "and no URL"), (4, "and no URL")):
+                with pytest.raises(interp.InputError, match=rf"row {number} .* names the picture .*{words}"):
+                    open_row(rows[number])
+    assert open_row(source_of(interp.Data(folder / "a.parquet", root=tmp_path)).read(2, 3)[0])
+
+
+def test_names_of_files_are_no_patterns(tmp_path, table):
+    for number, name in enumerate(("a[1].parquet", "a1.parquet", "b*.parquet", "bc.parquet")):
+        table.select([number]).to_parquet(tmp_path / name)
+    for number, name in ((0, "a[1].parquet"), (2, "b*.parquet")):
+        assert [row.text for row in source_of(tmp_path / name).read(0, 9)] == [f"<image> number {number} ?"]
+
+
+def test_a_parquet_file_without_rows_is_empty(tmp_path, table):
+    table.select([]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(interp.InputError, match="data is empty"):
+        source_of(tmp_path / "a.parquet")
+
+
+def test_names_of_files_may_have_any_digits(tmp_path):
+    for name in ("²1.tar", "10.tar", "2.tar"):
+        write_tar(tmp_path / name, 1, first=int(name[0] == "1"))
+    assert [row.id for row in source_of(tmp_path).read(0, 9)] == ["000", "001", "000"]
 
 
 def test_files_that_cannot_be_read(tmp_path, table):
