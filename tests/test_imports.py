@@ -126,15 +126,15 @@ def test_names_are_imported_and_not_modules(module):
 
 def test_every_module_can_be_imported_first():
     """Packages import what they export: a module that is imported before its package must not meet it half made."""
-    code = "import importlib, sys; importlib.import_module(sys.argv[1])"
-    for module in (
-        "interp.words",
-        "interp.readouts",
-        "interp.models.running.trace",
-        "interp.data",
-        "interp.plots.lens",
-    ):
-        subprocess.run([sys.executable, "-c", code, module], check=True)
+    code = """
+import importlib, sys
+for module in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "interp"]:
+        del sys.modules[name]
+    importlib.import_module(module)
+"""
+    modules = ("interp.words", "interp.readouts", "interp.models.running.trace", "interp.data", "interp.plots.lens")
+    subprocess.run([sys.executable, "-c", code, *modules], check=True)
 
 
 def test_importing_the_package_is_light():

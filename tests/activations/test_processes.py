@@ -119,7 +119,7 @@ def test_two_write_what_one_writes(alone, tmp_path, group):
 ROUNDS = textwrap.dedent(
     """
     from interp.activations.processes import processes
-    for turn in range(40):
+    for turn in range(12):
         with processes() as ours:
             assert ours.exchange((ours.rank, turn)) == [(0, turn), (1, turn)]
     print("met")
