@@ -39,8 +39,8 @@ def logit_lens(
     >>> interp.lens.logit_lens(vlm, batch, positions="last", targets="red").words(-1, 0)[0]
     'red'
 
-    `targets` is one token id or word for all rows, or one a row. The result has its probability and rank, beside the top
-    `top_k` words.
+    `targets` is one token id or word for all rows, or one a row; a word is the token that continues its row's prompt.
+    The result has its probability and rank, beside the top `top_k` words.
 
     Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
     one token.

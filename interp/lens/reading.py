@@ -147,7 +147,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     size = vlm.structure.vocab_size
     top_k = checked_int(request.top_k, "top_k", 1, size, "a number of words")
     rows, columns = mask.nonzero(as_tuple=True)
-    targets = target_ids(vlm, 0 if request.targets is None else request.targets, len(batch))[rows]
+    targets = target_ids(vlm, batch, 0 if request.targets is None else request.targets)[rows]
     edits = vlm.edits_of(batch, request.interventions)
     chunking = Chunking(targets, lens.readout, vlm.readout, top_k, positions_at_once(size))
     states: dict[int, Tensor] = {}

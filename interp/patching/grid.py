@@ -18,7 +18,7 @@ from interp.errors import InputError, InterpError
 from interp.interventions.selection import check_heads_exist, select_heads, select_layers
 from interp.models import VLM, Batch, Intervention
 from interp.models.running.places import HEADED, STATES, proved_place
-from interp.patching.metrics import Metric, MetricFunction, RowMetric, bind_to_rows, name_of
+from interp.patching.metrics import Metric, MetricFunction, RowMetric, bind_to_pairs, name_of
 from interp.patching.paired_batches import PairedBatches, pair_batches, picture_of
 from interp.patching.patch_result import PatchResult, relative_effect
 from interp.provenance import provenance_of_run
@@ -55,7 +55,7 @@ class SweepRequest:
             _check_rows_alone(vlm, batch, self.interventions)
         layers = select_layers(vlm, self.layers)
         heads = _heads_of_all(vlm, site, layers, self.heads)
-        metrics = bind_to_rows(self.metric, vlm, len(pairs))
+        metrics = bind_to_pairs(self.metric, vlm, clean, corrupted)
         return SweepGrid(
             vlm, pairs, site, layers, heads, direction, name_of(self.metric), metrics, self.interventions, seed
         )

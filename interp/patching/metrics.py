@@ -2,7 +2,8 @@
 
 ``logit_difference(a, b)`` is a metric of the targets a and b. A target is a token id, or a string that is the one token which
 continues the prompt; there is one for all rows, or one a row. A sweep looks words up when it *binds* the metric to its
-model and its rows. A plain function of logits can take the place of a metric:
+model and its rows, since the same word may be another token behind another prompt (`interp.models.batches.continuations`). A
+plain function of logits can take the place of a metric:
 
 >>> import torch
 >>> logit_difference(0, 2)(torch.tensor([[3.0, 0.0, 1.0]]))
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, Batch
-from interp.models.batches.targets import target_ids
+from interp.models.batches.targets import target_ids_of
 from interp.models.running.resume import MetricFunction
 
 Rule = Callable[..., Tensor]
@@ -64,14 +65,15 @@ class Metric:
         targets = tuple(tuple(target) if isinstance(target, Iterator) else target for target in self.targets)
         object.__setattr__(self, "targets", targets)
 
-    def references(self, vlm: VLM, rows: int) -> list[Tensor]:
-        """What the rule compares the logits of `rows` rows with: tensors with one entry a row.
+    def references(self, vlm: VLM, batches: Sequence[Batch]) -> list[Tensor]:
+        """What the rule compares the logits of all rows of these batches with: tensors with one entry a row.
 
         Raises `InputError` for targets or a reference that do not fit the rows.
         """
-        references = [target_ids(vlm, target, rows) for target in self.targets]
+        references = [torch.cat(target_ids_of(vlm, batches, target)) for target in self.targets]
         if self.reference is None:
             return references
+        rows = sum(map(len, batches))
         shape = (rows, vlm.structure.vocab_size)
         if tuple(self.reference.shape) != shape:
             raise InputError(
@@ -139,15 +141,33 @@ def name_of(metric: Metric | MetricFunction) -> str:
     return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
 
 
-def bind_to_rows(metric: Any, vlm: VLM, rows: int) -> list[RowMetric]:
-    """The metric of each of `rows` rows; a plain function is the metric of every row.
+def bind_to_rows(metric: Any, vlm: VLM, batch: Batch) -> list[RowMetric]:
+    """The metric of each row of a batch; a plain function is the metric of every row.
 
     Raises `InputTypeError` for what is not a metric, `InputError` for targets or a reference that do not fit the rows.
     """
     if not isinstance(metric, Metric):
-        return [RowMetric(_checked_function(metric))] * rows
-    references = metric.references(vlm, rows)
-    return [RowMetric(metric.rule, tuple(each[row] for each in references)) for row in range(rows)]
+        return [RowMetric(_checked_function(metric))] * len(batch)
+    references = metric.references(vlm, [batch])
+    return [RowMetric(metric.rule, tuple(each[row] for each in references)) for row in range(len(batch))]
+
+
+def bind_to_pairs(metric: Any, vlm: VLM, clean: Batch, corrupted: Batch) -> list[RowMetric]:
+    """The metric of each pair of rows, which is measured in runs of both.
+
+    Raises what `bind_to_rows` raises, and `InputError` for a word that is one token behind the clean and another behind the
+    corrupted row.
+    """
+    metrics = bind_to_rows(metric, vlm, clean)
+    for row, (own, other) in enumerate(zip(metrics, bind_to_rows(metric, vlm, corrupted), strict=True)):
+        tokens = [] if not isinstance(metric, Metric) or not metric.targets else [own.references, other.references]
+        for in_clean, in_corrupted in zip(*tokens, strict=True):
+            if in_clean != in_corrupted:
+                raise InputError(
+                    f"row {row}: a word of the metric is token {int(in_clean)} behind the clean prompt and {int(in_corrupted)} "
+                    "behind the corrupted one: expected prompts that end alike, or token ids"
+                )
+    return metrics
 
 
 def bind_to_batches(metric: Any, vlm: VLM, batches: Sequence[Batch]) -> list[MetricFunction]:
@@ -159,7 +179,7 @@ def bind_to_batches(metric: Any, vlm: VLM, batches: Sequence[Batch]) -> list[Met
     if not isinstance(metric, Metric):
         return [_on_cpu(_checked_function(metric), name_of(metric))] * len(batches)
     sizes = [len(batch) for batch in batches]
-    references = metric.references(vlm, sum(sizes))
+    references = metric.references(vlm, batches)
     parts = zip(*(each.split(sizes) for each in references), strict=True) if references else repeat((), len(sizes))
     return [_on_cpu(partial(apply_rule, rule=metric.rule, references=part), metric.name) for part in parts]
 
@@ -168,8 +188,7 @@ def answer_ids(metric: Metric | MetricFunction, vlm: VLM, batches: Sequence[Batc
     """The right answer of each row, Int `[batch]` for each batch: the first target of the metric. None without targets."""
     if not isinstance(metric, Metric) or not metric.targets:
         return [None] * len(batches)
-    sizes = [len(batch) for batch in batches]
-    return target_ids(vlm, metric.targets[0], sum(sizes)).split(sizes)
+    return target_ids_of(vlm, batches, metric.targets[0])
 
 
 def check_per_row(values: Any, logits: Tensor, name: str) -> Tensor:

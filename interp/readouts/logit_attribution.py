@@ -150,7 +150,8 @@ def direct_logit_attribution(
     seed: int = 0,
 ) -> AttributionResult:
     """What each component adds to the target's logit at each row's last token; with `against`, to the logit of the target
-    less that of the other token. Both are one token id or word for all rows, or one a row.
+    less that of the other token. Both are one token id or word for all rows, or one a row; a word is the token that continues
+    its row's prompt.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -173,8 +174,8 @@ def direct_logit_attribution(
     edits, seed = vlm.edits_of(batch, interventions), checked_seed(seed)
     checked_flag(heads, "heads")
     refuse_unproved(vlm)
-    ids = target_ids(vlm, targets, len(batch))
-    others = None if against is None else target_ids(vlm, against, len(batch))
+    ids = target_ids(vlm, batch, targets)
+    others = None if against is None else target_ids(vlm, batch, against)
     groups = groups_of(batch, sources)
     split = _split_layers(vlm, groups) if heads or groups else {}
     states: dict[tuple[Any, ...], Any] = {}

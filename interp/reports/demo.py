@@ -25,9 +25,8 @@ from torch import Tensor
 from interp.activations import capture
 from interp.geometry import AlignmentMatrix, Estimate, alignment_matrix, intrinsic_dimension, overlap_interval
 from interp.lens import LensResult, logit_lens
-from interp.models.batches.targets import target_ids
 from interp.patching import PatchResult, logit_difference, patch_sweep
-from interp.patching.metrics import Metric
+from interp.patching.metrics import Metric, bind_to_batches
 from interp.probes import ProbeResult, probe_layers, wilson_interval
 from interp.toy import Pair, Question, Scene, SceneDataset, SceneObject, evaluate, pairs, scenes
 from interp.toy.language import PLACES
@@ -321,7 +320,7 @@ def patch(vlm: VLM, size: Size, seed: int) -> Patching:
     place = Counter(map(_place, usable)).most_common(1)[0][0]
     chosen = [pair for pair in usable if _place(pair) == place][: size.pairs]
     clean, corrupted = _batches(vlm, chosen)
-    metric = _preference(vlm, chosen)
+    metric = _preference(chosen)
     sweep = patch_sweep(vlm, clean, corrupted, metric=metric)
     of_groups = patch_sweep(vlm, clean, corrupted, positions=list(GROUPS), metric=metric)
     effects = torch.stack([of_groups.effect, of_groups.low, of_groups.high])
@@ -334,16 +333,19 @@ def _place(pair: Pair) -> int:
     return pair.clean.objects[pair.changed].place_index
 
 
-def _preference(vlm: VLM, rows: Sequence[Pair]) -> Metric:
+def _preference(rows: Sequence[Pair]) -> Metric:
     """The metric that compares each pair's clean answer with its corrupted one."""
-    answers, others = [pair.answer for pair in rows], [pair.other for pair in rows]
-    return logit_difference(*(target_ids(vlm, words, len(rows)).tolist() for words in (answers, others)))
+    return logit_difference([pair.answer for pair in rows], [pair.other for pair in rows])
+
+
+def _measured(metric: Metric, vlm: VLM, batch: Batch) -> Tensor:
+    (of_batch,) = bind_to_batches(metric, vlm, [batch])
+    return of_batch(vlm.logits(batch))
 
 
 def _answers_both(vlm: VLM, rows: Sequence[Pair]) -> list[bool]:
     """Whether the model prefers the right one of the two answers for both pictures of each pair."""
-    metric = _preference(vlm, rows)
-    clean, corrupted = (metric(vlm.logits(batch).cpu()) for batch in _batches(vlm, rows))
+    clean, corrupted = (_measured(_preference(rows), vlm, batch) for batch in _batches(vlm, rows))
     return ((clean > 0) & (corrupted < 0)).tolist()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.arguments import checked_int
 from interp.models import VLM, load
-from interp.models.batches.targets import target_id
+from interp.models.batches.targets import target_ids
 from interp.toy.language import KINDS, Question
 from interp.toy.scenes import Scene, scenes
 
@@ -43,8 +43,8 @@ def evaluate(
     rows = []
     for modality in _MODALITIES:
         right: dict[str, list[bool]] = defaultdict(list)
-        for (_, question), token in zip(questions, _next_tokens(vlm, questions, modality, batch_size), strict=True):
-            right[question.kind].append(token == target_id(vlm, question.answer))
+        for (_, question), is_right in zip(questions, _answers(vlm, questions, modality, batch_size), strict=True):
+            right[question.kind].append(is_right)
         for kind in KINDS:
             answers = [question.answer for _, question in questions if question.kind == kind]
             if answers:
@@ -62,12 +62,13 @@ def _row(kind: str, right: Sequence[bool], answers: Sequence[str]) -> list[Any]:
     return [group, kind, sum(right) / len(right), interval.low, interval.high, chance, len(right)]
 
 
-def _next_tokens(vlm: VLM, questions: list[tuple[Scene, Question]], modality: str, batch_size: int) -> Iterator[int]:
-    """The most probable next token after each question."""
+def _answers(vlm: VLM, questions: list[tuple[Scene, Question]], modality: str, batch_size: int) -> Iterator[bool]:
+    """Whether the most probable next token after each question is its answer."""
     for start in range(0, len(questions), batch_size):
         part = questions[start : start + batch_size]
         if modality == "image":
             batch = vlm.prepare([question.prompt for _, question in part], [scene.image for scene, _ in part])
         else:
             batch = vlm.prepare([question.text_prompt for _, question in part])
-        yield from vlm.logits(batch).argmax(dim=-1).tolist()
+        answers = target_ids(vlm, batch, [question.answer for _, question in part])
+        yield from (vlm.logits(batch).argmax(dim=-1).cpu() == answers).tolist()

@@ -35,7 +35,7 @@ from interp.arguments import as_int, as_ints, checked_flag, checked_int, checked
 from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Scale
 from interp.models import VLM
-from interp.models.batches.targets import target_id, word_of
+from interp.models.batches.targets import word_id, word_of
 from interp.models.running.places import proved_place
 from interp.models.running.structure import Heads, resolve
 from interp.results import Result
@@ -160,10 +160,11 @@ def head_pursuit(
     >>> head_pursuit(vlm, acts, colours, k=3, lists=5).scores.shape
     torch.Size([8, 4])
 
-    `acts` are Activations that hold site "z", of any positions. Rows of the data are split with `seed`: `test_size` of
-    them score, the others choose words. With `center` the mean over the choosing rows is subtracted from what a head writes,
-    so that a head which always writes the same scores by what it changes. The null is made of `lists` random lists of tokens
-    that are neither special nor among the words.
+    A word is looked up behind a space, as in running text, and where that makes several tokens, without one; a word
+    that begins with a space is taken as it is. `acts` are Activations that hold site "z", of any positions. Rows of the
+    data are split with `seed`: `test_size` of them score, the others choose words. With `center` the mean over the
+    choosing rows is subtracted from what a head writes, so that a head which always writes the same scores by what it
+    changes. The null is made of `lists` random lists of tokens that are neither special nor among the words.
 
     Raises `InputError` where site z was not captured or has other heads than the model; for no words or fewer than `k`, a
     repeated word, fewer than two rows of data, and a vocabulary too small for random lists; for a seed that is not an int
@@ -174,7 +175,7 @@ def head_pursuit(
     if "z" not in acts:
         raise InputError(f"site 'z' was not captured: only {', '.join(acts)}, capture with sites=('z',)")
     checked_flag(center, "center")
-    tokens = [target_id(vlm, word) for word in (words if _are_several(words) else [words])]
+    tokens = [word_id(vlm, word) for word in (words if _are_several(words) else [words])]
     if not tokens:
         raise InputError(f"words={shown(words)} is empty: expected the words of a concept")
     k = checked_int(k, "k", 1, len(tokens), "a number of words")

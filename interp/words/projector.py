@@ -52,7 +52,7 @@ from interp.data.batches import batches_of
 from interp.errors import InputError, InputTypeError, LayoutError, shown
 from interp.geometry import eigenvalues, neighbor_overlap
 from interp.models import VLM, Batch
-from interp.models.batches.targets import target_id
+from interp.models.batches.targets import word_id
 from interp.models.layout.patches import patches_of
 from interp.models.running.slots import first
 from interp.models.running.steps import Read
@@ -248,8 +248,8 @@ def projector_report(
     torch.Size([144, 5])
 
     `objects` lists for each row its objects: pairs of a Bool mask of the row's patches (of its tokens, where patches
-    are merged) and the words that name it, each one token. `k` is the number of neighbours, `top_k` that of
-    nearest words.
+    are merged) and the words that name it, each one token (behind a space, and where that makes several tokens, without
+    one). `k` is the number of neighbours, `top_k` that of nearest words.
 
     Raises what `projected` and `interp.data.batches.batches_of` raise. Raises `InputError` for data without an image, where
     objects are not one list of pairs a row, a mask has another number of patches or is empty, there are fewer than k + 1
@@ -322,7 +322,7 @@ def _objects(vlm: VLM, objects: Any, patches: Tensor, rows: Tensor, count: int) 
             shapes.append(own[mask].mean(dim=0))
             if not names:
                 raise InputError(f"an object of row {row} has no word: expected one or more that name it")
-            words.append([target_id(vlm, word) for word in names])
+            words.append([word_id(vlm, word) for word in names])
     if not shapes:
         raise InputError("objects has no object: expected pairs of a mask and words, or objects=None")
     return torch.stack(shapes), words

@@ -11,7 +11,7 @@ from PIL import Image
 
 import interp
 from interp.interventions import Ablate, Knockout, Patch
-from interp.models.batches.targets import target_id
+from interp.models.batches.targets import word_id
 
 _ROWS = 100
 GREY = Image.new("RGB", (48, 48), (128, 128, 128))
@@ -28,7 +28,7 @@ def answers(vlm, questions, pictures, *interventions):
 
 
 def ids_of(vlm, words):
-    return torch.tensor([target_id(vlm, word) for word in words])
+    return torch.tensor([word_id(vlm, word) for word in words])
 
 
 def on_the_patches(batch, patches):

@@ -335,7 +335,7 @@ def test_what_is_drawn_for_each_row_is_drawn_for_one(toy, colour):
     clean, corrupted, metric = colour
     drawn = Reweight(kind="random", layers=[5], seed=3)
     swept = patch_sweep(toy, clean, corrupted, layers=[2], positions=[20, 40], metric=metric, interventions=[drawn])
-    (plain,) = bind_to_rows(metric, toy, 1)
+    (plain,) = bind_to_rows(metric, toy, clean)
     for index, (column,) in enumerate(swept.columns):
         patch = Patch(site="resid_pre", layers=2, positions=[column], value=clean)
         expected = plain(toy.logits(corrupted, [drawn, patch])).item()

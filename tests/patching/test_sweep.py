@@ -125,7 +125,7 @@ def test_groups_are_patched_together(toy, colours):
     for row in range(len(found)):
         everything = Patch(site="resid_pre", layers=[0], positions=mask[row : row + 1], value=clean.row(row))
         logits = toy.logits(corrupted.row(row), [everything])
-        (plain,) = bind_to_rows(logit_difference(*(words[row] for words in metric.targets)), toy, 1)
+        (plain,) = bind_to_rows(logit_difference(*(words[row] for words in metric.targets)), toy, clean.row(row))
         assert swept.per_row[row, 0, 0].item() == pytest.approx(plain(logits).item(), abs=1e-4)
     assert swept.effect[0, 0] > 0.9  # the object's patches carry its colour into layer 0
     assert swept.effect[0, 1:].abs().max() < 1e-4  # the words are the same in both
@@ -142,7 +142,7 @@ def test_heads_are_patched_one_at_a_time(toy, colours):
     assert some.heads == [3, 0]
     torch.testing.assert_close(some.values[0, 0], swept.values[1, 0, [3, 0]], atol=1e-5, rtol=0)
     one = Patch(site="z", layers=3, positions="last", value=clean.row(1), heads=0)
-    (plain,) = bind_to_rows(logit_difference(found[1].answer, found[1].other), toy, 1)
+    (plain,) = bind_to_rows(logit_difference(found[1].answer, found[1].other), toy, clean.row(1))
     expected = plain(toy.logits(corrupted.row(1), [one])).item()
     assert some.per_row[1, 0, 0, 1].item() == pytest.approx(expected, abs=1e-4)
     frame = some.to_frame()
