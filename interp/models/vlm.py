@@ -91,7 +91,7 @@ class VLM(Core):
         [[0, 2], [0, 3]]
 
         In a text ``<image>`` stands for an image. `images` has one entry for each text: a picture, a path, a list of
-        several, or None. With `chat`, each text becomes the user's turn in the model's chat template.
+        several, or None. With `chat`, each text becomes the user's turn in the model's chat template, without a system turn.
 
         `spans` names parts of the texts, which become positions of that name. A span is a string that occurs once, a range
         ``(start, end)`` of the characters you wrote, ints that count real tokens, or a Bool mask. Pass one dict for all
@@ -100,7 +100,8 @@ class VLM(Core):
 
         Raises `InputError` for an empty batch, a path without an image, another number of placeholders than images, image
         tokens without pixels or pixels without image tokens, an encoding without the token types that tell the model
-        where images are, ids outside the vocabulary, and a span that cannot be found.
+        where images are, ids outside the vocabulary, a span that cannot be found, and a chat template that fails or leaves
+        out what you wrote.
         """
         if encoding is not None:
             if texts is not None or images is not None:

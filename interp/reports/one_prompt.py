@@ -22,6 +22,7 @@ from interp.activations import capture
 from interp.errors import InputError
 from interp.geometry import Estimate, distinct_rows, intrinsic_dimension, label_overlap
 from interp.lens import LensResult, logit_lens
+from interp.models.batches.chats import has_chat_template
 from interp.models.batches.prompts import PLACEHOLDER
 from interp.models.batches.targets import word_of
 from interp.plots import dimension_figure, lens_figure, lens_on_image, series_figure
@@ -123,7 +124,7 @@ def analyse_prompt(
         step("answer")
         prompt = as_prompt(question)
         # A model that was tuned on conversations needs their format; other models read the words as they are.
-        chat = bool(getattr(vlm.processor, "chat_template", None))
+        chat = has_chat_template(vlm.processor)
         batch = vlm.prepare([prompt], [image], chat=chat)
         if not batch.positions["image"].any():
             raise InputError(f"{vlm.name!r} has no image tokens in this prompt: expected a model that reads images")

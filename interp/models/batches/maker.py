@@ -18,11 +18,12 @@ from torch import Tensor
 
 from interp.errors import InputError, shown
 from interp.models.batches.batch import Batch
+from interp.models.batches.chats import as_chat
 from interp.models.batches.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, open_image
 from interp.models.batches.positions import find_positions
-from interp.models.batches.prompts import PLACEHOLDER, Images, TokenizerInput, as_chat, encode, offsets_of
+from interp.models.batches.prompts import PLACEHOLDER, Images, TokenizerInput, encode, offsets_of
 from interp.models.batches.spans import Wording, find_spans
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}

@@ -1,9 +1,9 @@
 """Prompts: what a processor makes of texts and images.
 
 ``<image>`` stands for an image on every model and is written here as the model's own placeholder. A chat template may
-be put around the text. The processor then replaces each placeholder by as many image tokens as the image needs, with
-breaks, tags or newlines of its own. To follow a text through all this, the tokenizer is recorded: its last input is the
-prompt as the model reads it, and a second call says which characters each token stands for.
+be put around the text before (`interp.models.batches.chats`). The processor then replaces each placeholder by as many image
+tokens as the image needs, with breaks, tags or newlines of its own. To follow a text through all this, the tokenizer is
+recorded: its last input is the prompt as the model reads it, and a second call says which characters each token stands for.
 """
 
 from __future__ import annotations
@@ -99,20 +99,6 @@ def _first_that_works(*calls: Callable[[], Any]) -> Any:
     first = complaints[0]
     reason = " ".join(str(first).split())
     raise InputError(f"the processor refuses these texts and images ({type(first).__name__}): {reason}") from first
-
-
-def as_chat(processor: Any, text: str) -> str:
-    """The text as the user's turn in the model's chat template, up to where the model's answer begins."""
-    if not getattr(processor, "chat_template", None):
-        raise InputError(
-            "chat=True: this model's processor has no chat template, write the prompt yourself with chat=False"
-        )
-    content: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(PLACEHOLDER)):
-        content += [{"type": "image"}] if index else []
-        content += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def offsets_of(tokenizer: Any, prompt: TokenizerInput, ids: Sequence[int]) -> list[tuple[int, int]] | None:

@@ -6,9 +6,10 @@ from PIL import Image
 
 import interp
 import processors
+from interp.models.batches.chats import as_chat
 from interp.models.batches.grids import patch_grids
 from interp.models.batches.maker import BatchMaker, ModelInputs
-from interp.models.batches.prompts import as_chat, encode
+from interp.models.batches.prompts import encode
 
 WIDE, SQUARE, TALL = (Image.new("RGB", size, colour) for size, colour in
                       (((32, 16), "red"), ((24, 24), "green"), ((16, 40), "blue")))  # fmt: skip
