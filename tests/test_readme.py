@@ -48,11 +48,13 @@ def test_the_pages_about_capturing_run(here):
 
 
 def test_the_page_about_the_toy_runs():
-    (example,) = examples("docs/toy.md", "python")
     names: dict = {}
-    exec(compile(example, "docs/toy.md", "exec"), names)
+    for example in examples("docs/toy.md", "python"):
+        exec(compile(example, "docs/toy.md", "exec"), names)
     assert names["answer"] == names["question"].answer
     assert (names["scores"]["accuracy"] <= 1).all()
+    assert names["result"].tokens == ["object", "mention", "last"]
+    assert names["result"].effect[0, 0] > 0.95  # the object's patches hold all that differs
 
 
 def test_the_page_about_sweeps_runs():

@@ -94,9 +94,9 @@ class VLM(Core):
         several, or None. With `chat`, each text becomes the user's turn in the model's chat template, without a system turn.
 
         `spans` names parts of the texts, which become positions of that name. A span is a string that occurs once, a range
-        ``(start, end)`` of the characters you wrote, ints that count real tokens, or a Bool mask. Pass one dict for all
-        rows, ``{"object": "red 3"}``, where a value may also be a list with one string for each row, or a list with one
-        dict for each row.
+        ``(start, end)`` of the characters you wrote, ints that count real tokens, a Bool mask of tokens, or one of the
+        patches of the row's image ``[rows, columns]``. Pass one dict for all rows, ``{"object": "red 3"}``, where a value may
+        also be a list with one span for each row, or a list with one dict for each row.
 
         Raises `InputError` for an empty batch, a path without an image, another number of placeholders than images, image
         tokens without pixels or pixels without image tokens, an encoding without the token types that tell the model

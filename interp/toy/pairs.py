@@ -8,8 +8,10 @@ the clean scene and another word for the corrupted scene, while the prompts are 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from interp.arguments import checked_choice
 from interp.errors import InputError
@@ -24,7 +26,14 @@ class Pair:
     """Two scenes and a question that tells them apart. Unpacks as (clean, corrupted, answer, other answer).
 
     `changed` is the index of the object that differs. `prompt` begins with the image placeholder, the two `text_prompts`
-    with the captions instead.
+    with the captions instead. `spans` names what differs and what the question calls it, for `VLM.prepare`:
+
+    >>> import interp
+    >>> vlm, rows = interp.load("toy"), pairs(2, seed=0)
+    >>> pictures, spans = [pair.clean.image for pair in rows], [pair.spans for pair in rows]
+    >>> clean = vlm.prepare([pair.prompt for pair in rows], pictures, spans=spans)
+    >>> clean.positions["object"].sum(dim=1).tolist(), clean.positions["mention"].sum(dim=1).tolist()
+    ([4, 4], [1, 1])
     """
 
     clean: Scene
@@ -41,6 +50,35 @@ class Pair:
     @property
     def text_prompts(self) -> tuple[str, str]:
         return f"{self.clean.caption} {self.question}", f"{self.corrupted.caption} {self.question}"
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "row column"]:
+        """The patches of the changed object, at both places where it moved."""
+        return (self.clean.patch_labels == self.changed) | (self.corrupted.patch_labels == self.changed)
+
+    @property
+    def spans(self) -> dict[str, Any]:
+        """Spans of `prompt`, with either picture: ``object``, the patches of the changed object, and ``mention``, the words of
+        the question that say which object is meant."""
+        return {"object": self.mask, "mention": self._mention(self.prompt)}
+
+    @property
+    def text_spans(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The same spans of the two `text_prompts`; there ``object`` are the words of the caption about the changed object."""
+        clean, corrupted = self.text_prompts
+        return self._text_spans(clean, self.clean), self._text_spans(corrupted, self.corrupted)
+
+    def _text_spans(self, text: str, scene: Scene) -> dict[str, Any]:
+        words = scene.objects[self.changed].words
+        start = text.index(words)
+        return {"object": (start, start + len(words)), "mention": self._mention(text)}
+
+    def _mention(self, text: str) -> tuple[int, int]:
+        """The range of the words in the question that say which object is meant: its digit, or its place."""
+        item, other = (scene.objects[self.changed] for scene in (self.clean, self.corrupted))
+        words = str(item.digit) if item.digit == other.digit else item.place
+        start = len(text) - len(self.question) + self.question.index(f" {words} ") + 1
+        return start, start + len(words)
 
     def __iter__(self):
         return iter((self.clean, self.corrupted, self.answer, self.other))

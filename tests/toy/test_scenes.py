@@ -124,3 +124,43 @@ def test_pairs_that_cannot_be_made():
         interp.toy.pairs(1, seed=0, change="size")
     with pytest.raises(interp.InputError, match="objects=2: expected objects=1"):
         interp.toy.pairs(1, seed=0, change="place", objects=2)
+
+
+@pytest.mark.parametrize(("change", "objects"), [("colour", 2), ("digit", 3), ("place", 1)])
+def test_spans_of_a_pair_are_what_differs_and_what_the_question_calls_it(toy, change, objects):
+    found = interp.toy.pairs(6, seed=8, change=change, objects=objects)
+    for side in ("clean", "corrupted"):
+        pictures = [getattr(pair, side).image for pair in found]
+        batch = toy.prepare([pair.prompt for pair in found], pictures, spans=[pair.spans for pair in found])
+        for row, pair in enumerate(found):
+            # The pixels that differ lie in these patches of 8x8, and in no others.
+            differ = (np.asarray(pair.clean.image) != np.asarray(pair.corrupted.image)).any(axis=-1)
+            patches = differ.reshape(6, 8, 6, 8).any(axis=(1, 3))
+            assert (patches <= pair.mask).all()
+            assert patches.sum() > pair.mask.sum() / 2
+            assert (
+                batch.positions["object"][row, batch.positions["image"][row]].tolist() == pair.mask.flatten().tolist()
+            )
+            mentioned = [t for t, m in zip(batch.tokens[row], batch.positions["mention"][row], strict=True) if m]
+            item = pair.clean.objects[pair.changed]
+            assert mentioned == [item.place if change == "digit" else str(item.digit)]
+        assert not (batch.positions["object"] & ~batch.positions["image"]).any()
+
+
+def test_spans_of_a_pair_as_text(toy):
+    found = interp.toy.pairs(6, seed=8, change="colour")
+    for side, (texts, spans) in enumerate(
+        zip(
+            zip(*(p.text_prompts for p in found), strict=True),
+            zip(*(p.text_spans for p in found), strict=True),
+            strict=True,
+        )
+    ):
+        batch = toy.prepare(texts=list(texts), spans=list(spans))
+        for row, pair in enumerate(found):
+            item = (pair.clean, pair.corrupted)[side].objects[pair.changed]
+            said = [t for t, m in zip(batch.tokens[row], batch.positions["object"][row], strict=True) if m]
+            assert said == item.words.split()
+            columns = batch.positions["mention"][row].nonzero().flatten().tolist()
+            assert [batch.tokens[row][column] for column in columns] == [str(item.digit)]
+            assert columns[0] > len(batch.tokens[row]) - 5  # in the question, not in the caption

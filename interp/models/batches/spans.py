@@ -1,10 +1,11 @@
 """Spans: parts of a prompt that a caller names, as masks over the tokens that the model gets.
 
 A span is a string that occurs once in the text, a range of the text's characters, ints that count the row's real
-tokens, or a mask. Strings and ranges refer to the text *as the user wrote it*. On its way to the tokenizer that text
-changes: ``<image>`` becomes the model's own placeholders, a chat template puts words around it, a processor adds
-newlines. But the pieces between the images come through unchanged and in order. So each piece is searched for in the
-prompt twice, once as far left and once as far right as possible. Where both searches agree, no other place is possible.
+tokens, a mask of tokens, or a mask of the patches of the row's image `[rows, columns]`. Strings and ranges refer to the
+text *as the user wrote it*. On its way to the tokenizer that text changes: ``<image>`` becomes the model's own
+placeholders, a chat template puts words around it, a processor adds newlines. But the pieces between the images come
+through unchanged and in order. So each piece is searched for in the prompt twice, once as far left and once as far
+right as possible. Where both searches agree, no other place is possible.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints
-from interp.errors import InputError
+from interp.errors import InputError, shown
 from interp.models.batches.positions import Positions, count_tokens, is_kind
 from interp.models.batches.prompts import PLACEHOLDER
 
@@ -50,7 +51,7 @@ def find_spans(
             raise InputError(f"span {name!r}: its name is a {type(name).__name__}, expected a string")
         if is_kind(name):
             raise InputError(f"span {name!r} has the name of a kind of position: choose another name")
-        if _is_mask(span):
+        if _is_of_batch(span):
             masks[name] = _checked(name, span, [tuple(real.shape)], "(batch, seq)") & real
             if not masks[name].any():
                 raise InputError(f"span {name!r}: its mask holds no real token, expected at least one True")
@@ -62,16 +63,16 @@ def find_spans(
 def _by_name(spans: Any, rows: int) -> dict[str, Any]:
     """The value of each span: a mask for the whole batch, or a list with the span of each row, None for none."""
     if isinstance(spans, Mapping):
-        return {name: span if _is_mask(span) else _row_by_row(name, span, rows) for name, span in spans.items()}
+        return {name: span if _is_of_batch(span) else _row_by_row(name, span, rows) for name, span in spans.items()}
     if not isinstance(spans, list | tuple) or not all(isinstance(row, Mapping) for row in spans):
-        raise InputError(f"spans={spans!r}: expected a dict of names, or a list with one dict a row")
+        raise InputError(f"spans={shown(spans)}: expected a dict of names, or a list with one dict a row")
     if len(spans) != rows:
         raise InputError(f"spans has {len(spans)} dicts for {rows} rows: expected one a row")
     return {name: [row.get(name) for row in spans] for name in dict.fromkeys(name for row in spans for name in row)}
 
 
 def _row_by_row(name: str, span: Any, rows: int) -> list[Any]:
-    one_a_row = isinstance(span, list | tuple) and not (_is_range(span) or _is_count(span))
+    one_a_row = _is_mask(span) or (isinstance(span, list | tuple) and not (_is_range(span) or _is_count(span)))
     each = list(span) if one_a_row else [span] * rows
     if len(each) != rows:
         raise InputError(f"span {name!r}: {len(each)} spans for {rows} rows, expected one a row or one for all")
@@ -80,6 +81,11 @@ def _row_by_row(name: str, span: Any, rows: int) -> list[Any]:
 
 def _is_mask(span: Any) -> bool:
     return isinstance(span, Tensor | np.ndarray)
+
+
+def _is_of_batch(span: Any) -> bool:
+    """Whether this is a mask of the tokens of all rows; one with three axes has the patches of each."""
+    return _is_mask(span) and span.ndim != 3
 
 
 def _is_range(span: Any) -> bool:
@@ -108,8 +114,14 @@ def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Calla
     if span is None:
         return mask
     if _is_mask(span):
-        own = _checked(name, span, [tuple(real.shape), (len(columns),)], f"(seq, or the real tokens of row {row})")
-        mask[columns] = own[columns] if own.shape == real.shape else own
+        grids = positions.grid(row)
+        patches = [grid for grid in grids if grid is not None and len(grids) == 1]
+        axes = f"(seq, or the real tokens of row {row}{', or the rows and columns of its patches' if patches else ''})"
+        own = _checked(name, span, [tuple(real.shape), (len(columns),), *patches], axes)
+        if own.ndim == 2:
+            mask[positions["image"][row]] = own.flatten()
+        else:
+            mask[columns] = own[columns] if own.shape == real.shape else own
     elif _is_count(span):
         mask = count_tokens(real, as_ints(span) or [], row)
     elif isinstance(span, str) or _is_range(span):
@@ -117,10 +129,10 @@ def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Calla
         mask = _tokens_of(name, _range_of(name, span, row, words.text), row, words, positions)
     else:
         raise InputError(
-            f"span {name!r} of row {row} is {span!r}: expected a string, a (start, end) range, a mask or a list of ints"
+            f"span {name!r} of row {row} is {shown(span)}: expected a string, a (start, end) range, a mask or a list of ints"
         )
     if not mask.any():
-        raise InputError(f"span {name!r}: {span!r} holds no token of row {row}, expected at least one")
+        raise InputError(f"span {name!r}: {shown(span)} holds no token of row {row}, expected at least one")
     return mask
 
 
@@ -148,7 +160,7 @@ def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, posit
         if first < last:
             if place is None:
                 raise InputError(
-                    f"span {name!r} cannot be found: {piece!r} of row {row} does not occur once in {words.prompt!r}, "
+                    f"span {name!r} cannot be found: {piece!r} of row {row} does not occur once in {shown(words.prompt)}, "
                     "the prompt that the processor makes; pass a mask instead"
                 )
             # A template may leave out the spaces around a piece: the rest of the range is inside it.

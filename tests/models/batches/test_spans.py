@@ -97,6 +97,39 @@ def test_spans_of_every_form():
     assert words(encoding, "end") == words(encoding, "tail") == ["f", "y"]
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "pixtral", "gemma3"])
+def test_a_mask_of_patches(name):
+    """One row, one mask; the token of row 1, column 2 is there whatever stands between the rows of patches."""
+    picture, made = Image.new("RGB", (32, 32)), maker(name)
+    plain = made.prepare(["<image> a", "<image> bcd"], [picture, picture], False)
+    rows, columns = plain.positions.grid(0)[0]
+    patches = np.zeros((rows, columns), dtype=bool)
+    patches[1, columns - 1] = patches[0, 0] = True
+    forms = [
+        [{"x": patches}, {"x": torch.tensor(patches)}],
+        {"x": [patches, patches]},
+        {"x": np.stack([patches, patches])},
+        {"x": torch.tensor(np.stack([patches, patches]))},
+    ]
+    for spans in forms:
+        batch = made.prepare(["<image> a", "<image> bcd"], [picture, picture], False, spans)
+        for row in range(2):
+            image = batch.positions["image"][row].nonzero().flatten()
+            chosen = batch.positions["x"][row].nonzero().flatten()
+            assert chosen.tolist() == image[[0, 2 * columns - 1]].tolist()
+        part = batch.row(0).repeat(2)
+        assert part.positions["x"].sum(dim=1).tolist() == [2, 2]
+    with pytest.raises(interp.InputError, match="rows and columns of its patches"):
+        made.prepare(["<image> a"], [picture], False, [{"x": patches[1:]}])
+    with pytest.raises(interp.InputError, match=r"expected \(\d+,\) \(seq, or the real tokens of row 0\)"):
+        made.prepare(["<image> <image> a"], [[picture, picture]], False, [{"x": patches}])
+    with pytest.raises(interp.InputError, match="holds no token of row 0") as caught:
+        made.prepare(["<image> a"], [picture], False, [{"x": ~patches & patches}])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(interp.InputError, match="1 spans for 2 rows"):
+        made.prepare(["<image> a", "<image> b"], [picture, picture], False, {"x": patches[None]})
+
+
 MASK = torch.ones(1, 8, dtype=torch.bool)
 
 
