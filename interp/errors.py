@@ -5,6 +5,7 @@ Every error is an `InterpError`. Its message is one line: the value at fault, wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -16,12 +17,45 @@ class InputError(InterpError, ValueError):
     """An argument has a value that cannot be used, or a file has the wrong content."""
 
 
+class RowError(InputError):
+    """Rows of a batch cannot be used, each by a fault of its own; a run can go on without them.
+
+    `faults` has the number of each such row, and the words before and after the name of the row. The message is that of
+    the first: whoever knows the rows by better names than their numbers says them with `messages`.
+
+    >>> error = RowError({1: ("position 9: ", " has 5 real tokens")})
+    >>> str(error), error.messages(["row 70 ('cat')", "row 71 ('dog')"])
+    ('position 9: row 1 has 5 real tokens', {1: "position 9: row 71 ('dog') has 5 real tokens"})
+    """
+
+    def __init__(self, faults: Mapping[int, tuple[str, str]]):
+        super().__init__(faults)
+        self.faults = dict(faults)
+
+    def __str__(self) -> str:
+        row, (before, after) = next(iter(self.faults.items()))
+        return f"{before}row {row}{after}"
+
+    def messages(self, names: Sequence[str]) -> dict[int, str]:
+        """What is wrong with each of the rows, whose names are those of all rows of the batch."""
+        return {row: f"{before}{names[row]}{after}" for row, (before, after) in self.faults.items()}
+
+
 class InputTypeError(InterpError, TypeError):
     """An argument has a type that cannot be used."""
 
 
 class LayoutError(InterpError):
     """A model's parts cannot be found, or a proof of its layout failed. Its layout is never guessed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the CPU or on a GPU: then it is no fault of what was computed."""
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which is not loaded here
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def shown(value: Any) -> str:

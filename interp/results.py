@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from interp.errors import InputError
+from interp.files import whole_file
 from interp.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -51,12 +52,10 @@ class Result:
         tensors: dict[str, Any] = {}
         state = {item.name: _encode(getattr(self, item.name), item.name, tensors) for item in fields(self)}
         header = {"format": _FORMAT, "type": type(self).__name__, "fields": json.dumps(state)}
-        partial = target.with_name(f".{target.name}.partial")
         try:
-            save_file(tensors, partial, metadata=header)
-            partial.replace(target)
+            with whole_file(target) as partial:
+                save_file(tensors, partial, metadata=header)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise InputError(f"{str(target)!r} cannot be written ({error}): choose another path") from error
         return target
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,14 +37,16 @@ from interp.activations.shards import Shard, add_hashes, in_memory
 from interp.activations.store import Store, open_activations
 from interp.arguments import checked_choice, checked_int
 from interp.data.data import Data, as_data
-from interp.data.rows import Batches, Row, Rows, pictures_of
+from interp.data.rows import Batches, Row, Rows, Skip, without_faults
 from interp.data.sources import source_of
-from interp.errors import InputError, InputTypeError, InterpError, shown
+from interp.errors import InputError, InputTypeError, InterpError, RowError, shown
 from interp.models import VLM, Intervention
+from interp.models.batches.images import images_in
 from interp.models.layout.patches import RowsNotApart
 
 # The folders of an absolute path between quotes, up to its last part.
 _FOLDERS = re.compile(r"(?<=['\"])(?:/|[A-Za-z]:[/\\])[/\\]*(?:[^'\"/\\]+[/\\]+)*(?=[^'\"/\\]+['\"])")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 
 
 def capture(
@@ -202,6 +205,19 @@ def _fill(store: Store, run: _Pass, work: Work, group: Processes, advance: Advan
         store.finish(max(each["shards"] for each in counts), summary)
 
 
+def _for_manifest(message: str, row: Row) -> str:
+    """A message about a row that names files without their folders and objects without their addresses.
+
+    A manifest may be published, and that of another run is the same.
+    """
+    message = _ADDRESS.sub("", _FOLDERS.sub("", message))
+    for picture in images_in(row.image):
+        path = getattr(picture, "filename", picture)
+        if isinstance(path, str | os.PathLike):
+            message = message.replace(os.fspath(path), os.path.basename(path))
+    return message
+
+
 def _in_order(
     parts: Sequence[tuple[BatchStates, Sequence[int]]], numbers: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Places]]:
@@ -246,22 +262,19 @@ class _Pass:
 
     def shard(self, portion: Portion, advance: Advance) -> Shard:
         """Run the rows of a portion; the results are in their order."""
-        skipped: list[dict[str, Any]] = []
+        skipped: dict[int, dict[str, Any]] = {}
 
         def skip(row: Row, error: InputError) -> None:
-            text = _FOLDERS.sub("", str(error))  # a manifest may be published, so it names no folders
-            for picture in pictures_of(row.image):
-                if isinstance(picture, str | os.PathLike):
-                    text = text.replace(os.fspath(picture), os.path.basename(picture))
-            skipped.append({"row": row.index, "id": row.id, "error": text})
+            skipped[row.index] = {"row": row.index, "id": row.id, "error": _for_manifest(str(error), row)}
 
-        parts: list[tuple[BatchStates, tuple[int, ...]]] = []
-        hashes = []
         skipping = skip if self.data.on_error == "skip" else None
-        for piece, digest in pieces(self.vlm, portion, self.batch_size, self.data.chat, skipping):
-            new = [part for half in self.halving.run(self._with_positions(piece), self._extract) for part in half]
+        extract_piece = partial(self._extract, portion=portion, skip=skipping)
+        parts: list[tuple[BatchStates, tuple[int, ...]]] = []
+        hashes: dict[int, str] = {}
+        for piece, of_piece in pieces(self.vlm, portion, self.batch_size, self.data.chat, skipping):
+            new = [part for half in self.halving.run(self._with_positions(piece), extract_piece) for part in half]
             parts += new
-            hashes.append(digest)
+            hashes |= of_piece
             advance(len(piece.numbers), sum(t.nbytes for states, _ in new for t in states.tensors.values()))
         numbers = sorted(number for _, part in parts for number in part)
         tensors, places = _in_order(parts, numbers)
@@ -273,20 +286,25 @@ class _Pass:
             labels={
                 name: [row.get(name) for row in labels] for name in dict.fromkeys(n for row in labels for n in row)
             },
-            data=add_hashes(hashes),
+            # A batch in memory counts as a whole, whichever of its rows are captured.
+            data=add_hashes(each for number, each in hashes.items() if portion.batches or number not in skipped),
             source=portion.source,
-            skipped=tuple(skipped),
+            skipped=tuple(skipped[number] for number in sorted(skipped)),
         )
 
-    def _extract(self, piece: Piece) -> list[tuple[BatchStates, tuple[int, ...]]]:
+    def _extract(self, piece: Piece, portion: Portion, skip: Skip | None) -> list[tuple[BatchStates, tuple[int, ...]]]:
+        """The states of the rows of a piece; a row that cannot be used goes to `skip`, or is an error without it."""
         try:
             return [(extract(self.vlm, piece.batch, self.selection, piece.numbers), piece.numbers)]
+        except RowError as error:
+            left = without_faults([portion.row(number) for number in piece.numbers], error, skip)
+            return self._extract(piece.part(left), portion, skip) if left else []
         except RowsNotApart as error:
             try:
                 rows = [piece.part([row]) for row in range(len(piece.numbers))]
             except InputError as uncut:  # nothing says which pixels of the encoding are whose
                 raise InputError(f"{error}; {uncut}") from None
-            return [part for row in rows for part in self._extract(row)]
+            return [part for row in rows for part in self._extract(row, portion, skip)]
 
     def _with_positions(self, piece: Piece) -> Piece:
         if not is_mask(self.selection.positions):

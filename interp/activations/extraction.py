@@ -19,8 +19,9 @@ from torch import Tensor
 
 from interp.activations.container import Places, means
 from interp.arguments import as_ints
-from interp.errors import InputError, shown
+from interp.errors import InputError, RowError, shown
 from interp.models import VLM, Batch, Intervention
+from interp.models.batches.positions import is_kind
 from interp.models.layout.patches import patches_of, take_patches
 from interp.models.running.places import HEADED, STATES
 from interp.models.running.steps import Read, reads_of_states, reads_of_vision, take_each, take_mean
@@ -74,7 +75,7 @@ def with_positions(batch: Batch, positions: Any) -> Batch:
 def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence[int]) -> BatchStates:
     """Run the batch and read the selection; `numbers` are those of its rows in the data.
 
-    Raises `InputError` where no position of a row is selected or a row has no image for a site of patches, and
+    Raises `RowError` where no position of a row is selected or a row has no image for a site of patches, and
     `RowsNotApart` where patches can be told apart only in rows that are run alone.
     """
     edits = vlm.edits_of(batch, selection.interventions)
@@ -129,12 +130,11 @@ def _stack(vlm: VLM, site: str, layers: Sequence[int], values: Mapping[Any, Tens
 
 def _tokens(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, numbers: Sequence[int]) -> _Examples:
     """The selected tokens, or the one of each row that the reduction picks."""
-    mask = batch.positions[_SPAN] if _SPAN in batch.positions else batch.positions.select(selection.positions)
-    for number, row in zip(numbers, mask, strict=True):
-        if not row.any():
-            raise InputError(
-                f"positions={shown(selection.positions)} selects no position of row {number}: expected one or more in each row"
-            )
+    mask = _selected(batch, selection.positions)
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        before = f"positions={shown(selection.positions)} selects no position of "
+        raise RowError(dict.fromkeys(empty, (before, ": expected one or more in each row")))
     if selection.reduce == "mean":
         return _Examples(True, (mask,), means(len(mask)))
     if selection.reduce == "last":
@@ -146,6 +146,17 @@ def _tokens(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, number
     rows, columns = mask.nonzero(as_tuple=True)
     real = batch.positions["all"].long().cumsum(dim=1) - 1
     return _Examples(False, (rows, columns), Places(rows, real[rows, columns]))
+
+
+def _selected(batch: Batch, positions: Any) -> Tensor:
+    """The selected positions, Bool `[batch, seq]`; none in a batch where no row has as many images as the name counts."""
+    own = batch.positions
+    if _SPAN in own:
+        return own[_SPAN]
+    counted = isinstance(positions, str) and is_kind(positions) and positions not in own
+    if counted and ("image_0" in own or not own["image"].any()):
+        return torch.zeros_like(own["all"])
+    return own.select(positions)
 
 
 def _keys(real: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch key"]:
@@ -179,9 +190,9 @@ def _patches(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, numbe
     """All patches of each row, or the one of each row that the reduction picks."""
     patches = patches_of(vlm, batch, site) if batch.has_images else None
     counts = torch.bincount(patches.rows if patches else torch.zeros(0, dtype=torch.long), minlength=len(batch))
-    for number, count in zip(numbers, counts.tolist(), strict=True):
-        if not count:
-            raise InputError(f"row {number} has no image, so no {site}: expected an image in each row")
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        raise RowError(dict.fromkeys(empty, ("", f" has no image, so no {site}: expected an image in each row")))
     assert patches is not None
     if selection.reduce == "mean":
         return _Examples(True, (patches.index, patches.rows), means(len(batch)))

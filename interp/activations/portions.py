@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from interp.activations.shards import add_hashes, row_hash
+from interp.activations.shards import row_hash
+from interp.data.batches import prepare_rows
 from interp.data.rows import Batches, Row, Rows, Skip, open_rows
-from interp.errors import InputError
+from interp.errors import InputError, is_out_of_memory
 from interp.models import VLM, Batch
 from interp.provenance import fingerprint
 
@@ -84,15 +85,18 @@ def _groups(batches: Sequence[Batch], size: int) -> Iterator[tuple[int, tuple[Ba
             first, group = first + rows, []
 
 
-def pieces(vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Skip | None) -> Iterator[tuple[Piece, str]]:
-    """The batches of a portion, each with a hash of its data; a row that cannot be read goes to `skip`.
+def pieces(
+    vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Skip | None
+) -> Iterator[tuple[Piece, dict[int, str]]]:
+    """The batches of a portion, each with a hash of the data of each row; a row that cannot be used goes to `skip`.
 
-    Without `skip` such a row is an error.
+    Without `skip` such a row is an error. A batch in memory has one hash, under the number of its first row.
     """
     if portion.batches:
         number = portion.first
         for batch in portion.batches:
-            yield Piece(batch, tuple(range(number, number + len(batch)))), row_hash(number, fingerprint(batch).encode())
+            numbers = tuple(range(number, number + len(batch)))
+            yield Piece(batch, numbers), {number: row_hash(number, fingerprint(batch).encode())}
             number += len(batch)
         return
     window = WINDOW * batch_size
@@ -100,27 +104,18 @@ def pieces(vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Skip |
         opened = open_rows(portion.rows[start : start + window], skip)
         opened.sort(key=lambda pair: vlm.length_of(pair[0].text, pair[1]))
         for first in range(0, len(opened), batch_size):
-            yield _prepare(vlm, opened[first : first + batch_size], chat)
+            batch, rows = prepare_rows(vlm, opened[first : first + batch_size], chat, skip)
+            if batch is not None:
+                numbers = tuple(row.index for row, _ in rows)
+                yield Piece(batch, numbers), {row.index: _hash(row, pictures) for row, pictures in rows}
 
 
-def _prepare(vlm: VLM, opened: Sequence[tuple[Row, list[Image.Image]]], chat: bool) -> tuple[Piece, str]:
-    texts, images = [row.text for row, _ in opened], [pictures for _, pictures in opened]
-    numbers = tuple(row.index for row, _ in opened)
-    batch = vlm.prepare(texts=texts, images=images if any(images) else None, chat=chat)
-    hashes = []
-    for row, pictures in opened:
-        content = row.text.encode() + b"".join(str(each.size).encode() + each.tobytes() for each in pictures)
-        hashes.append(row_hash(row.index, content))
-    return Piece(batch, numbers), add_hashes(hashes)
+def _hash(row: Row, pictures: Sequence[Image.Image]) -> str:
+    content = row.text.encode() + b"".join(str(each.size).encode() + each.tobytes() for each in pictures)
+    return row_hash(row.index, content)
 
 
 # When memory runs out ----------------------------------------------------------------------------------------------------
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -144,6 +139,10 @@ class Portion:
     labels: tuple[dict[str, Any], ...]
     rows: tuple[Row, ...] = ()
     batches: tuple[Batch, ...] = ()
+
+    def row(self, number: int) -> Row:
+        """The row with this number in the data; one of a batch in memory has no name and no text of its own."""
+        return self.rows[number - self.first] if self.rows else Row(number, str(number), None, "", {})
 
     @property
     def source(self) -> str:
@@ -174,7 +173,7 @@ class Halving:
             try:
                 results.append(function(part))
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 self._halve(part, text)

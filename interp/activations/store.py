@@ -29,6 +29,7 @@ from interp.activations.container import Activations, Places, means
 from interp.activations.lazy import LazyTensor, Part
 from interp.activations.shards import FORMAT, Shard, as_activations, merge
 from interp.errors import InputError, InputTypeError, InterpError, shown
+from interp.files import whole_file
 
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
@@ -310,7 +311,6 @@ class Store:
             tensors |= {f"{kind}.rows": places.rows, f"{kind}.columns": places.columns}
             tensors[f"{kind}.offsets"] = torch.searchsorted(places.rows, torch.arange(len(shard.ids) + 1))
         with self._writing(name) as partial:
-            partial.touch()  # with the rights of other files here; safetensors would make it for its user alone
             save_file(tensors, partial, metadata={"format": FORMAT})
         with self._naming(name):
             path = self.folder / name
@@ -360,16 +360,8 @@ class Store:
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
         """A path to write to: renamed to `name` when all is on the disk, removed where something fails."""
-        partial = self.folder / f".{name}.partial"
-        try:
-            with self._naming(name):
-                yield partial
-                with partial.open("rb") as written:
-                    os.fsync(written.fileno())
-                partial.replace(self.folder / name)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with self._naming(name), whole_file(self.folder / name) as partial:
+            yield partial
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:

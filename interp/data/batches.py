@@ -6,13 +6,14 @@ Batches stay as they are. All other data is rows, which are opened and prepared 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.arguments import checked_int
 from interp.data.data import as_data
-from interp.data.rows import Batches, Skip, open_rows
+from interp.data.rows import Batches, OpenRow, Skip, open_rows, without_faults
 from interp.data.sources import source_of
-from interp.errors import InputError
+from interp.errors import InputError, RowError
 from interp.models import Batch
 
 if TYPE_CHECKING:
@@ -37,10 +38,9 @@ def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     skip: Skip | None = (lambda row, error: skipped.append(error)) if data.on_error == "skip" else None
     batches, start = list[Batch](), 0
     while rows := source.read(start, start + size):
-        opened = open_rows(rows, skip)
-        if opened:
-            texts, images = [row.text for row, _ in opened], [pictures for _, pictures in opened]
-            batches.append(vlm.prepare(texts, images if any(images) else None, chat=data.chat))
+        batch, _ = prepare_rows(vlm, open_rows(rows, skip), data.chat, skip)
+        if batch is not None:
+            batches.append(batch)
         start += size
     if not batches and skipped:
         raise InputError(f"none of {len(skipped)} rows of the data could be read: the first error was {skipped[0]}")
@@ -49,3 +49,20 @@ def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     if skipped:
         warnings.warn(f"{len(skipped)} rows of the data are left out: the first error was {skipped[0]}", stacklevel=2)
     return batches
+
+
+def prepare_rows(
+    vlm: VLM, rows: Sequence[OpenRow], chat: bool, skip: Skip | None
+) -> tuple[Batch | None, list[OpenRow]]:
+    """The batch of these rows, and the rows that are in it; None where no row is left.
+
+    A row that the model's processor does not take goes to `skip`; without `skip` it is an `InputError` that names it.
+    """
+    rows = list(rows)
+    while rows:
+        images = [pictures for _, pictures in rows]
+        try:
+            return vlm.prepare([row.text for row, _ in rows], images if any(images) else None, chat=chat), rows
+        except RowError as error:
+            rows = [rows[index] for index in without_faults([row for row, _ in rows], error, skip)]
+    return None, []

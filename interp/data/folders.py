@@ -21,9 +21,10 @@ from pathlib import Path
 from interp.data.data import Data
 from interp.data.records import Record, read_records, rows_of_records
 from interp.data.roles import column_of
-from interp.data.rows import PICTURES, Rows
+from interp.data.rows import Rows
 from interp.data.tables import rows_of_files
 from interp.errors import InputError, InputTypeError, shown
+from interp.models.batches.images import PICTURES
 
 _METADATA = re.compile(r"metadata(?:[-_.]?\d[\w.-]*)?\.(?:jsonl|csv)")
 _SAVED = (("dataset_info.json", "state.json"), ("dataset_dict.json",))

@@ -22,9 +22,10 @@ from typing import Any
 from interp.data.annotations import TURNS, are_turns, read_json, with_turns
 from interp.data.data import Data
 from interp.data.roles import check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Rows, pictures_in, pictures_of
+from interp.data.rows import Rows, pictures_in
 from interp.data.tables import IndexedRows
 from interp.errors import InputError, shown
+from interp.models.batches.images import images_in
 
 # Where pictures stand unless the user names the column; in the metadata of a folder, the last two alone.
 _PICTURES = ("image", "images", "file_name", "file_names")
@@ -57,17 +58,17 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
     def images_of(record: Record) -> Any:
         images = None if image is None else record.cells.get(image)
         folder = record.file.parent if root is None and record.file is not None else root
-        for name in () if record.file is None else pictures_of(images):
+        for name in () if record.file is None else images_in(images):
             if not isinstance(name, str) or not name:
                 return InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
         return images if folder is None else pictures_in(folder, images, record.place)
 
     if data.on_error == "raise":  # before a model runs on the rows that come first
-        for error in (picture for record in records for picture in pictures_of(images_of(record))):
+        for error in (picture for record in records for picture in images_in(images_of(record))):
             if isinstance(error, InputError):
                 raise error
     if roles.id is not None:
-        check_unique_ids(record.cells.get(roles.id) for record in records)
+        check_unique_ids((record.cells.get(roles.id) for record in records), data)
 
     def fetch(start: int, stop: int) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         return ((images_of(record), {**empty, **record.cells}) for record in records[start:stop])

@@ -18,8 +18,9 @@ from typing import Any
 
 from interp.data.annotations import TURNS
 from interp.data.data import Data
-from interp.data.rows import Row, pictures_of
+from interp.data.rows import Row
 from interp.errors import InputError, shown
+from interp.models.batches.images import images_in
 from interp.models.batches.prompts import PLACEHOLDER
 
 
@@ -77,18 +78,18 @@ def column_of(role: str, data: Data, names: Sequence[str], default: str | None =
     return column
 
 
-def as_id(index: int, cell: Any) -> str:
-    """A row's own id. Raises `InputError` where its cell is empty."""
-    if cell is None:
-        raise InputError(f"row {index} has no id: fill it in, or name another column with columns={{'id': ...}}")
-    return str(cell)
+_NO_ID = "has no id: fill it in, or name another column with columns={'id': ...}"
 
 
-def check_unique_ids(cells: Iterable[Any]) -> None:
-    """Refuse ids that repeat."""
+def check_unique_ids(cells: Iterable[Any], data: Data) -> None:
+    """Refuse ids that repeat, and rows without one unless rows that cannot be read are skipped."""
     rows: dict[str, int] = {}
     for index, cell in enumerate(cells):
-        name = as_id(index, cell)
+        if cell is None:
+            if data.on_error == "raise":
+                raise InputError(f"row {index} {_NO_ID}")
+            continue
+        name = str(cell)
         if name in rows:
             raise InputError(
                 f"rows {rows[name]} and {index} have the same id {name!r}: rename that column, or name one without "
@@ -134,10 +135,25 @@ class Roles:
     kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
 
     def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
-        """The row of these pictures and cells; it cannot be read if its own text has no place for its pictures."""
-        name = str(index) if self.id is None else as_id(index, cells[self.id])
-        count = len(pictures_of(image))
-        text, error = self._text(cells, count), None
+        """The row of these pictures and cells.
+
+        It cannot be read if it has no id where the others do, a label that is no plain value, or a text of its own without
+        a place for its pictures. An `InputError` as its text says why else.
+        """
+        labels, error = {}, None
+        for label, column in self.labels.items():
+            try:
+                labels[label] = self._label(column, cells[column])
+            except InputError as wrong:
+                labels[label], error = None, wrong
+        name = cells[self.id] if self.id is not None else index
+        if name is None:
+            name, error = index, InputError(f"it {_NO_ID}")
+        error = cells["text"] if isinstance(cells.get("text"), InputError) else error
+        if error is not None:
+            return Row(index, str(name), None, "", labels, error)
+        count = len(images_in(image))
+        text = self._text(cells, count)
         if self.text is not None and cells[self.text] is None and isinstance(cells.get(TURNS), InputError):
             # Without its conversation the row has a text only where a prompt writes one without it.
             error = cells[TURNS] if self.prompt is None or not text else None
@@ -148,8 +164,7 @@ class Roles:
             )
         if text and PLACEHOLDER not in text:
             count = 0
-        labels = {label: self._label(index, column, cells[column]) for label, column in self.labels.items()}
-        return Row(index, name, image if count else None, text, labels, error)
+        return Row(index, str(name), image if count else None, text, labels, error)
 
     def _text(self, cells: Mapping[str, Any], count: int) -> str:
         if self.prompt is not None:
@@ -157,11 +172,10 @@ class Roles:
         text = None if self.text is None else cells[self.text]
         return " ".join([PLACEHOLDER] * count) if text is None else str(text)
 
-    def _label(self, index: int, column: str, cell: Any) -> Any:
+    def _label(self, column: str, cell: Any) -> Any:
         value = plain(cell)
         if not is_plain(value):
             raise InputError(
-                f"row {index}: column {column!r} holds {shown(value)}: expected a plain value as in the rows before, or "
-                "remove that column"
+                f"column {column!r} holds {shown(value)}: expected a plain value as in the rows before, or remove that column"
             )
         return self.kinds[column](value) if column in self.kinds and value is not None else value

@@ -1,16 +1,13 @@
 """Rows: what every kind of data becomes before a model sees it.
 
 A data set may be far larger than memory, so nothing here holds all of one. A `Rows` gives a range of rows at a time, and
-a `Row` carries its pictures unopened: a path, the bytes of a file, a PIL image. `open_row` opens them, one row at a time:
-ids and labels are read without decoding a picture, and a picture that cannot be read is an error of its row alone.
-
-The files of pictures are not trusted. Only formats that Pillow decodes by itself are opened; for some others (EPS) it
-starts another program. Data that names its pictures relative to a folder can name none outside it.
+a `Row` carries its pictures unopened, in any form that `interp.models.batches.images` opens. `open_row` opens them, one row
+at a time: ids and labels are read without decoding a picture, and a picture that cannot be read is an error of its row
+alone. Data that names its pictures relative to a folder can name none outside it.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,27 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from interp.errors import InputError, shown
+from interp.errors import InputError, RowError, shown
 from interp.models import Batch
+from interp.models.batches.images import images_in, is_url, open_image
 from interp.models.batches.prompts import PLACEHOLDER
 
-# The pictures that are opened: the endings of their files, and Pillow's names of their formats.
-PICTURES = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    **dict.fromkeys((".png", ".apng"), "PNG"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
-    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000"),
-    **dict.fromkeys((".bmp", ".dib"), "BMP"),
-    ".webp": "WEBP",
-    ".gif": "GIF",
-    ".avif": "AVIF",
-    ".tga": "TGA",
-    ".ico": "ICO",
-}
-# A function that takes a row that cannot be read, and its error.
+# A row with its pictures opened.
+OpenRow = tuple["Row", list[Image.Image]]
+# A function that takes a row that cannot be used, and its error.
 Skip = Callable[["Row", InputError], None]
 
 
@@ -46,13 +32,6 @@ def check_range(start: int, stop: int) -> None:
     """Refuse a range of rows that starts below 0 or after its stop."""
     if not 0 <= start <= stop:
         raise InputError(f"rows {start!r} to {stop!r}: expected 0 <= start <= stop")
-
-
-def pictures_of(image: Any) -> list[Any]:
-    """A row's pictures as a list: none, one, or those of a list."""
-    if image is None:
-        return []
-    return list(image) if isinstance(image, list | tuple) else [image]
 
 
 def pictures_in(folder: Path, image: Any, place: str) -> Any:
@@ -79,14 +58,7 @@ def pictures_in(folder: Path, image: Any, place: str) -> Any:
     return folder / name
 
 
-def is_url(picture: Any) -> bool:
-    """Whether a picture is named by a URL alone, as a stream of the `datasets` package names files in archives."""
-    if not isinstance(picture, Mapping) or isinstance(picture.get("bytes"), bytes):
-        return False
-    return "://" in str(picture.get("path"))
-
-
-def open_rows(rows: Sequence[Row], skip: Skip | None) -> list[tuple[Row, list[Image.Image]]]:
+def open_rows(rows: Sequence[Row], skip: Skip | None) -> list[OpenRow]:
     """The rows with their pictures opened; a row that cannot be read goes to `skip`, or is an error without it."""
     opened = []
     for row in rows:
@@ -106,7 +78,7 @@ def open_row(row: Row) -> list[Image.Image]:
     pictures do not fit together.
     """
     try:
-        pictures = pictures_of(row.image)
+        pictures = images_in(row.image)
         if row.error is not None:
             raise row.error
         if not row.text:
@@ -118,66 +90,27 @@ def open_row(row: Row) -> list[Image.Image]:
                 f"its text {shown(row.text)} has {row.text.count(PLACEHOLDER)} {PLACEHOLDER} and the row has "
                 f"{len(pictures)} images: expected one each"
             )
-        return [_open_picture(picture) for picture in pictures]
+        return [_open(picture) for picture in pictures]
     except InputError as error:
-        raise InputError(f"row {row.index} ({row.id!r}): {error}") from error.__cause__
+        raise InputError(f"{row.name}: {error}") from error.__cause__
 
 
-def _open_picture(picture: Any) -> Image.Image:
-    name, content = _name_and_content(picture)
-    try:
-        if isinstance(content, Image.Image):
-            image = content.convert("RGB")
-        else:
-            with Image.open(content, formats=_formats()) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image of a known format: expected a PNG, JPEG or the like") from error
-    except Exception as error:  # decoders raise errors of any type on a broken file
-        raise InputError(f"{name} cannot be read ({shown(error)}): expected a whole PNG, JPEG or the like") from error
-    if not all(image.size):
-        raise InputError(f"{name} has the size {image.size}: expected a picture of one pixel or more")
-    return image
+def without_faults(rows: Sequence[Row], error: RowError, skip: Skip | None) -> list[int]:
+    """The numbers, in these rows, of those that an error does not concern; the others go to `skip`.
+
+    Without `skip` the first of them is an `InputError` that names the row as the data does.
+    """
+    for index, message in error.messages([row.name for row in rows]).items():
+        if skip is None:
+            raise InputError(message) from error.__cause__
+        skip(rows[index], InputError(message))
+    return [index for index in range(len(rows)) if index not in error.faults]
 
 
-def _name_and_content(picture: Any) -> tuple[str, Any]:
-    """What messages call a picture, and what Pillow opens: the image itself or an open file."""
-    if isinstance(picture, InputError):
+def _open(picture: Any) -> Image.Image:
+    if isinstance(picture, InputError):  # a name that is refused
         raise picture
-    if isinstance(picture, Image.Image):
-        return f"the image of size {picture.size}", picture
-    if isinstance(picture, bytes):
-        return f"an image of {len(picture)} bytes", io.BytesIO(picture)
-    if isinstance(picture, str | os.PathLike):
-        return shown(os.fspath(picture)), _read(os.fspath(picture))
-    if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes):
-        return f"the image {shown(picture.get('path'))}", io.BytesIO(picture["bytes"])
-    if isinstance(picture, Mapping) and isinstance(picture.get("path"), str):
-        path = picture["path"]
-        return shown(path), _read(path, remote=is_url(picture))
-    raise InputError(
-        f"{shown(picture)} is a {type(picture).__name__} and no image: expected a PIL image, the path or bytes of a file"
-    )
-
-
-def _read(path: str | bytes, remote: bool = False) -> io.BytesIO:
-    try:
-        if remote:
-            import fsspec
-
-            with fsspec.open(path, "rb") as file:
-                return io.BytesIO(file.read())
-        if Path(os.fsdecode(path)).is_file():
-            return io.BytesIO(Path(os.fsdecode(path)).read_bytes())
-    except Exception as error:  # each protocol raises its own errors
-        raise InputError(f"{shown(path)} cannot be read ({shown(error)}): expected the path of an image") from error
-    hint = "" if os.path.isabs(path) else ", or Data(..., root=FOLDER) if it is relative to another folder"
-    raise InputError(f"{shown(path)} is no file: expected the path of an image{hint}")
-
-
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in dict.fromkeys(PICTURES.values()) if name in Image.OPEN]
+    return open_image(picture, hint=", or Data(..., root=FOLDER) if it is relative to another folder")
 
 
 @dataclass(frozen=True)
@@ -195,6 +128,11 @@ class Row:
     text: str
     labels: Mapping[str, Any]
     error: InputError | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"row {self.index} ({self.id!r})"
 
 
 class Rows(ABC):

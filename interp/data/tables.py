@@ -19,8 +19,9 @@ from typing import Any
 from interp.data.annotations import TURNS, are_turns, with_turns
 from interp.data.data import Data
 from interp.data.roles import Roles, check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Row, Rows, check_range, is_url, pictures_in, pictures_of
+from interp.data.rows import Row, Rows, check_range, pictures_in
 from interp.errors import InputError, shown
+from interp.models.batches.images import images_in, is_url
 
 # The pictures of a row and its cells by column.
 PicturesAndCells = tuple[Any, Mapping[str, Any]]
@@ -86,7 +87,7 @@ def _readable(rows: Iterator[PicturesAndCells], name: str) -> Iterator[PicturesA
     """The rows of a file, which is not trusted: it cannot make this machine open a URL."""
     try:
         for image, cells in rows:
-            pictures = [_local(picture) for picture in pictures_of(image)]
+            pictures = [_local(picture) for picture in images_in(image)]
             yield pictures if isinstance(image, list | tuple) or not pictures else pictures[0], cells
     except Exception as error:
         if isinstance(error, InputError):
@@ -110,7 +111,8 @@ def _indexed(table: Any, data: Data) -> Rows:
     cells = table.select_columns(columns.names).with_format("arrow")
     if columns.roles.id is not None and columns.roles.id in columns.names:
         parts = table.select_columns([columns.roles.id]).with_format("arrow").iter(10_000)
-        check_unique_ids(columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
+        ids = (columns.with_classes(row)[columns.roles.id] for part in parts for row in part.to_pylist())
+        check_unique_ids(ids, data)
 
     def fetch(start: int, stop: int) -> Iterable[PicturesAndCells]:
         return map(columns.row, range(start, stop), cells[start:stop].to_pylist())
@@ -124,12 +126,15 @@ def _streamed(table: Any, data: Data) -> Rows:
         columns = _columns(table.features, data)
         table = table.decode(False).select_columns(columns.names)
         return StreamedRows(map(columns.row, count(), table), columns.roles)
-    rows = iter(table)
+    return rows_of_stream(iter(table), data)
+
+
+def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
+    """The rows of a stream of dicts. Its first row shows which columns it has; a later one may lack some of them."""
     first = next(rows, None)
     if first is None:
         raise InputError("data is empty: expected at least one row")
     rows = chain([first], rows)
-    # Only its first row shows what columns a generator has.
     has_turns = bool(first.get(TURNS)) and are_turns(first[TURNS])
     first = with_turns(first, "row 0") if has_turns else first
     image = column_of("image", data, list(first), default="image")
@@ -209,12 +214,15 @@ class _Columns:
     empty: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, index: int, cells: Mapping[str, Any]) -> PicturesAndCells:
-        """The pictures and the cells of one row."""
+        """The pictures and the cells of one row; its text is the error of one that has no cells."""
+        if not isinstance(cells, Mapping):
+            error = InputError(f"it is {shown(cells)}: expected a dict as the rows before")
+            return None, {**self.empty, "text": error}
         cells = self.with_classes(cells)
         if self.has_turns:
             cells = with_turns(cells, "it")
         cells = {**self.empty, **cells}
-        image = None if self.image is None else cells[self.image]
+        image = None if self.image is None else cells.get(self.image)
         return image if self.root is None else pictures_in(self.root, image, "it"), cells
 
     def with_classes(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:

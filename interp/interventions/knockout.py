@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints, checked_choice, checked_flag
-from interp.errors import InputError, shown
+from interp.errors import InputError, RowError, shown
 from interp.interventions.selection import Reusable, extend_mask, select_heads, select_layers, select_positions
 from interp.models import VLM, Batch, Edit
 from interp.models.running.masks import PATTERNED
@@ -218,7 +218,7 @@ def _check_keys_left(vlm: VLM, batch: Batch, layers: list[int], source: Tensor, 
         if places:
             row, column = places[0]
             position = int(batch.positions["all"][row, :column].sum())
-            raise InputError(
-                f"position {position!r} of row {row} would attend to nothing in layer {layer}: every key it sees is in "
-                f"source, leave one out or pass self_edges=False"
+            nothing = (
+                f" would attend to nothing in layer {layer}: every key it sees is in source, leave one out or pass "
             )
+            raise RowError({row: (f"position {position!r} of ", f"{nothing}self_edges=False")})

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from interp.activations import Activations
 from interp.arguments import checked_seed
-from interp.errors import InputError, InputTypeError, shown
+from interp.errors import InputError, InputTypeError, RowError, shown
 from interp.interventions.selection import AtSite, Reusable, Selection, select_layers, select_positions
 from interp.interventions.writes import (
     broadcast_value,
@@ -95,12 +95,13 @@ class Patch(AtSite):
             raise InputError(f"value is a batch of {len(self.value)} rows: expected one row, take row(i) of it")
         source = self.select(vlm, self.value)
         expected = source.counts[0]
+        faults = {}
         for row, count in enumerate(selection.counts):
             if count != expected:
-                raise InputError(
-                    f"positions={shown(self.positions)} selects {count} positions in row {row} and {expected} in the batch "
-                    "that is its value: expected as many"
-                )
+                before = f"positions={shown(self.positions)} selects {count} positions in "
+                faults[row] = (before, f" and {expected} in the batch that is its value: expected as many")
+        if faults:
+            raise RowError(faults)
         return [
             repeat(states, "position ... -> (row position) ...", row=len(selection.mask))
             for states in unchanged_states(vlm, self.value, source)

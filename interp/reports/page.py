@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
+from interp.files import whole_file
 from interp.provenance import package_versions
 
 if TYPE_CHECKING:
@@ -183,19 +184,10 @@ class Page:
         target = check_writable(path)
         content = self.html()
         try:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+            with whole_file(target) as partial:
+                partial.write_text(content, encoding="utf-8")
         except OSError as error:
             raise _unwritable(target, error) from error
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(content)
-            partial.chmod(0o666 & ~_umask())
-            partial.replace(target)
-        except OSError as error:
-            raise _unwritable(target, error) from error
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
 
@@ -221,13 +213,6 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 def _unwritable(target: Path, error: OSError) -> InputError:
     return InputError(f"{str(target)!r} cannot be written ({error.strerror or error}): choose another path")
-
-
-def _umask() -> int:
-    """The process's mask for new files. A temporary file is private; the finished report gets the usual permissions."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def footer_text(command: str) -> str:

@@ -19,6 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from interp.files import whole_file
 from interp.toy.language import IDS, IMAGE_TOKEN, SPECIAL, build_tokenizer
 from interp.toy.scenes import PATCH, PATCHES, SIZE
 
@@ -115,5 +116,7 @@ def save(vlm: LlavaForConditionalGeneration, folder: Path) -> None:
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in vlm.state_dict().items()}
     vlm.config.dtype = torch.float32
     vlm.save_pretrained(folder, state_dict=weights)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it readable for its owner only
+    for file in folder.glob("*.safetensors"):  # their writer makes them for one user alone
+        with whole_file(file) as shared:
+            file.replace(shared)
     build_processor().save_pretrained(folder)

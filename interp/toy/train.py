@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from interp.files import whole_file
 from interp.toy import lessons
 from interp.toy.language import COLOURS, KINDS, PLACES
 from interp.toy.model import build_language_model, build_tower, build_vlm, save, vision_config
@@ -196,7 +197,8 @@ def run_phase(folder: Path, phase: str, module: nn.Module, train: Callable[[], n
         return
     trained = train() or module
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, path)
+    with whole_file(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, partial)
 
 
 def main(arguments: list[str] | None = None) -> None:

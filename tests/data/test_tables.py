@@ -134,8 +134,10 @@ def test_a_generator_keeps_to_the_columns_of_its_first_row():
     rows = source_of(
         datasets.IterableDataset.from_generator(lambda: iter([{"text": "a", "n": 1}, {"text": "b", "n": []}]))
     )
-    with pytest.raises(interp.InputError, match="row 1: column 'n' holds"):
-        rows.read(0, 2)
+    first, second = rows.read(0, 2)
+    assert (first.text, first.labels, open_row(first)) == ("a", {"n": 1}, [])
+    with pytest.raises(interp.InputError, match=r"row 1 \('1'\): column 'n' holds"):
+        open_row(second)
 
 
 def test_no_picture_is_decoded_and_a_bad_one_is_its_rows_alone(monkeypatch):

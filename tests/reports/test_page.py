@@ -2,6 +2,7 @@
 
 import os
 from html.parser import HTMLParser
+from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
@@ -146,7 +147,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     target.write_text("before")
-    monkeypatch.setattr(os, "fdopen", fail)
+    monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(InputError, match="No space left"):
         page("two").write(target)
     assert target.read_text() == "before"

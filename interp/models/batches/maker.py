@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interp.errors import InputError, shown
+from interp.errors import InputError, RowError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.chats import as_chat
 from interp.models.batches.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, open_image
 from interp.models.batches.positions import find_positions
-from interp.models.batches.prompts import PLACEHOLDER, Images, TokenizerInput, encode, offsets_of
+from interp.models.batches.prompts import PLACEHOLDER, Images, Refusal, TokenizerInput, encode, offsets_of
 from interp.models.batches.spans import Wording, find_spans
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -72,9 +72,8 @@ class BatchMaker:
                 f"{len(texts)} texts and {len(entries)} images: expected one entry of images a text, None for none"
             )
         unopened = [images_in(entry) for entry in entries]
-        for row, (text, row_images) in enumerate(zip(texts, unopened, strict=True)):
-            _match_placeholders(row, text, len(row_images))
-        pictures = [tuple(map(open_image, row_images)) for row_images in unopened]
+        _match_placeholders(texts, unopened)
+        pictures = _open_all(unopened)
         prompts = [as_chat(self.processor, text) for text in texts] if chat else texts
         return self.from_texts(prompts, pictures, spans, users_texts=texts)
 
@@ -82,14 +81,15 @@ class BatchMaker:
         self, texts: Sequence[str], images: Images, spans: Any = None, users_texts: Sequence[str] | None = None
     ) -> Batch:
         """Rows of prompts as they are. `spans` refer to the `users_texts`, where a chat template was put around them."""
-        inputs, prompts = encode(self.processor, texts, images)
+        inputs, prompts = self._encode(texts, images)
         batch = self._without_spans(inputs, images, tuple(texts))
+        faults = {}
         for row, pictures in enumerate(images):
             if prompts and not pictures and texts[row].strip() not in prompts[row].text:
-                raise InputError(
-                    f"row {row} has no image, and the processor breaks its text into {prompts[row].text!r}: "
-                    "put it into a batch without images"
-                )
+                reason = f"has no image, and the processor breaks its text into {prompts[row].text!r}"
+                faults[row] = ("", f" {reason}: put it into a batch without images")
+        if faults:
+            raise RowError(faults)
         return _with_spans(batch, spans, lambda row: self._wording(row, (users_texts or texts)[row], prompts, batch))
 
     def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
@@ -108,9 +108,33 @@ class BatchMaker:
         words = len(self.tokenizer(text)["input_ids"]) if self.tokenizer is not None else len(text)
         for image in images:
             if image.size not in self._lengths:
-                self._lengths[image.size] = sum(self._counts_by_size([image]) or [0])
+                try:
+                    self._lengths[image.size] = sum(self._counts_by_size([image]) or [0])
+                except Refusal:  # what the processor refuses is an error of its row, once that is prepared
+                    self._lengths[image.size] = 0
             words += self._lengths[image.size]
         return words
+
+    def _encode(self, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+        """The encoding of all rows. Where the processor refuses them, each is tried alone to find out which it refuses."""
+        try:
+            return encode(self.processor, texts, images)
+        except Refusal as error:
+            faults = {}
+            for row, (text, pictures) in enumerate(zip(texts, images, strict=True)):
+                refusal = error if len(texts) == 1 else self._refusal(text, pictures)
+                if refusal is not None:
+                    faults[row] = ("", f": {refusal}")
+            if not faults:
+                raise
+            raise RowError(faults) from error.__cause__
+
+    def _refusal(self, text: str, images: Sequence[Image.Image]) -> Refusal | None:
+        try:
+            encode(self.processor, [text], [images])
+        except Refusal as error:
+            return error
+        return None
 
     def _without_spans(
         self, inputs: dict[str, Tensor], images: Images | None = None, texts: tuple[str, ...] = ()
@@ -257,11 +281,25 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         ) from None
 
 
-def _match_placeholders(row: int, text: str, images: int) -> None:
-    """Refuse a text whose placeholders are not as many as its images."""
-    placeholders = text.count(PLACEHOLDER)
-    if placeholders != images:
-        raise InputError(
-            f"text {text!r} of row {row} has {placeholders} {PLACEHOLDER}, but the row has {images} images: put one "
-            f"{PLACEHOLDER} in the text for each image"
-        )
+def _match_placeholders(texts: Sequence[str], images: Sequence[Sequence[Any]]) -> None:
+    """Refuse texts whose placeholders are not as many as their images."""
+    faults = {}
+    for row, (text, own) in enumerate(zip(texts, images, strict=True)):
+        if text.count(PLACEHOLDER) != len(own):
+            has = f" has {text.count(PLACEHOLDER)} {PLACEHOLDER}, but the row has {len(own)} images"
+            faults[row] = (f"text {text!r} of ", f"{has}: put one {PLACEHOLDER} in the text for each image")
+    if faults:
+        raise RowError(faults)
+
+
+def _open_all(images: Sequence[Sequence[Any]]) -> list[tuple[Image.Image, ...]]:
+    """The pictures of all rows, opened."""
+    opened, faults = [], {}
+    for row, pictures in enumerate(images):
+        try:
+            opened.append(tuple(map(open_image, pictures)))
+        except InputError as error:
+            faults[row] = ("", f": {error}")
+    if faults:
+        raise RowError(faults)
+    return opened

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints
-from interp.errors import InputError, shown
+from interp.errors import InputError, RowError, shown
 from interp.models.batches.grids import Grid, Sheet, find_grid
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
@@ -115,7 +115,15 @@ class Positions:
             raise InputError(
                 f"positions={shown(positions)}: expected a name ({', '.join(self.masks)}), a list of ints or a bool mask"
             )
-        return torch.stack([count_tokens(real[row], indices, row) for row in range(len(real))])
+        masks, faults = [], dict[int, tuple[str, str]]()
+        for row in range(len(real)):
+            try:
+                masks.append(count_tokens(real[row], indices, row))
+            except RowError as error:
+                faults |= error.faults
+        if faults:
+            raise RowError(faults)
+        return torch.stack(masks)
 
 
 def is_kind(name: str) -> bool:
@@ -137,7 +145,8 @@ def count_tokens(real: Tensor, indices: Sequence[int], row: int) -> Tensor:
     places = real.nonzero().flatten()
     for index in indices:
         if not -len(places) <= index < len(places):
-            raise InputError(f"position {index!r}: row {row} has {len(places)} real tokens, 0 to {len(places) - 1}")
+            has = f" has {len(places)} real tokens, 0 to {len(places) - 1}"
+            raise RowError({row: (f"position {index!r}: ", has)})
         mask[places[index]] = True
     return mask
 

@@ -16,10 +16,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, is_out_of_memory
 
 PLACEHOLDER = "<image>"
+# What processors raise on what they do not take: a picture of one pixel divides by zero, say.
+_COMPLAINTS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
 Images = Sequence[Sequence[Image.Image]]
+
+
+class Refusal(InputError):
+    """A processor does not take these texts and images."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class _Recorder:
 def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
     """The processor's encoding of these rows, and the prompt of each row as its tokenizer reads it.
 
-    There are no prompts where the tokenizer does not read one text for each row. Raises `InputError` with the processor's
-    own complaint where it refuses the rows.
+    There are no prompts where the tokenizer does not read one text for each row. Raises `Refusal` with the processor's own
+    complaint where it refuses the rows.
     """
     if processor is None:
         raise InputError("this model was loaded without a processor: pass encoding=, or load it with processor=")
@@ -94,11 +100,13 @@ def _first_that_works(*calls: Callable[[], Any]) -> Any:
     for call in calls:
         try:
             return call()
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
+        except _COMPLAINTS as error:
+            if is_out_of_memory(error):
+                raise
             complaints.append(error)
     first = complaints[0]
     reason = " ".join(str(first).split())
-    raise InputError(f"the processor refuses these texts and images ({type(first).__name__}): {reason}") from first
+    raise Refusal(f"the processor refuses these texts and images ({type(first).__name__}): {reason}") from first
 
 
 def offsets_of(tokenizer: Any, prompt: TokenizerInput, ids: Sequence[int]) -> list[tuple[int, int]] | None:
