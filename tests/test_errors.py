@@ -1,5 +1,8 @@
 """Errors can be caught as errors of this package and as those that a caller expects, and name a value in one line."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.errors import shown
+from interp.errors import RowError, is_out_of_memory, shown
 
 
 def test_every_error_is_an_interp_error():
@@ -16,6 +19,29 @@ def test_every_error_is_an_interp_error():
     assert issubclass(interp.InputTypeError, interp.InterpError)
     assert issubclass(interp.InputTypeError, TypeError)
     assert issubclass(interp.LayoutError, interp.InterpError)
+
+
+def test_an_error_of_rows_names_each_as_its_batch_or_its_data_does():
+    error = RowError({2: ("position 9: ", " has 5 real tokens"), 4: ("", " has no image")})
+    assert issubclass(RowError, interp.InputError)
+    for each in (error, pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert str(each) == "position 9: row 2 has 5 real tokens"
+        assert each.messages("abcde") == {2: "position 9: c has 5 real tokens", 4: "e has no image"}
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("broken"), False),
+        (ValueError(), False),
+    ],
+    ids=repr,
+)
+def test_an_error_of_memory_is_known(error, memory):
+    assert is_out_of_memory(error) == memory
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def without_faults(rows: Sequence[Row], error: RowError, skip: Skip | None) -> l
 
     Without `skip` the first of them is an `InputError` that names the row as the data does.
     """
-    for index, message in error.messages([row.name for row in rows]).items():
+    messages = error.messages([row.name for row in rows])
+    for index, message in sorted(messages.items(), key=lambda each: rows[each[0]].index):
         if skip is None:
             raise InputError(message) from error.__cause__
         skip(rows[index], InputError(message))

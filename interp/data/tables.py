@@ -213,7 +213,7 @@ class _Columns:
     has_turns: bool
     empty: Mapping[str, Any] = field(default_factory=dict)
 
-    def row(self, index: int, cells: Mapping[str, Any]) -> PicturesAndCells:
+    def row(self, index: int, cells: Any) -> PicturesAndCells:
         """The pictures and the cells of one row; its text is the error of one that has no cells."""
         if not isinstance(cells, Mapping):
             error = InputError(f"it is {shown(cells)}: expected a dict as the rows before")

@@ -112,12 +112,14 @@ def as_uri(image: Image) -> str:
     """The picture as a PNG data URI. A small picture is enlarged without smoothing, so that its pixels stay sharp."""
     from PIL.Image import Image, Resampling
 
+    from interp.models.batches.images import open_image
+
     if not isinstance(image, Image):
         raise InputTypeError(f"image={shown(image)} is a {type(image).__name__}: expected a PIL image")
-    factor = _SHARPEST // max(image.size)
-    picture = image.convert("RGB")
+    picture = open_image(image)
+    factor = _SHARPEST // max(picture.size)
     if factor > 1:
-        picture = picture.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+        picture = picture.resize((picture.width * factor, picture.height * factor), Resampling.NEAREST)
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

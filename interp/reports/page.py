@@ -222,8 +222,10 @@ def footer_text(command: str) -> str:
 
 def picture_uri(image: Image) -> str:
     """A picture as a PNG data URI."""
+    from interp.models.batches.images import open_image
+
     stream = io.BytesIO()
-    image.convert("RGB").save(stream, format="PNG", optimize=True)
+    open_image(image).save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 

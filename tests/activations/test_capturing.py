@@ -358,7 +358,7 @@ def test_progress_says_rows_their_rate_and_bytes(toy, scenes, capfd, monkeypatch
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"seed": -1}, "seed=-1"),
         ({"sites": ()}, "expected one or more"),
-        ({"sites": "vision", "data": [(None, "a red 3")]}, "row 0 has no image, so no vision"),
+        ({"sites": "vision", "data": [(None, "a red 3")]}, r"row 0 \('0'\) has no image, so no vision"),
         ({"sites": "vision", "layers": [5]}, "'vision' of 'toy' has states 0 to 4"),
         ({"sites": "projector", "layers": [1]}, "'projector' of 'toy' has 0 alone: .* a dict by site"),
         ({"data": [("<image>",)]}, "row 0 of the data"),

@@ -10,7 +10,9 @@ from itertools import chain, pairwise
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -299,3 +301,91 @@ def test_a_prompt_without_an_image_makes_rows_of_text(toy):
 def test_a_range_that_is_none(start, stop):
     with pytest.raises(interp.InputError, match=r"rows .* expected 0 <= start <= stop"):
         source_of([(None, "a")]).read(start, stop)
+
+
+# Sources that people have in hand ----------------------------------------------------------------------------------------
+
+
+class Torchs(torch.utils.data.Dataset):
+    """As torch's data sets are: items by number and a length, each made when it is read."""
+
+    def __init__(self, items):
+        self.items, self.made = items, []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        self.made.append(index)
+        return self.items[index]
+
+
+IMAGES = [picture(red) for red in (1, 2, 3)]
+DICTS = [{"image": image, "n": number} for number, image in enumerate(IMAGES)]
+
+
+@pytest.mark.parametrize(
+    ("make", "labels"),
+    [
+        (lambda: [(image, "<image>") for image in IMAGES], {}),
+        (lambda: list(IMAGES), {}),
+        (lambda: ((image, "<image>") for image in IMAGES), {}),
+        (lambda: zip(IMAGES, ["<image>"] * 3, strict=True), {}),
+        (lambda: iter(DICTS), {"n": 1}),
+        (lambda: Torchs([(image, "<image>") for image in IMAGES]), {}),
+        (lambda: Torchs(DICTS), {"n": 1}),
+        (lambda: pd.DataFrame(DICTS), {"n": 1}),
+        (lambda: pd.DataFrame({"image": IMAGES, 7: [0.5, np.nan, 2]}), {"7": None}),
+        (lambda: [(np.array(image), "<image>") for image in IMAGES], {}),
+    ],
+)
+def test_rows_of_what_people_have_in_hand(make, labels):
+    rows = source_of(make()).read(0, 9)
+    assert [open_row(row)[0].getpixel((0, 0))[0] for row in rows] == [1, 2, 3]
+    assert rows[1].labels == labels
+
+
+@pytest.mark.parametrize("make", [iter, np.array, pd.Series, Torchs, lambda texts: (text for text in texts)])
+def test_texts_of_what_people_have_in_hand(make):
+    rows = source_of(interp.Data(make(["a red 3", "a blue 7"]), prompt="see {text} .")).read(0, 9)
+    assert [(row.id, row.text, row.image) for row in rows] == [
+        ("0", "see a red 3 .", None),
+        ("1", "see a blue 7 .", None),
+    ]
+
+
+def test_items_that_are_made_one_by_one_are_made_when_they_are_read(toy):
+    lazy = Torchs([(image, "<image>") for image in IMAGES] * 4)
+    rows = source_of(lazy)
+    assert rows.size is None
+    rows.read(0, 2)
+    assert max(lazy.made) <= 2
+    assert interp.capture(toy, Torchs(lazy.items), layers=[0], progress=False)["resid"].shape[1] == 12
+    batches = (toy.prepare([text]) for text in ("a red 3", "a blue 7"))
+    assert interp.capture(toy, batches, positions="text", layers=[0], progress=False)["resid"].shape[1] == 2
+
+
+def test_names_of_files_in_a_frame_are_relative_to_root(tmp_path):
+    picture(5).save(tmp_path / "5.png")
+    frame = pd.DataFrame({"image": ["5.png"], "caption": ["a red 3"]})
+    (row,) = source_of(interp.Data(frame, prompt="<image> {caption}", root=tmp_path)).read(0, 1)
+    assert (open_row(row)[0].getpixel((0, 0))[0], row.text) == (5, "<image> a red 3")
+
+
+@pytest.mark.parametrize("source", [iter([]), Torchs([]), pd.DataFrame({"text": []})])
+def test_nothing_in_hand(source):
+    with pytest.raises(interp.InputError, match="data is empty"):
+        source_of(source)
+
+
+@pytest.mark.parametrize("source", [{"a", "b"}, {"image": IMAGES}, np.zeros((2, 2)), b"bytes", torch.zeros(3, 4)])
+def test_what_has_no_rows_in_order(source):
+    with pytest.raises(interp.InputTypeError, match=r"data is a .* expected"):
+        source_of(source)
+
+
+def test_items_that_are_none_of_the_kind_of_the_first():
+    rows = source_of(iter([{"text": "a"}, 5, {"text": "b", "other": 3}])).read(0, 9)
+    assert [open_row(rows[number]) for number in (0, 2)] == [[], []]
+    with pytest.raises(interp.InputError, match=r"row 1 \('1'\): it is 5: expected a dict as the rows before"):
+        open_row(rows[1])

@@ -5,7 +5,8 @@ package has it, or an array of bytes. `open_image` makes 8-bit RGB of it, by the
 
 ========================== ============================================================================================
 orientation                turned upright as its Exif tag says, whether it is a file or a PIL image in hand; who turns a
-                           picture by hand removes the tag, as `PIL.ImageOps.exif_transpose` does
+                           picture by hand removes the tag, as `PIL.ImageOps.exif_transpose` does; a tag that
+                           cannot be read counts as none
 several frames             the first one of a file; of a PIL image the one that it stands at
 transparency               laid on white: an alpha channel, a transparent colour or palette entry
 16 bits (I;16, I)          the upper 8 bits of each value, ``value >> 8``, whatever the values are
@@ -92,13 +93,16 @@ def open_image(picture: Any, hint: str = "") -> Image.Image:
             f"{name} cannot be read ({shown(error)}): make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
     except Exception as error:  # decoders raise errors of any type on a broken file
-        raise InputError(f"{name} cannot be read ({shown(error)}): expected a whole PNG, JPEG or the like") from error
+        still = " in a file that is still open" if content is picture else ""
+        raise InputError(
+            f"{name} cannot be read ({shown(error)}): expected a whole PNG, JPEG or the like{still}"
+        ) from error
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if not all(image.size):
         raise InputError(f"{name} has the size {image.size}: expected a picture of one pixel or more")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _as_grey(image, name)
     elif image.has_transparency_data:
@@ -106,6 +110,15 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     rgb = image.convert("RGB")
     rgb.info = {}  # what has been done to these pixels is not done to them again
     return rgb
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        image.getexif()
+    except Exception:  # no tag that can be read: any other program shows the pixels as they are stored
+        return image.copy()
+    return ImageOps.exif_transpose(image)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
@@ -174,7 +187,7 @@ def _bytes_in(picture: Mapping[Any, Any]) -> bytes | None:
 def _of_array(picture: Any) -> Image.Image:
     """An image of an array in numpy's order, channels last, or in torch's, channels first."""
     values = picture
-    if isinstance(picture, torch.Tensor) and picture.dtype == torch.uint8:
+    if isinstance(picture, torch.Tensor) and picture.dtype == torch.uint8 and not picture.is_meta:
         values = picture.detach().cpu().numpy()
         values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
     in_bytes = isinstance(values, np.ndarray) and values.dtype == np.uint8

@@ -85,7 +85,7 @@ class BatchMaker:
         batch = self._without_spans(inputs, images, tuple(texts))
         faults = {}
         for row, pictures in enumerate(images):
-            if prompts and not pictures and texts[row].strip() not in prompts[row].text:
+            if prompts and not pictures and self._is_broken(texts[row].strip(), prompts[row].text):
                 reason = f"has no image, and the processor breaks its text into {prompts[row].text!r}"
                 faults[row] = ("", f" {reason}: put it into a batch without images")
         if faults:
@@ -128,6 +128,11 @@ class BatchMaker:
             if not faults:
                 raise
             raise RowError(faults) from error.__cause__
+
+    def _is_broken(self, text: str, prompt: str) -> bool:
+        """Whether a prompt does not have this text whole, or has its first token only behind it."""
+        start = getattr(self.tokenizer, "bos_token", None)
+        return text not in prompt or (bool(start) and prompt.find(start) > prompt.find(text))
 
     def _refusal(self, text: str, images: Sequence[Image.Image]) -> Refusal | None:
         try:
