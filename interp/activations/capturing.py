@@ -83,7 +83,8 @@ def capture(
 
     `data` is a `Data` or what it is made from: a list of batches, of (image, text) or of texts, a folder of pictures, a
     file, a `datasets.Dataset` (or a stream of one), toy scenes; `columns`, `prompt`, `chat` and `on_error` are as in
-    `Data`. With ``on_error="skip"`` the manifest lists the rows that were left out.
+    `Data`. With ``on_error="skip"`` rows that are at fault by themselves are left out, and the manifest lists them: those
+    that cannot be read, that the processor refuses, and that have no selected position.
 
     With `out` the activations are written to a folder, a shard at a time, and returned unread. Called again with the
     same arguments, `capture` goes on where it was stopped (`resume`) and writes damaged shards anew. Under `torchrun` each

@@ -94,10 +94,10 @@ def pieces(
     """
     if portion.batches:
         number = portion.first
-        for batch in portion.batches:
-            numbers = tuple(range(number, number + len(batch)))
-            yield Piece(batch, numbers), {number: row_hash(number, fingerprint(batch).encode())}
-            number += len(batch)
+        for each in portion.batches:
+            numbers = tuple(range(number, number + len(each)))
+            yield Piece(each, numbers), {number: row_hash(number, fingerprint(each).encode())}
+            number += len(each)
         return
     window = WINDOW * batch_size
     for start in range(0, len(portion.rows), window):

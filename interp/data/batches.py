@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     """Data as batches: batches as they are, anything else prepared `size` rows at a time.
 
-    `data` is a `Data` or what it is made from. With ``on_error="skip"`` rows that cannot be read are left out, with one
-    warning that has their number.
+    `data` is a `Data` or what it is made from. With ``on_error="skip"`` rows that cannot be read, or that the processor
+    refuses, are left out, with one warning that has their number.
 
     Raises `InputTypeError` for what is no data, `InputError` for data without rows, for a row that cannot be read, for a
     size below 1, and what `VLM.prepare` raises.

@@ -45,15 +45,16 @@ class Data:
     >>> interp.capture(interp.load("toy"), captions, positions="text", progress=False)["resid"].shape
     torch.Size([9, 2, 128])
 
-    `source` is a list of batches, of (image, text), of texts or of dicts, a data set of scenes or of the `datasets`
-    package, or the path of a folder or a file; docs/capture.md has an example of each.
+    `source` is a list of batches, of (image, text), of texts, of pictures or of dicts, an iterator of such items, a frame of
+    pandas, a data set of scenes, of torch or of the `datasets` package, or the path of a folder or a file; docs/capture.md
+    has an example of each.
 
     `columns` says which columns play the roles image, text, id, label and group, ``{"text": "caption"}``; a column that
     has the name of a role plays it, unless None says that no column does: ``{"id": None}``. `prompt` is the text of each
     row with columns in braces, ``"<image> {caption}"``; a prompt without ``<image>`` makes rows of text, and their images
-    are not used. With `chat` each text is put into the model's chat template. A row that cannot be read is an error, or
-    with ``on_error="skip"`` it is left out. `root` is the folder that relative paths of images start from: a file's own
-    folder where it is None, and for data in memory the working directory.
+    are not used. With `chat` each text is put into the model's chat template. A row that cannot be read, or that the model
+    cannot take, is an error, or with ``on_error="skip"`` it is left out. `root` is the folder that relative paths of images
+    start from: a file's own folder where it is None, and for data in memory the working directory.
 
     Raises `InputError` for an unknown role or value and `InputTypeError` for a value of another type. The source itself
     is checked where it is read.

@@ -90,8 +90,9 @@ class VLM(Core):
         >>> batch.positions["object"].nonzero().tolist()
         [[0, 2], [0, 3]]
 
-        In a text ``<image>`` stands for an image. `images` has one entry for each text: a picture, a path, a list of
-        several, or None. With `chat`, each text becomes the user's turn in the model's chat template, without a system turn.
+        In a text ``<image>`` stands for an image. `images` has one entry for each text: a picture (a PIL image, a path, bytes,
+        an array), a list of several, or None. With `chat`, each text becomes the user's turn in the model's chat template,
+        without a system turn.
 
         `spans` names parts of the texts, which become positions of that name. A span is a string that occurs once, a range
         ``(start, end)`` of the characters you wrote, ints that count real tokens, a Bool mask of tokens, or one of the

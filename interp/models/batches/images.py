@@ -64,6 +64,13 @@ def images_in(entry: Any) -> list[Any]:
     return [] if entry is None else list(entry) if isinstance(entry, list | tuple) else [entry]
 
 
+def is_one_picture(entry: Any) -> bool:
+    """Whether this is one picture, of the kinds that could be taken for a list: bytes, a dict, an open file, an array."""
+    if isinstance(entry, bytes | bytearray | memoryview | Mapping) or hasattr(entry, "read"):
+        return True
+    return isinstance(entry, np.ndarray | torch.Tensor) and entry.ndim in (2, 3)
+
+
 def is_url(picture: Any) -> bool:
     """Whether a picture is named by a URL alone, as a stream of the `datasets` package names files in archives."""
     return isinstance(picture, Mapping) and _bytes_in(picture) is None and "://" in str(picture.get("path"))

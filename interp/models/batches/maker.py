@@ -21,7 +21,7 @@ from interp.models.batches.batch import Batch
 from interp.models.batches.chats import as_chat
 from interp.models.batches.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
-from interp.models.batches.images import images_in, open_image
+from interp.models.batches.images import images_in, is_one_picture, open_image
 from interp.models.batches.positions import find_positions
 from interp.models.batches.prompts import PLACEHOLDER, Images, Refusal, TokenizerInput, encode, offsets_of
 from interp.models.batches.spans import Wording, find_spans
@@ -131,8 +131,8 @@ class BatchMaker:
 
     def _is_broken(self, text: str, prompt: str) -> bool:
         """Whether a prompt does not have this text whole, or has its first token only behind it."""
-        start = getattr(self.tokenizer, "bos_token", None)
-        return text not in prompt or (bool(start) and prompt.find(start) > prompt.find(text))
+        start = getattr(self.tokenizer, "bos_token", None) or ""
+        return text not in prompt or prompt.find(start) > prompt.find(text)
 
     def _refusal(self, text: str, images: Sequence[Image.Image]) -> Refusal | None:
         try:
@@ -269,7 +269,7 @@ def _own_positions(mask: Tensor) -> Tensor:
 
 def _as_rows(name: str, entries: Any, expected: str) -> list[Any]:
     """Entries, one a row, as a list; one string or one picture is no list."""
-    if isinstance(entries, str) or not isinstance(entries, Iterable):
+    if isinstance(entries, str) or not isinstance(entries, Iterable) or (name == "images" and is_one_picture(entries)):
         kind = type(entries).__name__
         raise InputError(f"{name}={shown(entries)} is one {kind}: expected a list of {expected}, one entry a row")
     return list(entries)

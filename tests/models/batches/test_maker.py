@@ -1,5 +1,7 @@
 """Batches: what goes in comes out, row by row, and what does not fit is refused before a model runs."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,10 @@ PICTURE = Image.new("RGB", (48, 48))
         (["a", None], None, "None among the texts is a NoneType: expected strings"),
         (["<image>"], ["nowhere.png"], "'nowhere.png' is no file"),
         (["<image>"], [b"x"], "is no image"),
+        (["<image>"], b"x", "images=b'x' is one bytes: expected a list of pictures"),
+        (["<image>"], {"path": "a.png"}, "is one dict: expected a list of pictures"),
+        (["<image>"], np.zeros((48, 48, 3), np.uint8), "is one ndarray: expected a list of pictures"),
+        (["<image>"], io.BytesIO(b"x"), "is one BytesIO: expected a list of pictures"),
         (["<image>"], [np.zeros((48, 48, 3))], r"ndarray of shape \(48, 48, 3\) is no image: expected a PIL image"),
         (["<image>"], 5, "images=5 is one int: expected a list of pictures, one entry a row"),
         (["<image>"], PICTURE, "is one Image: expected a list of pictures"),
