@@ -6,7 +6,7 @@ a list of (image, text)                     either may be None; several images a
 a list of texts                             rows without images
 a list of PIL images or of `pathlib` paths  rows of a bare ``<image>``
 a list of dicts                             a row each, with named columns; also LLaVA's conversations
-a `pandas.DataFrame`                        a row each, with its columns
+a pandas or polars frame, an Arrow table    a row each, with its columns
 an iterator, or a data set of torch         such pairs, texts or dicts, read once and in their order
 anything with `pairs()`                     such pairs, with `ids` (a name a row) and `labels` (name -> one a row) where
                                             it has them, as `interp.toy.scenes(...)` and its `.captions()` have
@@ -83,6 +83,8 @@ def _items_of(source: Any) -> Sequence[Any] | Iterator[Any]:
     if hasattr(source, "iloc") and hasattr(source, "columns"):  # pandas, where an empty cell is a NaN or the like
         frame = source.rename(columns=str).astype(object)
         return frame.where(frame.notna(), None).to_dict("records")
+    if hasattr(source, "to_pylist") or hasattr(source, "to_dicts"):  # tables of Arrow, frames of polars
+        return source.to_pylist() if hasattr(source, "to_pylist") else source.to_dicts()
     if getattr(source, "ndim", None) == 1 and hasattr(source, "tolist"):
         return source.tolist()
     if isinstance(source, Iterator) or (isinstance(source, Sequence) and not isinstance(source, str | bytes)):

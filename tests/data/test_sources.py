@@ -11,6 +11,7 @@ from itertools import chain, pairwise
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -335,6 +336,7 @@ DICTS = [{"image": image, "n": number} for number, image in enumerate(IMAGES)]
         (lambda: Torchs([(image, "<image>") for image in IMAGES]), {}),
         (lambda: Torchs(DICTS), {"n": 1}),
         (lambda: pd.DataFrame(DICTS), {"n": 1}),
+        (lambda: pa.table({"image": [as_bytes(image) for image in IMAGES], "n": [0, 1, 2]}), {"n": 1}),
         (lambda: pd.DataFrame({"image": IMAGES, 7: [0.5, np.nan, 2]}), {"7": None}),
         (lambda: [(np.array(image), "<image>") for image in IMAGES], {}),
     ],

@@ -87,7 +87,7 @@ class BatchMaker:
         for row, pictures in enumerate(images):
             if prompts and not pictures and self._is_broken(texts[row].strip(), prompts[row].text):
                 reason = f"has no image, and the processor breaks its text into {prompts[row].text!r}"
-                faults[row] = ("", f" {reason}: put it into a batch without images")
+                faults[row] = ("", f" {reason}: give it an image, or leave it out of this batch")
         if faults:
             raise RowError(faults)
         return _with_spans(batch, spans, lambda row: self._wording(row, (users_texts or texts)[row], prompts, batch))
