@@ -173,10 +173,11 @@ def doctor(
     if as_json:
         print(json.dumps(_diagnosis(vlm, report), indent=2))
     else:
-        rows = [("image_token", str(_image_token(vlm)))]
-        rows += [(name, _cell(value)) for name, value in vlm.structure.to_dict().items()]
+        unnamed = "none" if vlm.structure.image_token_id is None else "has no name without a tokenizer"
+        rows = [("image_token", _image_token(vlm) or unnamed)]
+        rows += [(name, _part(vlm, name, value)) for name, value in vlm.structure.to_dict().items()]
         _print_table(f"{vlm.name}: {type(vlm.model).__name__}", ["part", "value"], rows)
-        proofs = [(c.name, c.outcome, f"{c.error:.3g}", c.bound, c.detail) for c in report.checks]
+        proofs = [(c.name, c.outcome, c.measured, c.bound, c.detail) for c in report.checks]
         _print_table("proofs", ["proof", "outcome", "measured", "expected", "claim"], proofs)
     failed = [check for check in report.checks if check.outcome == "failed"]
     if failed:
@@ -270,15 +271,27 @@ def _source(text: str) -> Any:
     return scenes if kind == "scenes" else scenes.captions()
 
 
-def _cell(value: Any) -> str:
-    """A part of the structure as text. A list with an entry for each layer becomes its distinct entries and their counts."""
+def _part(vlm: VLM, name: str, value: Any) -> str:
+    """A part or a trait of the structure as text, in words where there is none."""
+    # Traits are those that a structure may be without until a run has told.
+    is_trait = type(vlm.structure).__dataclass_fields__[name].default is None
+    return _cell(value, *(("not measured yet", "not proved") if is_trait else ("none", "none")))
+
+
+def _cell(value: Any, nothing: str = "none", nothing_inside: str = "none") -> str:
+    """A value as text. A list with an entry for each layer becomes its distinct entries and their counts."""
+    if value is None:
+        return nothing
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
-        parts = (f"{name} {_cell(entry)}" for name, entry in value.items() if entry not in (None, (), [], False))
-        return ", ".join(parts)
-    if not isinstance(value, list | tuple) or len(value) <= 1:
+        filled = {name: entry for name, entry in value.items() if entry not in (None, (), [], False)}
+        return ", ".join(name if entry is True else f"{name} {_cell(entry)}" for name, entry in filled.items())
+    if not isinstance(value, list | tuple):
         return str(value)
-    counts = Counter(map(_cell, value))
-    return ", ".join(f"{count} x {entry}" for entry, count in counts.items())
+    counts = Counter(_cell(entry, nothing_inside) for entry in value)
+    between = "; " if any("," in entry for entry in counts) else ", "
+    return between.join(f"{count} x {entry}" for entry, count in counts.items()) or "none"
 
 
 def _image_token(vlm: VLM) -> str | None:
@@ -335,12 +348,15 @@ def _progress() -> Iterator[Callable[[str, int], None]]:
     """A progress bar on standard error: `advance(name, total)` begins the next of `total` steps."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from interp.progress import quiet
+
     # Loading a model would show progress bars of its own and break this one.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn())
     console = _console(stderr=True)
     # In a file or a pipe the bar would leave empty lines.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal
+    with quiet(), Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("starting", total=None)
         done = 0
 

@@ -1,6 +1,7 @@
 """The command line: what it writes, what it prints, and how it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -146,6 +147,36 @@ def test_the_doctor_shows_parts_and_proofs(capfd):
     out = capfd.readouterr().out
     assert "model.language_model.layers" in out
     assert out.count("passed") == 7
+    assert "None" not in out
+    assert out.count("not measured yet") == 7  # what is measured at its first use
+
+
+def test_the_doctor_shows_every_absence_in_words(capfd, monkeypatch):
+    bare = interp.load(model=zoo.build("gemma4"), check=False)
+    monkeypatch.setattr("interp.load", lambda *_, **__: bare)
+    assert cli.run(["doctor", "bare"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert not {"None", "nan", "True", "False"} & set(re.findall(r"\w+", out))
+    assert "4 x not proved" in out
+    assert "pending │ not measured" in out
+    assert cli.run(["doctor", "bare", "--json"]) == 0
+    diagnosis = json.loads(capfd.readouterr().out)
+    assert diagnosis["structure"]["q"] is None
+    assert [check["error"] for check in diagnosis["checks"] if check["outcome"] == "pending"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
+        ([], "none"),
+        ([4], "1 x 4"),
+        ([True, True, False], "2 x yes, 1 x no"),
+        ([{"kind": "a", "flat": True, "rest": None}, {"kind": "b"}], "1 x kind a, flat; 1 x kind b"),
+    ],
+)
+def test_values_of_the_structure_in_words(value, text):
+    assert cli._cell(value) == text
 
 
 def test_the_doctor_speaks_json(capfd):

@@ -32,7 +32,7 @@ from interp.activations.extraction import (
 )
 from interp.activations.plan import make_plan
 from interp.activations.portions import Halving, Piece, Portion, Work, pieces, portions, read_portions, shard_rows
-from interp.activations.processes import Advance, Processes, processes, progress_bar
+from interp.activations.processes import Advance, Processes, processes, rows_bar
 from interp.activations.shards import Shard, add_hashes, in_memory
 from interp.activations.store import Store, open_activations
 from interp.arguments import checked_choice, checked_int
@@ -109,12 +109,12 @@ def capture(
     plan = make_plan(vlm, selection, reading)
     run, work = _Pass(vlm, selection, batch_size, data), portions(source, size)
     if out is None:
-        with progress_bar(source.size, progress) as advance:
+        with rows_bar(source.size, progress) as advance:
             shards = [run.shard(portion, advance) for _, portion in read_portions(work)]
         return in_memory(plan, shards, run.summary([len(shard.ids) for shard in shards]))
     with processes() as group, _open_store(out, plan, resume, group) as store:
         share = None if source.size is None else -(-source.size // group.size)
-        with progress_bar(share, progress and group.rank == 0) as advance:
+        with rows_bar(share, progress and group.rank == 0) as advance:
             _fill(store, run, work, group, advance)
     return open_activations(out)
 

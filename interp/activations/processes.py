@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from interp.errors import InterpError
+from interp.progress import progress_bar
 
 # One process may wait for another as long as a run takes.
 _PATIENCE = timedelta(days=30)
@@ -65,32 +65,15 @@ def _meeting_place() -> tuple[Any, int, int]:
 
 
 @contextmanager
-def progress_bar(total: int | None, visible: bool) -> Iterator[Advance]:
-    """A bar over the rows, their rate, the time left and the bytes; ``advance(rows, bytes)`` moves it.
+def rows_bar(total: int | None, visible: bool) -> Iterator[Advance]:
+    """A bar over the rows, with the bytes that were captured; ``advance(rows, bytes)`` moves it."""
+    with progress_bar("capture", total, "rows", visible) as bar:
+        size = 0
 
-    It is on the terminal or in a notebook, and goes away at the end.
-    """
-    if not visible:
-        yield lambda rows, size: None
-        return
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-
-    parts: list[ProgressColumn] = [TextColumn("capture"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")]
-    parts += [TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[size]}")]
-    console = Console(stderr=True)
-    # In a file or a pipe it would leave its lines.
-    hidden = not (console.is_terminal or console.is_jupyter)
-    with Progress(*parts, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("capture", total=total, rate="", size="")
-        start, all_rows, all_bytes = time.monotonic(), 0, 0
-
-        def advance(rows: int, size: int) -> None:
-            nonlocal all_rows, all_bytes
-            all_rows, all_bytes = all_rows + rows, all_bytes + size
-            rate = all_rows / max(time.monotonic() - start, 1e-6)
-            bar.update(task, advance=rows, rate=f"{rate:.1f} rows/s", size=decimal(all_bytes))
+        def advance(rows: int, new: int) -> None:
+            nonlocal size
+            size += new
+            bar.advance(rows, f"{size / 1e6:,.1f} MB")
 
         yield advance
 

@@ -27,11 +27,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import as_number
+from interp.arguments import as_number, checked_flag
 from interp.errors import InputError
 from interp.geometry.clouds import States, as_paired_states, check_k, checked_within
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks
 from interp.geometry.registry import measure_of
+from interp.progress import quiet
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
@@ -214,6 +215,8 @@ def alignment_matrix(
     k: int | None = None,
     subsamples: int | None = None,
     seed: int = 0,
+    *,
+    progress: bool = True,
 ) -> AlignmentMatrix:
     """The similarity of each layer of `visual` with each of `textual`, both `[state, example, feature]`, rows paired.
 
@@ -239,6 +242,8 @@ def alignment_matrix(
     A layer in which all examples are equal (state 0 at the last position, where prompts end alike) is at chance by
     neighbours; other measures refuse it.
 
+    A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
+
     Raises `InputError` for an unknown metric, k >= n, examples that are not paired, and states that are not finite.
     """
     measure = measure_of(metric).turned
@@ -253,8 +258,9 @@ def alignment_matrix(
     names = [f"visual state {state}" for state in range(len(first))]
     others = [f"textual state {state}" for state in range(len(second))]
     stacks = LayerStacks(list(first), list(second), (names, others))
-    grid = measure.grid(stacks, halves, number)
-    floor = measure.floor(stacks, number, seed)
+    with quiet(not checked_flag(progress, "progress")):
+        grid = measure.grid(stacks, halves, number)
+        floor = measure.floor(stacks, number, seed)
     error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
     low, high = interval(grid.values, error, measure.bounds)
     return AlignmentMatrix(

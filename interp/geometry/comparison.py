@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import checked_int
+from interp.arguments import checked_flag, checked_int
 from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.clouds import States, as_paired_states, distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
@@ -33,6 +33,7 @@ from interp.geometry.modality import FIELDS, modality_gap
 from interp.geometry.overlap import Labels, label_classes
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure
+from interp.progress import progress_bar, quiet
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import half_samples
@@ -105,6 +106,8 @@ def compare(
     subsamples: int = 10,
     permutations: int = 20,
     seed: int = 0,
+    *,
+    progress: bool = True,
 ) -> GeometryComparison:
     """Measures of `visual` and `textual`, both `[state, example, feature]` with paired examples, at every state.
 
@@ -133,6 +136,8 @@ def compare(
     Examples that repeat another in any state of either modality have no dimension. Where a measure needs distinct ones,
     repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
 
+    A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
+
     Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
     more than half of the examples repeat others (leave it out), and the errors of the measures.
     """
@@ -153,7 +158,8 @@ def compare(
         )
     halves = half_samples(n, subsamples, seed) if subsamples else NO_HALVES
     resampling = Resampling(halves, checked_int(permutations, "permutations", least=1), seed)
-    readings = list(_readings(measures, (first, second), classes, resampling))
+    with quiet(not checked_flag(progress, "progress")):
+        readings = list(_readings(measures, (first, second), classes, resampling))
     names = [measure.name for measure in measures]
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
@@ -178,17 +184,18 @@ def _readings(
         for name, stack in zip(MODALITIES, stacks, strict=True):
             with naming(name):
                 yield from of_path(measure, name, stack, resampling)
-    for state in range(max(map(len, stacks))):
-        clouds = [
-            StateCloud(name, state, stack[state], classes, resampling)
-            for name, stack in zip(MODALITIES, stacks, strict=True)
-            if state < len(stack)
-        ]
-        for cloud in clouds:
-            with naming(cloud.name):
-                yield from (of_one(each, cloud) for each in measures if each.kind in ("cloud", "labelled"))
-        if len(clouds) == len(MODALITIES):
-            yield from _of_both(measures, clouds[0], clouds[1])
+    with progress_bar("comparing", max(map(len, stacks)), "states") as bar:
+        for state in bar.each(range(max(map(len, stacks)))):
+            clouds = [
+                StateCloud(name, state, stack[state], classes, resampling)
+                for name, stack in zip(MODALITIES, stacks, strict=True)
+                if state < len(stack)
+            ]
+            for cloud in clouds:
+                with naming(cloud.name):
+                    yield from (of_one(each, cloud) for each in measures if each.kind in ("cloud", "labelled"))
+            if len(clouds) == len(MODALITIES):
+                yield from _of_both(measures, clouds[0], clouds[1])
 
 
 def _of_both(measures: Sequence[Measure], one: StateCloud, other: StateCloud) -> Iterator[Reading]:

@@ -34,6 +34,7 @@ from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, distinct_rows
 from interp.geometry.dimension import levina_bickel, two_nn
 from interp.geometry.neighbors import blocks, ready
+from interp.progress import progress_bar
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator
@@ -69,7 +70,9 @@ class IdCorrelation(Result):
         return pd.DataFrame([{**row, **dimensions, "n": self.n, "permutations": len(self.null), "method": self.method}])
 
 
-def id_correlation(x: Cloud, y: Cloud, permutations: int = 100, method: str = "2nn", seed: int = 0) -> IdCorrelation:
+def id_correlation(
+    x: Cloud, y: Cloud, permutations: int = 100, method: str = "2nn", seed: int = 0, *, progress: bool = True
+) -> IdCorrelation:
     """The correlation by intrinsic dimension of `x` and `y`, `[example, feature]` with paired rows, and its p.
 
     >>> import numpy as np
@@ -85,7 +88,8 @@ def id_correlation(x: Cloud, y: Cloud, permutations: int = 100, method: str = "2
     are standardised, constant ones dropped. With `permutations=0` p is NaN.
 
     It needs 8 n^2 bytes of memory as long as that is at most 1 GiB; above, it computes distances again for each shuffle. For
-    5,000 examples that is 0.2 GB, and 0.1 to 0.2 seconds for each shuffle on one core.
+    5,000 examples that is 0.2 GB, and 0.1 to 0.2 seconds for each shuffle on one core. A long run shows its progress on a
+    terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` where rows are not paired or not finite, where all columns of a cloud are constant, where rows are
     equal (drop them in both clouds with `distinct_rows`), for too few examples, and for an unknown method.
@@ -104,7 +108,8 @@ def id_correlation(x: Cloud, y: Cloud, permutations: int = 100, method: str = "2
             raise InputError(f"{name} has neighbours at equal distances: a lattice has no intrinsic dimension")
     rng = generator(seed)
     orders = [same, *(torch.from_numpy(rng.permutation(n)).to(same.device) for _ in range(permutations))]
-    joint, *shuffled = (estimator(_nearest(table_x, table_y, order, k)) for order in orders)
+    with progress_bar("correlation by dimension", len(orders), "orders", progress) as bar:
+        joint, *shuffled = (estimator(_nearest(table_x, table_y, order, k)) for order in bar.each(orders))
     p = permutation_p(sum(dimension <= joint for dimension in shuffled), permutations) if permutations else math.nan
     value, *null = ((d_x + d_y - dimension) / max(d_x, d_y) for dimension in (joint, *shuffled))
     under = torch.tensor(null, dtype=torch.float64)

@@ -11,6 +11,7 @@ The null of a grid is the same grid after a random change of the clouds: the row
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from interp.geometry.imbalance import mean_rank
 from interp.geometry.neighbors import Graph, Neighbors, blocks, graph_of, ready
 from interp.geometry.overlap import neighborhoods_in, overlap_influence, overlap_within
 from interp.geometry.scaling import centred
+from interp.progress import progress_bar
 from interp.statistics.half_samples import generator, reach, wide
 
 _TOGETHER = 4  # shuffled clouds that are in memory at once, where a stack has one layer
@@ -94,9 +96,14 @@ class LayerGrid:
 def overlap_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int, metric: str) -> LayerGrid:
     """The overlap of neighbourhoods, from one graph for each cloud; graphs in the stacks are used as they are."""
     columns = min(wide(k) if len(halves) else k, stacks.n - 1)
-    first, second = ([graph_of(cloud, k, metric, name, columns) for cloud, name in stack] for stack in stacks.named)
+    count = len(stacks.first) + len(stacks.second)
+    with progress_bar("graphs of neighbours", count, "clouds") as bar:
+        first, second = (
+            [graph_of(cloud, k, metric, name, columns) for cloud, name in bar.each(stack)] for stack in stacks.named
+        )
     values, influence = overlap_influence(first, second, k)
-    parts = [overlap_within(first, second, half, k) for half in halves]
+    with progress_bar("overlap in halves", len(halves), "halves") as bar:
+        parts = [overlap_within(first, second, half, k) for half in bar.each(halves)]
     return LayerGrid(values, _stacked(parts, influence), influence)
 
 
@@ -106,14 +113,16 @@ def imbalance_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int) -> L
     n, a, b = stacks.n, len(first), len(second)
     terms = torch.empty(a, b, n, dtype=torch.float64)
     parts = torch.zeros(len(halves), a, b, dtype=torch.float64)
-    for rows in blocks(n, n * (a + b + k)):
-        squared = [[points.squared(rows) for points in stack] for stack in (first, second)]
-        terms[:, :, rows] = _likeness(squared[0], squared[1], k, n)
-        for number, half in enumerate(halves):
-            inside = half[(half >= rows.start) & (half < rows.stop)] - rows.start
-            cut = [[block[inside][:, half] for block in stack] for stack in squared]
-            within = _likeness(cut[0], cut[1], reach(k, n, len(half)), len(half))
-            parts[number] += within.sum(dim=2) / len(half)
+    with progress_bar("information imbalance", n, "examples") as bar:
+        for rows in blocks(n, n * (a + b + k)):
+            squared = [[points.squared(rows) for points in stack] for stack in (first, second)]
+            terms[:, :, rows] = _likeness(squared[0], squared[1], k, n)
+            for number, half in enumerate(halves):
+                inside = half[(half >= rows.start) & (half < rows.stop)] - rows.start
+                cut = [[block[inside][:, half] for block in stack] for stack in squared]
+                within = _likeness(cut[0], cut[1], reach(k, n, len(half)), len(half))
+                parts[number] += within.sum(dim=2) / len(half)
+            bar.advance(rows.stop - rows.start)
     return LayerGrid(terms.mean(dim=2), parts, twice(terms))
 
 
@@ -151,15 +160,17 @@ def kernel_grid(
     cross = torch.zeros(count, count, n, dtype=torch.float64)
     traces = torch.zeros(len(halves), count, count, dtype=torch.float64)
     sums = torch.zeros(len(halves), count, halves.shape[1] if len(halves) else 0, dtype=torch.float64)
-    for rows in blocks(n, n * count):
-        block = torch.stack([each(rows) for each in tables], dim=1)  # [row, table, example]
-        cross[:, :, rows] = (block @ block.mT).permute(1, 2, 0).cpu()
-        for number, half in enumerate(halves):
-            here = (half >= rows.start) & (half < rows.stop)
-            cut = block[half[here] - rows.start][:, :, half]
-            flat = cut.transpose(0, 1).flatten(start_dim=1)
-            traces[number] += (flat @ flat.T).cpu()
-            sums[number][:, here.cpu()] = cut.sum(dim=2).T.cpu()
+    with progress_bar("tables of all pairs", n, "examples") as bar:
+        for rows in blocks(n, n * count):
+            block = torch.stack([each(rows) for each in tables], dim=1)  # [row, table, example]
+            cross[:, :, rows] = (block @ block.mT).permute(1, 2, 0).cpu()
+            for number, half in enumerate(halves):
+                here = (half >= rows.start) & (half < rows.stop)
+                cut = block[half[here] - rows.start][:, :, half]
+                flat = cut.transpose(0, 1).flatten(start_dim=1)
+                traces[number] += (flat @ flat.T).cpu()
+                sums[number][:, here.cpu()] = cut.sum(dim=2).T.cpu()
+            bar.advance(rows.stop - rows.start)
     size_of = cross.sum(dim=2).diagonal()
     for left, size, (_, name) in zip(size_of, sizes, clouds, strict=True):
         check_left(left, size, n, name)
@@ -194,15 +205,17 @@ def pairwise_grid(
     Among a half of the examples, k shrinks so that neighbourhoods reach as far as among all.
     """
     n = stacks.n
-    values = _each_pair(stacks, lambda x, y: function(x, y, k))
-    parts = [
-        _each_pair(
-            stacks,
-            lambda x, y, half=half: function(x[half], y[half], k and reach(k, n, len(half))),
-            f"a half of {n} examples, for an interval, of ",
-        )
-        for half in halves
-    ]
+    with progress_bar("layers and halves", 1 + len(halves), "grids") as bar:
+        values = _each_pair(stacks, lambda x, y: function(x, y, k))
+        bar.advance()
+        parts = [
+            _each_pair(
+                stacks,
+                lambda x, y, half=half: function(x[half], y[half], k and reach(k, n, len(half))),
+                f"a half of {n} examples, for an interval, of ",
+            )
+            for half in bar.each(halves)
+        ]
     return LayerGrid(values, _stacked(parts, values))
 
 
@@ -210,8 +223,8 @@ def _each_pair(stacks: LayerStacks, function: Callable[..., float], among: str =
     """The value of each pair of clouds; an error names the pair."""
     first, second = stacks.named
     values = []
-    for x, name in first:
-        for y, other in second:
+    with progress_bar("pairs of layers", len(first) * len(second), "pairs") as bar:
+        for (x, name), (y, other) in bar.each(itertools.product(first, second)):
             try:
                 values.append(function(x, y))
             except InputError as error:
@@ -226,12 +239,14 @@ def shuffled_values(
     orders, b = resampling.orders(stacks.n), len(stacks.second)
     together = max(1, _TOGETHER // b) if len(stacks.first) == b == 1 else 1
     values = []
-    for start in range(0, len(orders), together):
-        some = orders[start : start + together]
-        second = [_reordered(cloud, order) for order in some for cloud in stacks.second]
-        names = stacks.names[0], [*stacks.names[1]] * len(some)
-        drawn = grid(replace(stacks, second=second, names=names)).values
-        values += drawn.split(b, dim=1)
+    with progress_bar("shuffles", len(orders), "shuffles") as bar:
+        for start in range(0, len(orders), together):
+            some = orders[start : start + together]
+            second = [_reordered(cloud, order) for order in some for cloud in stacks.second]
+            names = stacks.names[0], [*stacks.names[1]] * len(some)
+            drawn = grid(replace(stacks, second=second, names=names)).values
+            values += drawn.split(b, dim=1)
+            bar.advance(len(some))
     return torch.stack(values)
 
 

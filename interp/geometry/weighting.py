@@ -22,6 +22,7 @@ from interp.arguments import checked_int, checked_number
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, checked_within
 from interp.geometry.imbalance import default_k, rank_matrix, soft_imbalance
+from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator
@@ -61,6 +62,8 @@ def learn_weights(
     held_out: float = 0.3,
     shuffles: int = 3,
     seed: int = 0,
+    *,
+    progress: bool = True,
 ) -> FeatureWeights:
     """The weights of the features of `x` that minimise its differentiable imbalance to `y`, rows paired.
 
@@ -74,7 +77,8 @@ def learn_weights(
     Adam over `steps`, with a learning rate that falls to 0 as a cosine. The objective adds `penalty` times the sum of the
     weights over their largest: a larger penalty leaves fewer features (an L1 penalty). `held_out` is the share of the
     examples, drawn with `seed`, that takes no part in the fit. The fit is repeated on `shuffles` orders of the rows of `y`.
-    It needs memory for a few tables of n x n in float64: use a few thousand examples.
+    It needs memory for a few tables of n x n in float64: use a few thousand examples. A long fit shows its progress on a
+    terminal or in a notebook; ``progress=False`` hides it.
 
     Raises the errors of `differentiable_imbalance`, and `InputError` for settings out of range and a cloud whose features
     are all constant; constant features have weight 0.
@@ -97,7 +101,8 @@ def learn_weights(
         raise InputError(f"all {first.shape[1]} features of x are constant: expected one or more that vary")
     start = torch.where(spread > 0, 1 / spread, 0.0)
     orders = [train, *(train[torch.from_numpy(rng.permutation(size)).to(train.device)] for _ in range(shuffles))]
-    (weights, path), *null = (fit.weights(first[train], second[rows], start) for rows in orders)
+    with progress_bar("learning weights", fit.steps * len(orders), "steps", progress) as bar:
+        (weights, path), *null = (fit.weights(first[train], second[rows], start, bar) for rows in orders)
     ranks = rank_matrix(second[test])
     before, after, *shuffled = (
         float(fit.imbalance(first[test] * each, ranks)) for each in (start, weights, *(each for each, _ in null))
@@ -133,7 +138,7 @@ class _Fit:
         return soft_imbalance(x, ranks, default_k(len(x)) if self.k is None else self.k, self.factor)
 
     @torch.enable_grad()  # also where the caller has turned gradients off
-    def weights(self, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, x: Tensor, y: Tensor, start: Tensor, bar: Bar) -> tuple[Tensor, Tensor]:
         """The weights at the end, and the imbalance at each step."""
         ranks, scaled = rank_matrix(y), x * start
         logs = torch.zeros_like(start, requires_grad=True)  # weights are positive, and only their proportions count
@@ -148,4 +153,5 @@ class _Fit:
             (loss + self.penalty * weights.sum() / weights.max()).backward()
             optimiser.step()
             decay.step()
+            bar.advance()
         return start * logs.detach().exp(), torch.tensor(path, dtype=torch.float64)

@@ -28,6 +28,7 @@ from interp.models import VLM, Batch
 from interp.models.running.readout import Readout
 from interp.models.running.steps import reads_of_states, take_each
 from interp.models.running.trace import run_forward
+from interp.progress import Bar
 from interp.statistics.bootstrap import bootstrap_ratio
 
 
@@ -80,7 +81,7 @@ def reader_of(vlm: VLM) -> Reader:
     return Reader(replace(vlm.readout, norm=norm, head=head), vlm.device)
 
 
-def collect(vlm: VLM, batches: Sequence[Batch], positions: Any) -> Examples:
+def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar | None = None) -> Examples:
     """Every state at these positions, one forward pass a batch; rows are numbered through all batches.
 
     Raises `InputError` where no position is selected.
@@ -94,6 +95,8 @@ def collect(vlm: VLM, batches: Sequence[Batch], positions: Any) -> Examples:
             states.append(torch.stack([outputs[read.key].cpu() for read in reads]))
             numbers.append(rows + before)
         before += len(batch)
+        if bar is not None:
+            bar.advance()
     if not states:
         raise InputError(f"positions={shown(positions)} selects no position of this data: expected at least one")
     rows = torch.cat(numbers).unique(return_inverse=True)[1]  # rows without a position do not count

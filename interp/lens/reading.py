@@ -24,6 +24,7 @@ from torch import Tensor
 from interp.arguments import checked_int
 from interp.errors import InputError, shown
 from interp.models import VLM, Batch, Intervention
+from interp.models.batches.standings import standings_at
 from interp.models.batches.targets import target_ids, word_of
 from interp.models.running.readout import Readout
 from interp.models.running.steps import reads_of_states
@@ -44,7 +45,9 @@ class LensResult(Result):
     `top_ids`, `top_probs` `[state, position, k]` are the most probable words. `entropy` `[state, position]` is that of the
     reading, and `kl` `[state, position]` is KL(final || reading), both in nats; final is the model's own prediction at that
     position in the same run. With targets, `target_probs` and `target_ranks` `[state, position]` (rank 0 = first), else
-    None. Positions are in row order: `rows` and `columns` say where each one is, `tokens` what is there.
+    None. Positions are in row order: `rows` and `columns` say where each one is, `tokens` what is there, `roles` whether it is
+    "image", "last", "special" or "question", and `patches` the row and column of a patch (None where there is none; both are
+    None in older files).
 
     Chance level: a uniform reading has probability ``1 / vocabulary`` and entropy ``log(vocabulary)``. A state without
     finite numbers (an intervention too large for the precision) is NaN in all of them, and the rank of its target is the
@@ -63,6 +66,8 @@ class LensResult(Result):
     vocabulary: dict[str, str]
     vocab_size: int
     name: str = "logit lens"
+    roles: list[str] | None = None
+    patches: list[tuple[int, int] | None] | None = None
 
     def __post_init__(self) -> None:
         if self.top_ids.shape != self.top_probs.shape or self.entropy.shape != self.top_ids.shape[:2]:
@@ -79,11 +84,17 @@ class LensResult(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a state and position: where it is, its top word with its probability, entropy, kl, and its target's."""
         states, positions = torch.cartesian_prod(*map(torch.arange, self.entropy.shape)).T
+        unknown = [None] * len(self.tokens)
+        patches = [patch or (None, None) for patch in self.patches or unknown]
+        roles = self.roles or unknown
         columns = {
             "state": states.tolist(),
             "row": self.rows[positions].tolist(),
             "column": self.columns[positions].tolist(),
             "token": [self.tokens[position] for position in positions.tolist()],
+            "role": [roles[position] for position in positions.tolist()],
+            "patch_row": pd.array([patches[position][0] for position in positions.tolist()], dtype="Int64"),
+            "patch_column": pd.array([patches[position][1] for position in positions.tolist()], dtype="Int64"),
             "top": [self.vocabulary[str(token)] for token in self.top_ids[..., 0].flatten().tolist()],
             "prob": self.top_probs[..., 0].flatten().tolist(),
             "entropy": self.entropy.flatten().tolist(),
@@ -156,6 +167,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     reads = [replace(read, arguments=(*read.arguments, read.key, translators.get(read.key))) for read in first]
     reads.append(replace(last, function=read_vocabulary, arguments=(*last.arguments, last.key, chunking)))
     outputs = run_forward(vlm, batch, edits, reads, logits=None)
+    standings = standings_at(batch, mask)
     ids, probs, entropy, kl, target_probs, ranks = (part.cpu() for part in outputs[last.key])
     return LensResult(
         top_ids=ids,
@@ -166,7 +178,9 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
         target_ranks=None if request.targets is None else ranks,
         rows=rows,
         columns=columns,
-        tokens=[batch.tokens[row][column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)],
+        tokens=[each.token for each in standings],
+        roles=[each.role for each in standings],
+        patches=[each.patch for each in standings],
         vocabulary={str(token): word_of(vlm, token) for token in ids.unique().tolist()},
         vocab_size=size,
         name=lens.name,

@@ -36,6 +36,7 @@ from interp.lens.fitting import (
 )
 from interp.lens.reading import Lens, LensResult, Request, read_states
 from interp.models import VLM, Batch, Intervention
+from interp.progress import progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
 
@@ -85,6 +86,7 @@ class TunedLens(Result):
         patience: int = 3,
         batch_size: int = 8,
         seed: int = 0,
+        progress: bool = True,
     ) -> TunedLens:
         """Fit a translator to each state but the last, to make KL(final || reading) small at `positions` of `data`.
 
@@ -100,7 +102,7 @@ class TunedLens(Result):
         precision: ``(n_layers + 1) x positions x width`` numbers. One step of the training is made of `positions_at_once`
         positions (256, or fewer with a very large vocabulary). A share `held_out` of the rows is for measuring alone, half
         as many say when to stop; see `interp.lens.fitting`. Two rows with one picture may fall on both sides, and then the
-        held-out numbers flatter.
+        held-out numbers flatter. A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
         Raises what `interp.data.batches.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
         select nothing, a setting of the training that is out of range, and a model without weights on this machine.
@@ -112,11 +114,16 @@ class TunedLens(Result):
                 f"{vlm.name!r} has no weights here: expected a model in memory, fit the lens where it is loaded"
             )
         batches = batches_of(vlm, data, batch_size)
-        examples = collect(vlm, batches, positions)
+        with progress_bar("collecting states", len(batches), "batches", progress) as bar:
+            examples = collect(vlm, batches, positions, bar)
         sides = split_three_ways(int(examples.rows.max()) + 1, held_out, seed)
         train, stop, test = (examples.of(side) for side in sides)
         read, finals = reader_of(vlm), examples.states[-1]
-        fits = [fit_translator(states, finals, train, stop, read, training) for states in examples.states[:-1]]
+        fits = []
+        with progress_bar("tuned lens", len(examples.states) - 1, "states", progress) as bar:
+            for states in examples.states[:-1]:
+                fits.append(fit_translator(states, finals, train, stop, read, training))
+                bar.advance()
         translators, epoch_of = zip(*fits, strict=True)
 
         def measured(each: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,6 +37,7 @@ from interp.models.running.trace import run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
 from interp.patching.patch_result import PatchResult
+from interp.progress import progress_bar
 
 # Positions of all rows that share a backward pass, whose memory is the graph. For a model of 7 B parameters in 16 bits that is
 # 6 MB a position, 6 GB in all, which fits beside the weights on a card of 24 GB. A row of image tokens fills a pass alone.
@@ -68,6 +69,7 @@ def attribution_patch(
     metric: Metric | MetricFunction,
     interventions: Sequence[Intervention] = (),
     seed: int = 0,
+    progress: bool = True,
 ) -> PatchResult:
     """The gradient approximation of the grid that `patch_sweep` gives for the same arguments, as one of its results.
 
@@ -78,6 +80,8 @@ def attribution_patch(
 
     Raises what `patch_sweep` raises; `InputError` for a metric without a gradient (an argmax), `LayoutError` for a model
     without one.
+
+    A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Source: attribution patching as in Nanda 2023, Syed et al. 2023 and Kramar et al. 2024 (AtP).
 
@@ -100,7 +104,11 @@ def attribution_patch(
     """
     request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, seed)
     grid = request.grid(vlm, clean, corrupted)
-    parts = [_attribution(grid, rows) for rows in _portions(grid)]
+    parts = []
+    with progress_bar("attribution patching", len(grid.pairs), "pairs", progress) as bar:
+        for rows in _portions(grid):
+            parts.append(_attribution(grid, rows))
+            bar.advance(len(rows))
     source, target, per_row = (torch.cat(each) for each in zip(*parts, strict=True))
     note = f"first order in the states of the {'corrupted' if direction == 'denoise' else 'clean'} run"
     return grid.result(per_row, *grid.clean_and_corrupted(source, target), (note,), "gradient")

@@ -26,12 +26,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.arguments import as_ints, checked_seed
+from interp.arguments import checked_seed
 from interp.errors import InputError, shown
 from interp.interventions import Knockout
 from interp.models import VLM, Batch
+from interp.models.batches.positions import name_of_positions
 from interp.patching.metrics import Metric, MetricFunction, answer_ids, bind_to_batches, name_of
 from interp.patching.window_sweeps import as_batches, centred_windows, draw_controls, last_logits
+from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
 from interp.statistics.bootstrap import bootstrap_mean
@@ -108,6 +110,7 @@ def flow(
     interventions: Sequence[Any] = (),
     control: bool = True,
     seed: int = 0,
+    progress: bool = True,
 ) -> FlowResult:
     """Cut each edge in one window of layers after the other, and measure how much of the answer is lost.
 
@@ -127,7 +130,8 @@ def flow(
     fewer. The control is not a zero line, because the other positions may carry the answer too. It says what the loss of so
     many keys costs.
 
-    A row in which the source selects nothing counts as unchanged.
+    A row in which the source selects nothing counts as unchanged. A long run shows its progress on a terminal or in a notebook;
+    ``progress=False`` hides it.
 
     Before anything is run, it raises `InputError` for edges that are not pairs or share a name and for a seed below 0 or of
     another type, and what `Knockout` raises; later `InputError` if no row is answered correctly, and if the metric of a row is
@@ -151,20 +155,27 @@ def flow(
 
     runs = [_run_baseline(vlm, *each, interventions) for each in zip(batches, metrics, answers, strict=True)]
     baseline, kept = _kept_baseline(runs, name_of(metric))
-    per_row = torch.cat([_run_cuts(vlm, run, cuts, windows, interventions) for run in runs])
-    change = relative_change(per_row, baseline[:, None, None])
-    low, high = bootstrap_mean(change, seed)
     control_cuts, n_source, n_control = _control_cuts(runs, cuts, seed)
-    of_control = None
-    if control:
-        parts = [_run_cuts(vlm, *each, windows, interventions) for each in zip(runs, control_cuts, strict=True)]
-        of_control = relative_change(torch.cat(parts), baseline[:, None, None])
-        of_control = of_control.masked_fill(n_control[:, :, None] == 0, torch.nan).nanmean(dim=0)
+    plans = [[cuts] * len(runs), *([control_cuts] if control else [])]
+    total = len(plans) * sum(bool(run.right.any()) for run in runs) * len(cuts) * len(windows)
+    with progress_bar("flow", total, "runs", progress) as bar:
+        per_row, *of_control = (
+            torch.cat(
+                [
+                    _run_cuts(vlm, run, of_run, windows, interventions, bar)
+                    for run, of_run in zip(runs, plan, strict=True)
+                ]
+            )
+            for plan in plans
+        )
+    change, *changes = (relative_change(each, baseline[:, None, None]) for each in (per_row, *of_control))
+    low, high = bootstrap_mean(change, seed)
+    means = [each.masked_fill(n_control[:, :, None] == 0, torch.nan).nanmean(dim=0) for each in changes]
     return FlowResult(
         values=change.mean(dim=0),
         low=low,
         high=high,
-        control=of_control,
+        control=means[0] if control else None,
         per_row=per_row,
         baseline_rows=baseline,
         kept=kept,
@@ -202,23 +213,17 @@ def _knockouts(edges: Any, mode: str) -> dict[str, Knockout]:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"edge {shown(pair)}: expected a pair (source, target), such as ('image', 'last')")
         cut = Knockout(source=pair[0], target=pair[1], layers="all", mode=mode)
-        name = str(named[number][0]) if named is not None else f"{_end_name(cut.source)} -> {_end_name(cut.target)}"
+        name = (
+            str(named[number][0])
+            if named is not None
+            else f"{name_of_positions(cut.source)} -> {name_of_positions(cut.target)}"
+        )
         if name in cuts:
             raise InputError(f"two edges are named {name!r}: give edges as a dict, with a name for each")
         cuts[name] = cut
     if not cuts:
         raise InputError(f"edges={shown(edges)} is empty: expected at least one pair (source, target)")
     return cuts
-
-
-def _end_name(positions: Any) -> str:
-    """The name of one end of an edge: its own name, its ints, or the size of its mask."""
-    if isinstance(positions, str):
-        return positions
-    ints = as_ints(positions)
-    if ints is not None:
-        return shown(ints)
-    return f"mask of {int(positions.sum())} positions" if hasattr(positions, "sum") else shown(positions)
 
 
 # Runs --------------------------------------------------------------------------------------------------------------------
@@ -261,7 +266,12 @@ def _kept_baseline(runs: Sequence[_BaselineRun], name: str) -> tuple[Tensor, Ten
 
 
 def _run_cuts(
-    vlm: VLM, run: _BaselineRun, cuts: Sequence[Knockout], windows: Sequence[range], interventions: Sequence[Any]
+    vlm: VLM,
+    run: _BaselineRun,
+    cuts: Sequence[Knockout],
+    windows: Sequence[range],
+    interventions: Sequence[Any],
+    bar: Bar,
 ) -> Tensor:
     """The metric `[row, edge, window]` of the rows that count, with one edge cut in one window at a time."""
     values = torch.empty(int(run.right.sum()), len(cuts), len(windows))
@@ -272,6 +282,7 @@ def _run_cuts(
         for index, layers in enumerate(windows):
             logits = last_logits(vlm, run.batch, edits, [replace(cut, layers=layers)])
             values[:, edge, index] = run.metric(logits)[run.right]
+            bar.advance()
     return values
 
 

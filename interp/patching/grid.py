@@ -82,7 +82,7 @@ class SweepGrid:
     @property
     def shape(self) -> tuple[int, ...]:
         """The numbers of layers and columns, and of heads if these are patched one at a time."""
-        return len(self.layers), len(self.pairs.names), *(() if self.heads is None else (len(self.heads),))
+        return len(self.layers), len(self.pairs.columns), *(() if self.heads is None else (len(self.heads),))
 
     @property
     def source_and_target(self) -> tuple[Batch, Batch]:
@@ -114,7 +114,7 @@ class SweepGrid:
         """The result with the metric of every cell in every row, and of the clean and the corrupted runs."""
         effect, low, high = relative_effect(per_row, clean, corrupted, self.seed)
         picture, boxes = picture_of(self.pairs)
-        batches = self.pairs.clean, self.pairs.corrupted
+        batches, columns = (self.pairs.clean, self.pairs.corrupted), self.pairs.columns
         return PatchResult(
             values=per_row.mean(dim=0),
             effect=effect,
@@ -124,8 +124,8 @@ class SweepGrid:
             clean_rows=clean,
             corrupted_rows=corrupted,
             layers=self.layers,
-            columns=[group.tolist() for group in self.pairs.groups[0]],
-            tokens=self.pairs.names,
+            columns=[column.positions for column in columns],
+            tokens=[column.name for column in columns],
             site=self.site,
             metric=self.metric,
             direction=self.direction,
@@ -133,6 +133,8 @@ class SweepGrid:
             method=method,
             picture=picture,
             boxes=boxes,
+            roles=[column.role for column in columns],
+            patches=[column.patch for column in columns],
             provenance=provenance_of_run(self.vlm, batches, self.interventions, self.seed, notes),
         )
 

@@ -29,6 +29,7 @@ from interp.interventions import Skip
 from interp.models import VLM, Batch
 from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
 from interp.patching.window_sweeps import as_batches, draw_controls, last_logits, sliding_windows, windows_to_end
+from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
 from interp.statistics.bootstrap import bootstrap_mean
@@ -101,6 +102,7 @@ def layer_sweep(
     *,
     metric: Metric | MetricFunction,
     interventions: Sequence[Any] = (),
+    progress: bool = True,
     **fixed: Any,
 ) -> SweepResult:
     """The metric with an intervention in each window of `window` layers: ``intervention(layers=window, **fixed)``.
@@ -108,7 +110,8 @@ def layer_sweep(
     `intervention` is a class of `interp.interventions`, or any function that takes `layers=` and returns an intervention or a
     list of them. One that takes `from_layer=` instead, as `Truncate` does, moves from layer to layer and acts from there to
     the last. `interventions` hold in all runs, also in those of the baseline. `batch` is one batch or a data set in batches;
-    the metric's targets are one for all rows or one for each row of all batches.
+    the metric's targets are one for all rows or one for each row of all batches. A long run shows its progress on a terminal or
+    in a notebook; ``progress=False`` hides it.
 
     Before anything is run, it raises `InputError` for a window that is wider than the model is deep, for arguments that the
     intervention does not take, and for those that the intervention refuses on this model and these batches.
@@ -131,9 +134,11 @@ def layer_sweep(
     windows, plans = _plans(intervention, vlm.structure.n_layers, window, fixed)
     metrics = bind_to_batches(metric, vlm, batches)
     _check_plans(vlm, batches, plans, interventions)
-    parts = [
-        _run_plans(vlm, each, plans, interventions, function) for each, function in zip(batches, metrics, strict=True)
-    ]
+    with progress_bar("layer sweep", len(batches) * len(plans), "runs", progress) as bar:
+        parts = [
+            _run_plans(vlm, each, plans, interventions, bar, function)
+            for each, function in zip(batches, metrics, strict=True)
+        ]
     per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
     name = _name(intervention)
     arguments = "".join(f", {key}={shown(value)}" for key, value in fixed.items())
@@ -158,6 +163,7 @@ def layer_contribution(
     interventions: Sequence[Any] = (),
     control: bool = True,
     seed: int = 0,
+    progress: bool = True,
 ) -> SweepResult:
     """ShortV's layer contribution: ``KL(frozen || unchanged)`` at the last token, in nats, with ``Skip`` at `positions`.
 
@@ -166,7 +172,8 @@ def layer_contribution(
     contribution of 0.
 
     With `control`, which doubles the runs, the same is done at random positions: in each row as many as are frozen before the
-    last token, drawn with `seed` among the others before it, or all of these if they are fewer.
+    last token, drawn with `seed` among the others before it, or all of these if they are fewer. A long run shows its progress
+    on a terminal or in a notebook; ``progress=False`` hides it.
 
     Before anything is run, it raises what `Skip` raises, and `InputError` for a window that is wider than the model is deep
     and for a seed below 0 or of another type.
@@ -185,10 +192,11 @@ def layer_contribution(
     _check_plans(vlm, batches, plans, interventions)
     masks, n_positions, n_control = _controls(batches, positions, seed)
     has_control = control and bool(n_control.any())
-    parts = [
-        _run_plans(vlm, each, plans + (_plans_at(mask, windows) if has_control else []), interventions)
-        for each, mask in zip(batches, masks, strict=True)
-    ]
+    with progress_bar("layer contribution", len(batches) * len(plans) * (1 + has_control), "runs", progress) as bar:
+        parts = [
+            _run_plans(vlm, each, plans + (_plans_at(mask, windows) if has_control else []), interventions, bar)
+            for each, mask in zip(batches, masks, strict=True)
+        ]
     per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
     per_row, of_control = per_row[:, : len(windows)], per_row[:, len(windows) :]
     provenance = provenance_of_run(vlm, batches, interventions, seed)
@@ -294,13 +302,17 @@ def _run_plans(
     batch: Batch,
     plans: Sequence[Plan],
     interventions: Sequence[Any],
+    bar: Bar,
     metric: MetricFunction | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The metric `[row, plan]` with each plan and `[row]` without; by default it is the divergence from the run without."""
     edits = vlm.edits_of(batch, interventions)
     baseline = last_logits(vlm, batch, edits)
     metric = metric or contribution_from(baseline)
-    values = [metric(last_logits(vlm, batch, edits, plan)).cpu() for plan in plans]
+    values = []
+    for plan in plans:
+        values.append(metric(last_logits(vlm, batch, edits, plan)).cpu())
+        bar.advance()
     return torch.stack(values, dim=1), metric(baseline).cpu()
 
 

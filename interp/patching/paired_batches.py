@@ -7,31 +7,44 @@ Different pairs may have different layouts, as long as each of them has every co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from interp.errors import InputError, shown
 from interp.models import Batch
+from interp.models.batches.standings import common_name, common_patch, common_role, standings_of
 
 # The longest side of the picture in a result, which is there to be looked at.
 _LARGEST_PICTURE = 512
 
 
 @dataclass(frozen=True)
+class GridColumn:
+    """One column of a grid, as far as the rows agree: its `name`, its `positions` (counted without padding; none where rows
+    differ), their `role` and the row and column of the `patch` that it is, None where rows differ or there is none."""
+
+    name: str
+    positions: list[int]
+    role: str | None
+    patch: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class PairedBatches:
     """Clean and corrupted rows of equal layouts. `groups[row][column]` are the positions (Int, counted without padding) that
-    a column of the grid patches together, and `names` the names of the columns."""
+    a column of the grid patches together, and `columns` what holds for each column in all rows."""
 
     clean: Batch
     corrupted: Batch
     groups: list[list[Tensor]]
-    names: list[str]
+    columns: list[GridColumn]
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -61,37 +74,67 @@ def pair_batches(clean: Batch, corrupted: Batch, positions: Any) -> PairedBatche
         counts = [len(columns) for columns in groups]
         if not counts[0] or len(set(counts)) > 1:
             raise InputError(f"positions={shown(positions)} selects {counts} positions: expected as many in each row")
-        first = clean.row(0)
-        return PairedBatches(clean, corrupted, groups, [first.tokens[0][int(group)] for group in groups[0]])
+        return PairedBatches(clean, corrupted, groups, _describe_columns(clean, corrupted, groups))
     columns_by_name = {name: _columns(clean, corrupted, group) for name, group in groups_by_name.items()}
     for name, rows in columns_by_name.items():
         empty = next((row for row, columns in enumerate(rows) if not len(columns)), None)
         if empty is not None:
             raise InputError(f"group {name!r} selects nothing in row {empty}: expected at least one position")
     groups = [list(row) for row in zip(*columns_by_name.values(), strict=True)]
-    return PairedBatches(clean, corrupted, groups, list(columns_by_name))
+    return PairedBatches(clean, corrupted, groups, _describe_columns(clean, corrupted, groups, list(columns_by_name)))
+
+
+def _describe_columns(
+    clean: Batch, corrupted: Batch, groups: Sequence[Sequence[Tensor]], names: Sequence[str] = ()
+) -> list[GridColumn]:
+    """What holds for each column in all rows; without names, each column is a single token and gets the name of that."""
+    in_clean, in_corrupted = ([standings_of(batch, row) for row in range(len(batch))] for batch in (clean, corrupted))
+    columns = []
+    for number in range(len(groups[0])):
+        of_rows = [of_row[number].tolist() for of_row in groups]
+        here, there = (
+            [of_row[place] for of_row, places in zip(side, of_rows, strict=True) for place in places]
+            for side in (in_clean, in_corrupted)
+        )
+        name = names[number] if names else common_name(here, there)
+        same = all(places == of_rows[0] for places in of_rows)
+        columns.append(GridColumn(name, of_rows[0] if same else [], common_role(here), common_patch(here)))
+    return columns
 
 
 def picture_of(pairs: PairedBatches) -> tuple[Tensor | None, Float[Tensor, "position 4"] | None]:
-    """The picture of the first clean row, UInt8 `[height, width, 3]`, and the box of each column on it, as shares of its width
+    """The picture of all clean rows, UInt8 `[height, width, 3]`, and the box of each column on it, as shares of its width
     and height.
 
-    Both are None if the row does not have exactly one picture, if the boxes of its tokens are unknown, or if no column is a
-    single image token.
+    A mean over several pictures belongs to none of them, so the picture is None where they differ; boxes are those of all
+    pictures of one size. Both are None if a row does not have exactly one picture, if the boxes of its tokens are unknown, or
+    if no column is the same single patch in all rows.
     """
-    row = pairs.clean.row(0)
+    images = pairs.clean.images
+    if len(images) != len(pairs) or any(len(of_row) != 1 for of_row in images):
+        return None, None
+    (first, *others), row = [of_row[0] for of_row in images], pairs.clean.row(0)
     boxes = row.positions.boxes(0)
-    if len(boxes) != 1 or boxes[0] is None or len(row.images) != 1 or len(row.images[0]) != 1:
+    if len(boxes) != 1 or boxes[0] is None or any(other.size != first.size for other in others):
         return None, None
     box_of = dict(zip(row.positions["image"][0].nonzero().flatten().tolist(), boxes[0], strict=True))
     nowhere = torch.full((4,), torch.nan)
-    of_columns = [box_of.get(int(group), nowhere) if len(group) == 1 else nowhere for group in pairs.groups[0]]
+    of_columns = [
+        nowhere if column.patch is None or len(group) > 1 else box_of[int(group)]
+        for group, column in zip(pairs.groups[0], pairs.columns, strict=True)
+    ]
     stacked = torch.stack([box.float() for box in of_columns])
     if stacked.isnan().all():
         return None, None
-    picture = row.images[0][0].convert("RGB")
+    if not all(_is_same_picture(first, other) for other in others):
+        return None, stacked
+    picture = first.convert("RGB")
     picture.thumbnail((_LARGEST_PICTURE, _LARGEST_PICTURE))
     return torch.from_numpy(np.array(picture)), stacked
+
+
+def _is_same_picture(first: Image.Image, other: Image.Image) -> bool:
+    return first is other or (first.mode == other.mode and first.tobytes() == other.tobytes())
 
 
 def _groups_by_name(positions: Any) -> dict[str, Any] | None:

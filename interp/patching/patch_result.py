@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import scipy.stats
@@ -24,9 +25,14 @@ class PatchResult(Result):
     row). `per_row` holds each row's metric, `clean_rows` and `corrupted_rows` the metric of the two unpatched runs, and `clean`
     and `corrupted` their means.
 
-    `tokens` names the positions. `columns` lists, for each, the columns that were patched together in the first row: one for a
-    token, all of a named group. If single patches of the first row's picture are among them, `picture` is that picture and
-    `boxes` gives their places on it, as shares of its width and height, with NaN for other positions.
+    All labels say what holds in every row. `tokens` names the positions: the word there ("clean / corrupted" where the two
+    runs differ), "patch 2,3" (row and column, from 0), the name of a group, or as in "9 words: 0, 1, 2 …" how many words
+    differ. `columns` lists, for each, the positions that were patched together, counted without padding: one for a token,
+    all of a named group, none where rows differ. `roles` are "image", "last", "special", "question" or "text" (question and
+    last), and `patches` the row and column of single patches, None where rows differ; both are None in older files.
+
+    If single patches are among the positions and all clean rows have one picture of one size, `boxes` gives their places on
+    it, as shares of its width and height, with NaN for other positions. `picture` is the picture if it is the same in all.
 
     `method` is "exact" or "gradient". The notes of an exact grid's provenance say how the cells were computed.
     """
@@ -48,6 +54,8 @@ class PatchResult(Result):
     method: str = "exact"
     picture: UInt8[Tensor, "height width 3"] | None = None
     boxes: Float[Tensor, "position 4"] | None = None
+    roles: list[str | None] | None = None
+    patches: list[tuple[int, int] | None] | None = None
 
     def __post_init__(self) -> None:
         grid = (len(self.layers), len(self.columns), *(() if self.heads is None else (len(self.heads),)))
@@ -87,9 +95,9 @@ class PatchResult(Result):
         return len(top[0] & top[1]) / cells
 
     def _effects(self, other: PatchResult) -> tuple[Tensor, Tensor]:
-        """The effects of two grids of the same cells, one after the other."""
-        cells = [(each.site, each.layers, each.columns, each.heads) for each in (self, other)]
-        if cells[0] != cells[1]:
+        """The effects of two grids of the same cells, one after the other. Positions that differ between rows fit any."""
+        one, two = ((each.site, each.layers, each.heads, len(each.columns)) for each in (self, other))
+        if one != two or any(a != b for a, b in zip(self.columns, other.columns, strict=True) if a and b):
             raise InputError(
                 f"{_description(self)} and {_description(other)} have different cells: expected two grids of the same site, "
                 "layers, positions and heads"
@@ -97,17 +105,33 @@ class PatchResult(Result):
         return self.effect.flatten(), other.effect.flatten()
 
     def to_frame(self) -> pd.DataFrame:
-        names = ["layer", "position", "token", *(() if self.heads is None else ("head",))]
+        """One row a cell: layer, position ("differs" where rows differ), token, role, patch_row, patch_column, head if heads
+        were patched one at a time, value, effect, low, high."""
         parts = (self.values, self.effect, self.low, self.high)
         grids = [part if self.heads else part[..., None] for part in parts]
         rows = [
-            [layer, ", ".join(map(str, columns)) if len(columns) > 1 else columns[0], token, *head, *cell]
+            [layer, *place, *head, *(float(grid[i, j, k]) for grid in grids)]
             for i, layer in enumerate(self.layers)
-            for j, (columns, token) in enumerate(zip(self.columns, self.tokens, strict=True))
+            for j, place in enumerate(self._places())
             for k, head in enumerate([()] if self.heads is None else [(head,) for head in self.heads])
-            for cell in [[float(grid[i, j, k]) for grid in grids]]
         ]
-        return pd.DataFrame(rows, columns=[*names, "value", "effect", "low", "high"])
+        names = ["layer", "position", "token", "role", "patch_row", "patch_column"]
+        names += [*(() if self.heads is None else ("head",)), "value", "effect", "low", "high"]
+        return pd.DataFrame(rows, columns=names).astype({"patch_row": "Int64", "patch_column": "Int64"})
+
+    def _places(self) -> list[tuple[Any, ...]]:
+        """For each column its positions, name, role, patch row and patch column, as a frame shows them."""
+        unknown = [None] * len(self.columns)
+        labels = zip(self.columns, self.tokens, self.roles or unknown, self.patches or unknown, strict=True)
+        return [
+            (_position_text(columns), token, role, *((None, None) if patch is None else patch))
+            for columns, token, role, patch in labels
+        ]
+
+
+def _position_text(columns: list[int]) -> int | str:
+    """The positions of a column of the grid: one as an int, several as a list, "differs" where rows differ."""
+    return columns[0] if len(columns) == 1 else ", ".join(map(str, columns)) or "differs"
 
 
 def relative_effect(

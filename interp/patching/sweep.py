@@ -27,6 +27,7 @@ from interp.patching.cells import run_cells
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
 from interp.patching.patch_result import PatchResult
+from interp.progress import Bar, progress_bar
 
 
 def patch_sweep(
@@ -42,6 +43,7 @@ def patch_sweep(
     metric: Metric | MetricFunction,
     interventions: Sequence[Intervention] = (),
     seed: int = 0,
+    progress: bool = True,
 ) -> PatchResult:
     """Patch each layer and position on its own and measure how much of the answer moves with it.
 
@@ -59,6 +61,8 @@ def patch_sweep(
     one number a row, for rows that select different numbers of positions, for an unknown name, and for an intervention that
     does not hold in each row alone; `LayoutError` for a site that was not proved.
 
+    A long sweep shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
+
     Source: activation patching as in Meng et al. 2022 and Heimersheim and Nanda 2024.
 
     >>> import interp
@@ -73,21 +77,33 @@ def patch_sweep(
     request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, seed)
     grid = request.grid(vlm, clean, corrupted)
     each_head = [None] if grid.heads is None else grid.heads
-    cells = [Cell(*place) for place in product(grid.layers, range(len(grid.pairs.names)), each_head)]
+    cells = [Cell(*place) for place in product(grid.layers, range(len(grid.pairs.columns)), each_head)]
     source, target = grid.source_and_target
     ends: list[tuple[Tensor, Tensor]] = []
     values, notes = [], []
-    for row, metric_of_row in enumerate(grid.metrics):
-        versions, logits = _versions(grid, source.row(row), cells, grid.pairs.groups[row])
-        of_source = metric_of_row.of_run(logits, grid.metric)
-        in_trace = partial(apply_rule, rule=metric_of_row.rule, references=metric_of_row.references)
-        of_target, of_cells, note = run_cells(vlm, target.row(row), versions, in_trace, grid.interventions, grid.seed)
-        ends.append((of_source.cpu(), of_target))
-        values.append(of_cells)
-        notes.append(note)
+    with progress_bar("patching", len(grid.metrics) * len(cells), "cells", progress) as bar:
+        for row, metric_of_row in enumerate(grid.metrics):
+            versions, logits = _versions(grid, source.row(row), cells, grid.pairs.groups[row])
+            of_source = metric_of_row.of_run(logits, grid.metric)
+            in_trace = partial(apply_rule, rule=metric_of_row.rule, references=metric_of_row.references)
+            counted = in_trace if vlm.remote else partial(_counted, in_trace, bar)
+            of_target, of_cells, note = run_cells(
+                vlm, target.row(row), versions, counted, grid.interventions, grid.seed
+            )
+            ends.append((of_source.cpu(), of_target))
+            values.append(of_cells)
+            notes.append(note)
+            bar.reach((row + 1) * len(cells))
     both = grid.clean_and_corrupted(*(torch.cat(end) for end in zip(*ends, strict=True)))
     per_row = torch.stack(values).reshape(len(values), *grid.shape)
     return grid.result(per_row, *both, tuple(dict.fromkeys(notes)), "exact")
+
+
+def _counted(metric: MetricFunction, bar: Bar, logits: Tensor) -> Tensor:
+    """The metric, which is called for some cells at a time, and these counted. A server has no bar."""
+    values = metric(logits)
+    bar.advance(len(values))
+    return values
 
 
 def _versions(

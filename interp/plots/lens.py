@@ -19,7 +19,7 @@ from interp.arguments import as_int, checked_int
 from interp.errors import InputError, shown
 from interp.plots.pictures import add_slider, picture_figure
 from interp.plots.series import Series, series_figure
-from interp.plots.theme import label, numbers
+from interp.plots.theme import label, mean_of, numbers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,9 @@ def lens_figure(result: LensResult, title: str | None = None, height: int = 380)
         high=grid.quantile(0.9, dim=1) if several else None,
     )
     chance = math.log(result.vocab_size) if result.target_probs is None else 1 / result.vocab_size
-    titled = title or f"{result.name.capitalize()}: {name} ({grid.shape[1]} position{'s' if several else ''})"
+    rows = len(set(result.rows.tolist()))
+    count = mean_of(grid.shape[1], "position") + (f" in {rows} rows" if rows > 1 else "")
+    titled = title or f"{result.name.capitalize()}: {name} ({count})"
     return series_figure({name: line}, titled, name, chance=chance, height=height)
 
 
@@ -107,7 +109,8 @@ def lens_on_image(
     if menu:
         figure.add_traces([_frames(size / columns) for _ in range(states)])
         _add_menu(figure, {word: patches[word] for word in menu}, columns, states)
-    title = title or f"{result.name.capitalize()} on the image patches"
+    of_one = f" of row {row}" if len(set(result.rows.tolist())) > 1 else ""
+    title = title or f"{result.name.capitalize()} on the image patches{of_one}"
     sources = ["enters layer 0", *(f"leaves layer {layer}" for layer in range(states - 1))]
     titles = [f"{title}: state {index} of {states - 1} ({source})" for index, source in enumerate(sources)]
     add_slider(figure, list(map(str, range(states))), titles, first, "state ")

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from interp.errors import InputError
-from interp.plots.pictures import add_slider, lattice, picture_figure
+from interp.plots.pictures import add_slider, bare_figure, lattice, picture_figure
 from interp.plots.series import Series, series_figure
-from interp.plots.theme import EFFECT_SCALE, label, new_figure, numbers, translucent
+from interp.plots.theme import EFFECT_SCALE, label, mean_of, new_figure, numbers, translucent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,10 @@ def patching_figure(
     `labels`, `height` or a site with heads also select `patch_figure`.
     """
     plain = labels is None and height is None and result.heads is None
-    if plain and result.boxes is not None and not result.boxes.isnan().any():
+    on_picture = result.picture is not None and result.boxes is not None and not result.boxes.isnan().any()
+    if plain and (
+        on_picture or (len(result.columns) > 1 and len(_patches_of_one_image(result)) == len(result.columns))
+    ):
         return patch_on_image(result, title=title)
     return patch_figure(result, labels, title, height)
 
@@ -85,34 +88,39 @@ def patch_figure(
 def patch_on_image(
     result: PatchResult, layer: int | None = None, head: int | None = None, title: str | None = None, size: int = 560
 ) -> go.Figure:
-    """Draw the effect on the picture of the first pair, one colour for each patch, with a slider over layers.
+    """Draw the effect on the picture of the clean runs, one colour for each patch, with a slider over layers.
 
-    The slider starts at `layer` (default: the layer with the largest effect). For a result with heads, `head` selects the
-    one to draw. Columns that are not a single patch are left out; the title says how many.
+    A mean over pairs with different pictures belongs to none of them, so it is drawn on the bare grid of patches. The slider
+    starts at `layer` (default: the layer with the largest effect). For a result with heads, `head` selects the one to draw.
+    Columns that are not the same single patch in all rows are left out; the title says how many.
 
-    Raises `InputError` if no column is a patch of a known picture, and for a layer or head that was not patched.
+    Raises `InputError` if no column is a patch of a known picture or grid, and for a layer or head that was not patched.
     """
     from PIL.Image import fromarray
 
     patches, corners = _find_patches(result)
-    if result.picture is None or not patches:
+    if not patches:
         raise InputError(
             f"none of {len(result.columns)} positions of this result is a patch of a known picture: expected a sweep over "
-            "positions='image' of rows that were made from texts and images"
+            "positions='image' of rows whose image tokens form a grid"
         )
-    height, width = result.picture.shape[:2]
     if result.heads is None and head is not None:
         raise InputError(f"head={head!r}: this result has no heads, leave head out")
     of_head = () if result.heads is None else (_index("head", head, result.heads),)
     sizes = result.effect[(slice(None), patches, *of_head)].nan_to_num().abs()
     first = int(sizes.amax(dim=1).argmax()) if layer is None else _index("layer", layer, result.layers)
     across, down, boxes = lattice([corners[number] for number in patches])
-    figure = picture_figure(fromarray(result.picture.numpy()), width, height, 0, size)
+    if result.picture is None:
+        figure = bare_figure(across[-1], down[-1], size)
+    else:
+        height, width = result.picture.shape[:2]
+        figure = picture_figure(fromarray(result.picture.numpy()), width, height, 0, size)
+    scale = EFFECT_SCALE if result.picture is None else _VEIL
     drawer = _Drawer(result, result.tokens, _limit(sizes))
     for index in range(len(result.layers)):
         cells: _Cells = [[None if box is None else (index, patches[box], *of_head) for box in row] for row in boxes]
-        figure.add_trace(drawer.heatmap(cells, across, down, colorscale=_VEIL, xgap=1, ygap=1))
-    title = _default_title(result) if title is None else title
+        figure.add_trace(drawer.heatmap(cells, across, down, colorscale=scale, xgap=1, ygap=1))
+    title = _default_title(result, " with different pictures" * _has_many_pictures(result)) if title is None else title
     others = len(result.columns) - len(patches)
     remark = f" ({others} other position{'s' * (others > 1)} not shown)" if others else ""
     titles = [f"{title}, layer {number}{remark}" for number in result.layers]
@@ -123,13 +131,27 @@ def patch_on_image(
 
 
 def _find_patches(result: PatchResult) -> tuple[list[int], list[tuple[float, float, float, float]]]:
-    """The columns that have an area on the picture, and the corners of all columns in its pixels."""
+    """The columns that have an area on the picture, and the corners of all columns in its pixels; without a picture, the
+    columns that are patches, and their corners in a grid of squares."""
     if result.picture is None or result.boxes is None:
-        return [], []
+        places = _patches_of_one_image(result)
+        squares = [places.get(number, (0, 0)) for number in range(len(result.columns))]
+        return list(places), [(column, row, column + 1, row + 1) for row, column in squares]
     height, width = result.picture.shape[:2]
     scale = result.boxes.new_tensor([width, height, width, height])
     corners = [(box[0], box[1], box[2], box[3]) for box in (result.boxes.nan_to_num() * scale).tolist()]
     return [number for number, (x, y, right, bottom) in enumerate(corners) if right > x and bottom > y], corners
+
+
+def _patches_of_one_image(result: PatchResult) -> dict[int, tuple[int, int]]:
+    """The row and column of each column of the grid that is a patch in all rows; nothing if two are patches of different
+    images, which no one grid holds."""
+    places = {number: patch for number, patch in enumerate(result.patches or ()) if patch is not None}
+    return places if len(set(places.values())) == len(places) else {}
+
+
+def _has_many_pictures(result: PatchResult) -> bool:
+    return result.picture is None and len(result.per_row) > 1
 
 
 def _index(what: str, value: int | None, choices: Sequence[int]) -> int:
@@ -141,12 +163,11 @@ def _index(what: str, value: int | None, choices: Sequence[int]) -> int:
     return choices.index(value)
 
 
-def _default_title(result: PatchResult) -> str:
-    rows = len(result.per_row)
+def _default_title(result: PatchResult, remark: str = "") -> str:
     outcome = "comes back" if result.direction == "denoise" else "is left"
     return (
         f"Patching {label(result.site)} ({label(result.direction)}, {label(result.method)}): share of the clean answer "
-        f"that {outcome} ({rows} {'pair' if rows == 1 else 'pairs'})"
+        f"that {outcome} ({mean_of(len(result.per_row), 'pair')}{remark})"
     )
 
 
@@ -250,7 +271,9 @@ class _Drawer:
     def _hover(self, cell: _Cell) -> list[str]:
         """Token, positions, interval, name and value of the metric, layer and head."""
         columns = self.result.columns[cell[1]]
-        where = f"position {columns[0]}" if len(columns) == 1 else f"{len(columns)} positions"
+        where = {0: "positions differ", 1: f"position {columns[0] if columns else ''}"}.get(
+            len(columns), f"{len(columns)} positions"
+        )
         low, high, value = (_at(grid, cell) for grid in self.grids[1:])
         interval = "" if None in (low, high) else f"<br>95 % {low:.3f} to {high:.3f}"
         head = f", head {(self.result.heads or ())[cell[2]]}" if len(cell) > 2 else ""
@@ -331,5 +354,4 @@ def _layers(window: range) -> str:
 
 
 def _row_count(result: FlowResult | SweepResult) -> str:
-    count = len(result.per_row)
-    return f"{count} row" if count == 1 else f"{count} rows"
+    return mean_of(len(result.per_row))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from interp.errors import InputTypeError, shown
-from interp.plots.theme import TEMPLATE
+from interp.plots.theme import GRID, TEMPLATE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,7 @@ def picture_figure(image: Image, width: float, height: float, start: float, size
 
     Its axes begin at `start` in the top left corner and extend `width` to the right and `height` down.
     """
-    figure = go.Figure(layout={"template": TEMPLATE})
+    figure = bare_figure(width, height, size, start)
     figure.add_layout_image(
         source=as_uri(image),
         xref="x",
@@ -43,6 +43,12 @@ def picture_figure(image: Image, width: float, height: float, start: float, size
         sizing="stretch",
         layer="below",
     )
+    return figure
+
+
+def bare_figure(width: float, height: float, size: int, start: float = 0) -> go.Figure:
+    """The same figure without a picture."""
+    figure = go.Figure(layout={"template": TEMPLATE, "plot_bgcolor": GRID})
     figure.update_xaxes(range=[start, start + width], visible=False, constrain="domain")
     figure.update_yaxes(
         range=[start + height, start], visible=False, scaleanchor="x", constrain="domain", constraintoward="top"

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from interp.errors import InputError
 from interp.plots.series import Series, series_figure
-from interp.plots.theme import AMOUNT_SCALE, COLOURS, EFFECT_SCALE, INK, label, new_figure, numbers
+from interp.plots.theme import AMOUNT_SCALE, COLOURS, EFFECT_SCALE, INK, label, mean_of, new_figure, numbers
 
 if TYPE_CHECKING:
     from interp.readouts import AttributionResult, MassResult, ShareResult
@@ -120,13 +120,15 @@ def heads_figure(
 
 def _logit(result: AttributionResult) -> str:
     """The logit of a result, in words."""
+    rows = len(result.totals)
+    total = f"{result.total:.3g}" if rows == 1 else f"{result.total:.3g}, {mean_of(rows)}"
     targets = list(dict.fromkeys(result.targets))
     others = list(dict.fromkeys(result.against or ()))
     target = f"“{label(targets[0])}”" if len(targets) == 1 else "each row's target"
     if not others:
-        return f"the logit of {target} ({result.total:.3g})"
+        return f"the logit of {target} ({total})"
     other = f"“{label(others[0])}”" if len(others) == 1 else "its rival"
-    return f"the logit of {target} less that of {other} ({result.total:.3g})"
+    return f"the logit of {target} less that of {other} ({total})"
 
 
 # Attention shares --------------------------------------------------------------------------------------------------------
@@ -138,7 +140,8 @@ def share_figure(result: ShareResult, title: str | None = None, height: int = 40
     values, low, high, chance = (numbers(part) for part in (result.values, result.low, result.high, result.chance))
     intervals = [[_interval(*pair) for pair in zip(*rows, strict=True)] for rows in zip(low, high, strict=True)]
     return head_map(
-        title or f"Share of attention from {label(result.queries)} to {label(result.keys)}",
+        title
+        or f"Share of attention from {label(result.queries, 40)} to {label(result.keys, 40)} ({mean_of(_rows(result))})",
         [*range(len(values[0])), "chance"],
         range(len(values)),
         height,
@@ -164,8 +167,14 @@ def mass_figure(result: MassResult, title: str | None = None, height: int = 400)
         for row, query in enumerate(result.kinds)
         for column, key in enumerate(result.kinds)
     }
-    titled = title or "Attention within and between kinds of position (dashed: spread evenly)"
+    rows = mean_of(_rows(result.shares[0]))
+    titled = title or f"Attention within and between kinds of position ({rows}; dashed: spread evenly)"
     return series_figure(series, titled, "share of attention", x="layer", y_range=(0, 1), height=height)
+
+
+def _rows(result: ShareResult) -> int:
+    """The number of rows that count."""
+    return int((~result.per_row.isnan()).flatten(1).any(dim=1).sum())
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -69,6 +69,15 @@ def _visible(character: str) -> str:
     return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") else character
 
 
+def mean_of(count: int, what: str = "row") -> str:
+    """Of how many a mean is: nothing to say for a single one.
+
+    >>> mean_of(50, "pair"), mean_of(1)
+    ('mean of 50 pairs', '1 row')
+    """
+    return f"1 {what}" if count == 1 else f"mean of {count} {what}s"
+
+
 def new_figure(title: str, x: str, y: str, height: int = 380) -> go.Figure:
     """An empty figure in the shared look. The title and the axis titles are not escaped: they must not come from data."""
     figure = go.Figure(layout={"template": TEMPLATE, "height": height, "title": {"text": title}})

@@ -28,6 +28,7 @@ from interp.probes.controls import control_task, p_values, split_examples
 from interp.probes.inputs import Labels, States, checked_classes, checked_labels, checked_states
 from interp.probes.linear import LinearProbe
 from interp.probes.probe_result import TRANSFER, ProbeResult
+from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
 from interp.statistics.permutation import shuffle_labels
 from interp.statistics.proportions import bootstrap_shares
@@ -49,6 +50,8 @@ def probe_layers(
     C: float = 1.0,
     permutations: int | np.integer = 1000,
     types: Labels | None = None,
+    *,
+    progress: bool = True,
 ) -> ProbeResult:
     """Probe `labels` at every state of `acts`, a tensor or array [state, example, feature] or Activations.
 
@@ -72,6 +75,8 @@ def probe_layers(
     `transfer` holds states of the same examples in the other modality. The probes trained on `acts` are tested on its
     test examples. They standardise it as they do `acts`, so a constant gap between modalities counts against transfer.
 
+    A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
+
     Raises `InputError` where labels, groups or types are not one an example, there are fewer than two classes, a class has
     too few examples (or groups) for both sides, the sides have no type in common, features are not finite, or `transfer`
     has other states, examples or features; and for a seed that is not an int from 0.
@@ -92,8 +97,10 @@ def probe_layers(
     if type_of is not None:
         tasks = [control_task(numbers, type_of, train, test, seed + turn) for turn in range(max(turns, 1))]
 
-    fit = partial(_fit, states, train, kind, C)
-    probes = fit(numbers)
+    with progress_bar("probes", (1 + len(shuffles) + len(tasks)) * len(states), "fits", progress) as bar:
+        fit = partial(_fit, bar, states, train, kind, C)
+        probes = fit(numbers)
+        of_shuffles, of_tasks = (_mean_accuracy(fit, states, each, test) for each in (shuffles, tasks))
     answers, test_blocks = _answers(probes, states, test), None if blocks is None else blocks[test]
     accuracy, low, high = _accuracy(answers == numbers[test], test_blocks, seed)
     crossed: dict[str, Any] = {}
@@ -107,7 +114,7 @@ def probe_layers(
         accuracy=accuracy,
         low=low,
         high=high,
-        control=_mean_accuracy(fit, states, shuffles, test),
+        control=of_shuffles,
         chance=float(np.bincount(numbers[test]).max() / len(test)),
         probes=probes,
         classes=classes,
@@ -115,17 +122,19 @@ def probe_layers(
         test_rows=torch.from_numpy(test),
         p=p_values(answers, numbers, blocks, test, permutations, seed) if permutations else None,
         permutations=permutations,
-        control_task=_mean_accuracy(fit, states, tasks, test),
+        control_task=of_tasks,
         **crossed,
         provenance=replace(provenance if isinstance(provenance, Provenance) else Provenance(), seed=seed),
     )
 
 
-def _fit(states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray) -> Probes:
+def _fit(bar: Bar, states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray) -> Probes:
     """A probe of the class numbers at each state, trained on these rows."""
     if isinstance(states, Tensor) and kind == "logistic":
-        return fit_batched(states[:, torch.from_numpy(train).to(states.device)], numbers[train], strength)
-    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in states)
+        probes = fit_batched(states[:, torch.from_numpy(train).to(states.device)], numbers[train], strength)
+        bar.advance(len(states))
+        return probes
+    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in bar.each(states))
 
 
 def _answers(probes: Sequence[LinearProbe], states: States, rows: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from torch import Tensor
 from interp.arguments import checked_seed
 from interp.errors import InputError, LayoutError, shown
 from interp.models import VLM, Batch, Intervention
+from interp.models.batches.positions import name_of_positions
 from interp.models.running.steps import Read
 from interp.models.running.trace import run_forward
 from interp.provenance import provenance_of_run
@@ -181,7 +182,7 @@ def attention_share(
     """
     vlm.refuse_unfit(batch, interventions)
     masks = (batch.positions.select(queries), batch.positions.select(keys))
-    return _shares(vlm, batch, {(_named(queries), _named(keys)): masks}, interventions, seed)[0]
+    return _shares(vlm, batch, {(name_of_positions(queries), name_of_positions(keys)): masks}, interventions, seed)[0]
 
 
 def attention_masses(
@@ -214,11 +215,6 @@ def attention_masses(
     pairs = {(a, b): (masks[a] & both, masks[b] & both) for a in kinds for b in kinds}
     shares = _shares(vlm, batch, pairs, interventions, seed)
     return MassResult((first, second), shares, provenance=shares[0].provenance)
-
-
-def _named(positions: Any) -> str:
-    """The name of positions in a result."""
-    return positions if isinstance(positions, str) else shown(positions)
 
 
 def _shares(

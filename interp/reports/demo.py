@@ -325,7 +325,7 @@ def patch(vlm: VLM, size: Size, seed: int) -> Patching:
     of_groups = patch_sweep(vlm, clean, corrupted, positions=list(GROUPS), metric=metric)
     effects = torch.stack([of_groups.effect, of_groups.low, of_groups.high])
     groups = {name: Curve(*effects[:, :, index]) for index, name in enumerate(GROUPS)}
-    labels = _position_labels(clean, [column for (column,) in sweep.columns], chosen[0])
+    labels = _position_labels(sweep, chosen)
     return Patching(tuple(chosen), sweep, groups, labels, PLACES[place], sum(right))
 
 
@@ -356,20 +356,14 @@ def _batches(vlm: VLM, rows: Sequence[Pair]) -> tuple[Batch, Batch]:
     return vlm.prepare(prompts, clean), vlm.prepare(prompts, corrupted)
 
 
-def _position_labels(batch: Batch, columns: Sequence[int], pair: Pair) -> tuple[str, ...]:
-    """The row and column of each patch, with a dot for patches of the changed object; the token of any other position."""
-    owners = pair.clean.patch_labels
-    image = batch.positions["image"][0]
-    patches = {int(column): number for number, column in enumerate(image.nonzero().flatten())}
-    labels = []
-    for column in columns:
-        if column in patches:
-            row, across = divmod(patches[column], owners.shape[1])
-            labels.append(f"patch {row},{across}{' ●' if owners[row, across] == pair.changed else ''}")
-        else:
-            token = batch.tokens[0][column]
-            labels.append("DIGIT" if token.isdigit() else token)
-    return tuple(labels)
+def _position_labels(sweep: PatchResult, chosen: Sequence[Pair]) -> tuple[str, ...]:
+    """The names of the positions, with a dot for patches of the object that changes in all pairs."""
+    changes = np.all([pair.clean.patch_labels == pair.changed for pair in chosen], axis=0)
+    patches = sweep.patches or [None] * len(sweep.tokens)
+    return tuple(
+        f"{name} ●" if patch is not None and changes[tuple(patch)] else name
+        for name, patch in zip(sweep.tokens, patches, strict=True)
+    )
 
 
 # States, probes and geometry -----------------------------------------------------------------------------------------------

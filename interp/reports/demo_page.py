@@ -188,7 +188,9 @@ def _patching(demo: Demo) -> Section:
         if patching.answered
         else "although the model answers none correctly for both pictures"
     )
-    count = "1 pair" if len(patching.pairs) == 1 else f"{len(patching.pairs)} pairs"
+    several = len(patching.pairs) > 1
+    count = f"{len(patching.pairs)} pairs" if several else "1 pair"
+    one_of = f"first of {count}, " if several else ""
     groups = series_figure(
         _series({_GROUP_NAMES[name]: curve for name, curve in patching.groups.items()}),
         f"{TUNED}: all positions of a group at once",
@@ -206,13 +208,17 @@ def _patching(demo: Demo) -> Section:
             ),
             ColumnsBlock(
                 [
-                    PictureBlock(first.clean.image, f"clean: {first.question} {first.answer}", width=190),
-                    PictureBlock(first.corrupted.image, f"corrupted: {first.question} {first.other}", width=190),
+                    PictureBlock(first.clean.image, f"{one_of}clean: {first.question} {first.answer}", width=190),
+                    PictureBlock(
+                        first.corrupted.image, f"{one_of}corrupted: {first.question} {first.other}", width=190
+                    ),
                 ]
             ),
             FigureBlock(
                 patch_figure(
-                    patching.sweep, labels=patching.labels, title=f"{TUNED}: one position at a time ({count})"
+                    patching.sweep,
+                    labels=patching.labels,
+                    title=f"{TUNED}: one position at a time ({'mean of ' * several}{count})",
                 ),
                 wide=True,
                 caption=f"Mean over {count}, all with the changed digit at {patching.place} (●), {source}. Patches count from "

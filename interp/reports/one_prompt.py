@@ -347,7 +347,7 @@ def _proofs(analysis: PromptAnalysis) -> Section:
         return outcome if outcome == "pending" else Mark(outcome, outcome == "passed")
 
     checks = [
-        [check.name, outcome_cell(check.outcome), f"{check.error:.3g}", check.bound, check.detail]
+        [check.name, outcome_cell(check.outcome), check.measured, check.bound, check.detail]
         for check in analysis.checks.checks
     ]
     names = ("layers", "norm", "head", "embed", "vision", "projector")

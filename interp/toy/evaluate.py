@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from interp.arguments import checked_int
 from interp.models import VLM, load
 from interp.models.batches.targets import target_ids
+from interp.progress import Bar, progress_bar
 from interp.toy.language import KINDS, Question
 from interp.toy.scenes import Scene, scenes
 
@@ -22,7 +23,13 @@ _MODALITIES = ("text", "image")
 
 
 def evaluate(
-    model: str | VLM = "toy:tuned", n: int = 300, seed: int = 0, split: str = "test", batch_size: int = 64
+    model: str | VLM = "toy:tuned",
+    n: int = 300,
+    seed: int = 0,
+    split: str = "test",
+    batch_size: int = 64,
+    *,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Measure the accuracy of a toy on questions about `n` scenes of `split`: a row for each modality and kind of question.
 
@@ -31,7 +38,8 @@ def evaluate(
 
     The model gets every question twice, after the caption ("text") and after the picture ("image"). An answer is right if
     it is the most probable next token. Columns: model, modality, group, kind, accuracy, low and high (Wilson's 95 %
-    interval), chance (the share of the most common answer), n (the number of questions).
+    interval), chance (the share of the most common answer), n (the number of questions). A long run shows its progress on a
+    terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` if `n` is not an int of 1 or more, and for an unknown `split`.
     """
@@ -41,9 +49,13 @@ def evaluate(
     vlm = model if isinstance(model, VLM) else load(model)
     questions = [(scene, question) for scene in data for question in scene.questions]
     rows = []
+    answered = {}
+    with progress_bar(f"evaluating {vlm.name}", len(_MODALITIES) * len(questions), "questions", progress) as bar:
+        for modality in _MODALITIES:
+            answered[modality] = list(_answers(vlm, questions, modality, batch_size, bar))
     for modality in _MODALITIES:
         right: dict[str, list[bool]] = defaultdict(list)
-        for (_, question), is_right in zip(questions, _answers(vlm, questions, modality, batch_size), strict=True):
+        for (_, question), is_right in zip(questions, answered[modality], strict=True):
             right[question.kind].append(is_right)
         for kind in KINDS:
             answers = [question.answer for _, question in questions if question.kind == kind]
@@ -62,7 +74,9 @@ def _row(kind: str, right: Sequence[bool], answers: Sequence[str]) -> list[Any]:
     return [group, kind, sum(right) / len(right), interval.low, interval.high, chance, len(right)]
 
 
-def _answers(vlm: VLM, questions: list[tuple[Scene, Question]], modality: str, batch_size: int) -> Iterator[bool]:
+def _answers(
+    vlm: VLM, questions: list[tuple[Scene, Question]], modality: str, batch_size: int, bar: Bar
+) -> Iterator[bool]:
     """Whether the most probable next token after each question is its answer."""
     for start in range(0, len(questions), batch_size):
         part = questions[start : start + batch_size]
@@ -72,3 +86,4 @@ def _answers(vlm: VLM, questions: list[tuple[Scene, Question]], modality: str, b
             batch = vlm.prepare([question.text_prompt for _, question in part])
         answers = target_ids(vlm, batch, [question.answer for _, question in part])
         yield from (vlm.logits(batch).argmax(dim=-1).cpu() == answers).tolist()
+        bar.advance(len(part))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from interp.files import whole_file
+from interp.progress import progress_bar, quiet
 from interp.toy import lessons
 from interp.toy.language import COLOURS, KINDS, PLACES
 from interp.toy.model import build_language_model, build_tower, build_vlm, save, vision_config
@@ -47,24 +48,27 @@ def optimise(
 ) -> None:
     """Train with AdamW on a one-cycle schedule, with gradients clipped at norm 1.
 
-    Prints a line of progress every `REPORT_EVERY` steps, and the line that `check` returns every `CHECK_EVERY` steps.
+    Prints a line of progress every `REPORT_EVERY` steps, and the line that `check` returns every `CHECK_EVERY` steps. On a
+    terminal a bar shows the time left.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATES[phase], betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[phase], total_steps=steps, pct_start=0.1)
     start, running = time.monotonic(), None
-    for step in range(steps):
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of_step(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-        if step % REPORT_EVERY == 0 or step == steps - 1:
-            print(f"{phase} {step}/{steps} loss {running:.4f} {time.monotonic() - start:.0f} s", flush=True)
-        if (step and step % CHECK_EVERY == 0) or step == steps - 1:
-            print(check(), flush=True)
+    with progress_bar(f"training {phase}", steps, "steps") as bar:
+        for step in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of_step(step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+            if step % REPORT_EVERY == 0 or step == steps - 1:
+                print(f"{phase} {step}/{steps} loss {running:.4f} {time.monotonic() - start:.0f} s", flush=True)
+            if (step and step % CHECK_EVERY == 0) or step == steps - 1:
+                print(check(), flush=True)
+            bar.advance()
 
 
 def weighted_loss(logits: Tensor, lesson: lessons.Lesson) -> Tensor:
@@ -209,22 +213,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="a factor for the steps of every phase: 0.001 for a smoke run"
     )
+    parser.add_argument("--no-progress", action="store_true", help="show no bars")
     parser.add_argument("--only", choices=list(STEPS), help="run only this phase; earlier phases must be finished")
     options = parser.parse_args(arguments)
     steps = {phase: max(2, round(options.scale * count)) for phase, count in STEPS.items()}
-    out, seed = options.out, options.seed
+    with quiet(options.no_progress):
+        make_weights(options.out, options.seed, steps, options.only)
 
-    if options.only in (None, "language"):
+
+def make_weights(out: Path, seed: int, steps: Mapping[str, int], only: str | None) -> None:
+    """All phases, or only one, as the command line asks for them."""
+    if only in (None, "language"):
         run_phase(out, "language", build_language_model(), lambda: train_language(seed, steps["language"]))
-    if options.only in (None, "tower"):
+    if only in (None, "tower"):
         run_phase(out, "tower", build_tower(), lambda: train_tower(seed, steps["tower"]))
-    if options.only in (None, "connector", "instruct"):
+    if only in (None, "connector", "instruct"):
         torch.manual_seed(seed)
         vlm = build_vlm(load_phase(out, "language", build_language_model()), load_phase(out, "tower", build_tower()))
         save(vlm, out / "base")
         run_phase(out, "connector", vlm, lambda: train_on_images(vlm, "connector", seed, steps["connector"]))
         save(vlm, out / "stage1")
-        if options.only != "connector":
+        if only != "connector":
             run_phase(out, "instruct", vlm, lambda: train_on_images(vlm, "instruct", seed, steps["instruct"]))
             save(vlm, out / "tuned")
 

@@ -38,6 +38,7 @@ from interp.models import VLM
 from interp.models.batches.targets import word_id, word_of
 from interp.models.running.places import proved_place
 from interp.models.running.structure import Heads, resolve
+from interp.progress import progress_bar
 from interp.results import Result
 from interp.statistics.permutation import permutation_p
 from interp.words.decomposition import (
@@ -148,6 +149,8 @@ def head_pursuit(
     lists: int = 100,
     test_size: float = 0.3,
     seed: int = 0,
+    *,
+    progress: bool = True,
 ) -> HeadResult:
     """Score every captured head by how much of what it writes lies in `k` of these `words` (tokens, by word or id).
 
@@ -164,7 +167,8 @@ def head_pursuit(
     that begins with a space is taken as it is. `acts` are Activations that hold site "z", of any positions. Rows of the
     data are split with `seed`: `test_size` of them score, the others choose words. With `center` the mean over the
     choosing rows is subtracted from what a head writes, so that a head which always writes the same scores by what it
-    changes. The null is made of `lists` random lists of tokens that are neither special nor among the words.
+    changes. The null is made of `lists` random lists of tokens that are neither special nor among the words. A long run
+    shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` where site z was not captured or has other heads than the model; for no words or fewer than `k`, a
     repeated word, fewer than two rows of data, and a vocabulary too small for random lists; for a seed that is not an int
@@ -191,16 +195,18 @@ def head_pursuit(
         (len(choices), len(layers), max(proved_place(vlm, layer, "z").number for layer in layers)), torch.nan
     )
     words_of_layers: list[tuple[tuple[str, ...], ...]] = []
-    for at, layer in enumerate(layers):
-        words_of_heads = []
-        for number, written in enumerate(_contributions(vlm, layer, acts["z"][at])):
-            sides = _sides(written, test, center)
-            of_choices, places = zip(
-                *(_score(sides, _rows_of(head.unit, choice), k) for choice in choices), strict=True
-            )
-            shares[:, at, number] = torch.tensor(of_choices)
-            words_of_heads.append(tuple(word_of(vlm, tokens[place]) for place in places[0]))
-        words_of_layers.append(tuple(words_of_heads))
+    with progress_bar("head pursuit", len(layers), "layers", progress) as bar:
+        for at, layer in enumerate(layers):
+            words_of_heads = []
+            for number, written in enumerate(_contributions(vlm, layer, acts["z"][at])):
+                sides = _sides(written, test, center)
+                of_choices, places = zip(
+                    *(_score(sides, _rows_of(head.unit, choice), k) for choice in choices), strict=True
+                )
+                shares[:, at, number] = torch.tensor(of_choices)
+                words_of_heads.append(tuple(word_of(vlm, tokens[place]) for place in places[0]))
+            words_of_layers.append(tuple(words_of_heads))
+            bar.advance()
     scores, random = shares[0], shares[1:]
     return HeadResult(
         scores=scores,

@@ -81,7 +81,7 @@ def test_patching_is_centred_at_no_effect_and_names_its_columns(sweep):
     assert list(figure.layout.yaxis.ticktext) == list(map(str, sweep.layers))
     assert heatmap.y == figure.layout.yaxis.tickvals
     assert list(figure.layout.xaxis.ticktext) == [label(token) for token in sweep.tokens]
-    assert "&lt;image&gt;" in figure.layout.xaxis.ticktext
+    assert list(figure.layout.xaxis.ticktext[:3]) == ["&lt;bos&gt;", "patch 0,0", "patch 0,1"]
     low, high = f"{sweep.low[0, 3]:.3f}", f"{sweep.high[0, 3]:.3f}"
     assert heatmap.customdata[0][3][2] == f"<br>95 % {low} to {high}"
 

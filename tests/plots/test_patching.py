@@ -9,9 +9,10 @@ import torch
 
 from interp import plots
 from interp.errors import InputError
-from interp.patching import FlowResult, PatchResult, SweepResult, attribution_patch
+from interp.patching import FlowResult, PatchResult, SweepResult, attribution_patch, logit_difference
 from interp.plots.pictures import lattice
 from interp.plots.theme import label
+from interp.toy import pairs
 
 
 def a_grid(layers, columns, heads=None, rows=2, **options):
@@ -50,7 +51,7 @@ def singles(count):
 def test_titles_say_which_grid_it_is():
     figure = plots.figure(a_grid([0, 1], singles(3)))
     assert figure.layout.title.text == (
-        "Patching resid_pre (denoise, exact): share of the clean answer that comes back (2 pairs)"
+        "Patching resid_pre (denoise, exact): share of the clean answer that comes back (mean of 2 pairs)"
     )
     figure = plots.figure(a_grid([0, 1], singles(3), rows=1, direction="noise", method="gradient"))
     assert figure.layout.title.text == (
@@ -131,9 +132,11 @@ def test_a_single_head_is_drawn_as_a_site_without_heads_is():
 
 
 @pytest.fixture(scope="module")
-def swept(toy, colour_pairs):
-    """A grid over the patches of two pairs, and one over all of their positions."""
-    clean, corrupted, metric = colour_pairs
+def swept(toy):
+    """A grid over the patches of a pair that is there twice, so that all rows have one picture, and one over all positions."""
+    (pair,) = pairs(1, seed=1)
+    clean, corrupted = (toy.prepare([pair.prompt] * 2, [side.image] * 2) for side in (pair.clean, pair.corrupted))
+    metric = logit_difference(pair.answer, pair.other)
     return [
         attribution_patch(toy, clean, corrupted, positions=positions, metric=metric) for positions in ("image", "all")
     ]
@@ -158,6 +161,34 @@ def test_patches_alone_are_drawn_on_the_picture(swept):
     largest = int(result.effect.abs().amax(dim=1).argmax())
     assert [trace.visible for trace in figure.data] == [layer == largest for layer in range(8)]
     assert figure.data[largest].colorscale[2][1] == "rgba(255,255,255,0.0)"  # no effect hides nothing
+
+
+def test_a_mean_over_several_pictures_is_drawn_on_none(toy, colour_pairs):
+    clean, corrupted, metric = colour_pairs
+    result = attribution_patch(toy, clean, corrupted, positions="image", metric=metric)
+    figure = result.plot()
+    assert figure == plots.patch_on_image(result)
+    assert not figure.layout.images
+    assert "(mean of 2 pairs with different pictures), layer" in figure.layout.title.text
+    np.testing.assert_array_equal(shown(figure.data[3]), result.effect[3].view(6, 6).numpy())
+    assert [list(figure.data[3].x), list(figure.data[3].y)] == [list(range(7))] * 2
+    assert figure.data[3].customdata[2][5][0] == "patch 2,5"
+    every = attribution_patch(toy, clean, corrupted, metric=metric)
+    assert every.plot() == plots.patch_figure(every)
+    assert "(7 other positions not shown)" in plots.patch_on_image(every).layout.title.text
+
+
+def test_the_patches_of_two_images_are_on_no_one_grid():
+    two = [(0, 0), (0, 1)] * 2
+    result = a_grid([0], singles(4), patches=two, roles=["image"] * 4)
+    assert result.plot() == plots.patch_figure(result)
+    with pytest.raises(InputError, match="none of 4 positions"):
+        plots.patch_on_image(result)
+
+
+def test_hovering_says_that_positions_differ():
+    (heatmap,) = plots.figure(a_grid([0], [[], [3]])).data
+    assert [cell[1] for cell in heatmap.customdata[0]] == ["positions differ", "position 3"]
 
 
 def test_a_heatmap_is_drawn_where_it_is_asked_for(swept):
@@ -280,7 +311,7 @@ def test_a_flow_is_a_curve_an_edge():
     dashed = [trace for trace in figure.data if trace.line.dash == "dash"]
     assert [list(trace.y) for trace in dashed] == [result.control[0].tolist()]  # that of NaN is left out
     assert figure.layout.shapes[0].y0 == 0
-    assert "(3 rows; dashed: from random positions)" in figure.layout.title.text
+    assert "(mean of 3 rows; dashed: from random positions)" in figure.layout.title.text
 
 
 def test_one_row_has_no_band():

@@ -126,6 +126,22 @@ class Positions:
         return torch.stack(masks)
 
 
+def name_of_positions(positions: Any) -> str:
+    """Positions in a label: their own name, their ints, or how many a mask selects in each row.
+
+    >>> name_of_positions("last"), name_of_positions([0, -1]), name_of_positions(torch.tensor([[True, True], [False, True]]))
+    ('last', '[0, -1]', 'mask of 1 to 2 positions a row')
+    """
+    if isinstance(positions, str):
+        return positions
+    if getattr(positions, "ndim", 0) != 2:
+        ints = as_ints(positions)
+        return shown(positions if ints is None else ints)
+    counts = [int(count) for count in positions.sum(-1)]
+    reach = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
+    return f"mask of {reach} position{'s' * (max(counts) != 1)}{' a row' * (len(counts) > 1)}"
+
+
 def is_kind(name: str) -> bool:
     """Whether a name is that of a kind of position; a span cannot have it."""
     return name in NAMES or re.fullmatch(r"image_\d+", name) is not None

@@ -15,6 +15,7 @@ measurements on the way (see `interp.models.layout.additions`) become the traits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +64,11 @@ class Check(StoredValue):
     error: float
     bound: str
     detail: str
+
+    @property
+    def measured(self) -> str:
+        """The error as text."""
+        return "not measured" if math.isnan(self.error) else f"{self.error:.3g}"
 
 
 @dataclass(frozen=True)
