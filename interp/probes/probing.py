@@ -98,7 +98,7 @@ def probe_layers(
         tasks = [control_task(numbers, type_of, train, test, seed + turn) for turn in range(max(turns, 1))]
 
     with progress_bar("probes", (1 + len(shuffles) + len(tasks)) * len(states), "fits", progress) as bar:
-        fit = partial(_fit, bar, states, train, kind, C)
+        fit = partial(_fit, states, train, kind, C, bar=bar)
         probes = fit(numbers)
         of_shuffles, of_tasks = (_mean_accuracy(fit, states, each, test) for each in (shuffles, tasks))
     answers, test_blocks = _answers(probes, states, test), None if blocks is None else blocks[test]
@@ -128,13 +128,17 @@ def probe_layers(
     )
 
 
-def _fit(bar: Bar, states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray) -> Probes:
+def _fit(
+    states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray, bar: Bar | None = None
+) -> Probes:
     """A probe of the class numbers at each state, trained on these rows."""
     if isinstance(states, Tensor) and kind == "logistic":
         probes = fit_batched(states[:, torch.from_numpy(train).to(states.device)], numbers[train], strength)
-        bar.advance(len(states))
+        if bar is not None:
+            bar.advance(len(states))
         return probes
-    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in bar.each(states))
+    each = states if bar is None else bar.each(states)
+    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in each)
 
 
 def _answers(probes: Sequence[LinearProbe], states: States, rows: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import interp
+from interp import plots
 from interp.interop import to_transformer_lens
 from interp.interventions import Ablate, Steer
 from interp.lens import LensResult, logit_lens, unnormed_lens
@@ -154,3 +155,26 @@ def test_it_can_be_sent(toy, remote_toy, mixed):
         here, there = (lens(vlm, mixed, positions=[0, -1], targets="red") for vlm in (toy, remote_toy))
         for name in ("top_ids", "top_probs", "entropy", "kl", "target_ranks"):
             assert torch.equal(getattr(here, name), getattr(there, name)), name
+
+
+def test_positions_have_their_role_and_their_patch(toy, mixed):
+    """Across rows of different length, padding among them."""
+    lens = logit_lens(toy, mixed, positions=torch.ones_like(mixed.positions["all"]))
+    frame = lens.to_frame()
+    frame = frame[frame.state == 0]
+    for name in ("image", "special", "padding", "last"):
+        mask = mixed.positions[name]
+        assert frame["role"].eq(name).tolist() == mask.flatten().tolist()
+    patches = frame[(frame.row == 2) & (frame.role == "image")]
+    assert list(zip(patches.patch_row, patches.patch_column, strict=True)) == [divmod(n, 6) for n in range(36)]
+    assert frame["patch_row"].notna().tolist() == mixed.positions["image"].flatten().tolist()
+
+
+def test_figures_say_of_how_many_rows_they_are(toy, mixed, few):
+    lens = logit_lens(toy, mixed)
+    assert "(mean of 72 positions in 2 rows)" in lens.plot().layout.title.text
+    assert "(mean of 36 positions)" in logit_lens(toy, mixed.row(0)).plot().layout.title.text
+    on_image = plots.lens_on_image(lens, few[1].image, (6, 6), row=2).layout.title.text
+    assert "on the image patches of row 2: state 8 of 8" in on_image
+    alone = plots.lens_on_image(logit_lens(toy, mixed.row(0)), few[0].image, (6, 6)).layout.title.text
+    assert "on the image patches: state 8 of 8" in alone

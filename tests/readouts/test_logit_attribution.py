@@ -345,3 +345,9 @@ def test_states_without_numbers_are_not_blamed_on_the_model(toy, mixed, size):
     broken = Steer(direction=torch.full((128,), size), layers=3, positions="all", scale=1.0)
     with pytest.raises(interp.InputError, match=r"gives no finite numbers in this run of 'toy'[^\n]*$"):
         direct_logit_attribution(toy, mixed, "red", interventions=[broken])
+
+
+def test_a_figure_says_of_how_many_rows_it_is(toy, mixed):
+    several, one = (direct_logit_attribution(toy, batch, "red") for batch in (mixed, mixed.row(0)))
+    assert several.plot().layout.title.text.endswith(f"({several.total:.3g}, mean of 3 rows)")
+    assert one.plot().layout.title.text.endswith(f"({one.total:.3g})")
