@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from interp.geometry.alignment import AlignmentMatrix, BypassResult, alignment_matrix
 from interp.geometry.approximate import ApproximateNeighbors, approximate_neighbors
-from interp.geometry.clouds import distinct_rows
 from interp.geometry.clusters import Peaks, adjusted_rand, density_peaks, find_peaks, homogeneity
 from interp.geometry.comparison import GeometryComparison, compare
+from interp.geometry.copies import distinct_rows
 from interp.geometry.correlation import IdCorrelation, id_correlation
 from interp.geometry.density import Density, log_density
 from interp.geometry.dimension import Estimate, dimension_scaling, intrinsic_dimension, plateau

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from interp.arguments import checked_int
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, as_cloud, check_k
-from interp.geometry.neighbors import Neighbors, for_distances, ready
+from interp.geometry.clouds import Cloud, as_cloud, check_k, for_distances
+from interp.geometry.neighbors import Neighbors, ready
 from interp.statistics.half_samples import generator
 
 SAMPLE = 1000  # points whose exact neighbours are computed too

@@ -7,24 +7,23 @@ of whole numbers are full of exact ties and become float64. Sensitive steps (dif
 decompositions) are float64 for all.
 
 Equal rows matter. A point at distance 0 has no ratio of distances, and among equal points the choice of the nearest is
-arbitrary. Each measure says what it does with them; `distinct_rows` gives the rows that remain without copies, in all
-clouds jointly, so that rows stay paired.
+arbitrary. Each measure says what it does with them; `interp.geometry.copies` says which rows are equal.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_number, checked_int
+from interp.arguments import as_number, checked_choice, checked_int
 from interp.errors import InputError, InputTypeError, shown
 
 # Wider at run time than for type checkers: the checks below refuse what is no cloud, with errors of this package.
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
     Cloud = Tensor | np.ndarray
 else:
     Cloud = Any
-_FEW = 32
-_AT_ONCE = 2**23  # numbers in one block of rows
-Labels = Any  # one label for each example: a list, an array, a tensor, a pandas column
+METRICS = ("euclidean", "cosine")
+STACKED = "alignment_matrix, compare and curvature take all states"
 States = Any  # a Cloud with one dimension more, or an object whose `[...]` gives one, such as a site of activations
 
 
@@ -46,6 +44,12 @@ def as_cloud(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
     Raises `InputTypeError` where `x` is neither tensor nor array, and `InputError` where it is not two-dimensional,
     has fewer than two rows or no feature, or is not finite.
     """
+    if isinstance(x, Mapping):
+        site = next(iter(x), "resid")
+        raise InputTypeError(
+            f"{name} is activations of {', '.join(map(str, x))}: expected one cloud, a state of a site as in acts[{site!r}][4];"
+            f" {STACKED}"
+        )
     return _finite(_as_tensor(x, name), name, ("example", "feature"))
 
 
@@ -60,9 +64,22 @@ def as_pair(x: Cloud, y: Cloud, names: tuple[str, str] = ("x", "y")) -> tuple[Te
 def as_states(x: States, name: str = "states") -> Float[Tensor, "state n d"]:
     """`x` `[state, example, feature]` with the types of `as_cloud`; reads `x[...]` where `x` is neither tensor nor array.
 
-    Raises the errors of `as_cloud`, with the first state that is not finite.
+    Of activations of one site it reads that site. Raises the errors of `as_cloud`, with the first state that is not finite,
+    and `InputError` for activations of several sites.
     """
+    if isinstance(x, Mapping):
+        x, name = the_site(x, name)
     return _finite(_as_tensor(x, name), name, ("state", "example", "feature"))
+
+
+def the_site(acts: Mapping[str, Any], name: str) -> tuple[Any, str]:
+    """The one site of activations, and its name for messages; raises `InputError` where there are several or none."""
+    sites = list(acts)
+    if len(sites) != 1:
+        raise InputError(
+            f"{name} has {len(sites)} sites, {', '.join(sites)}: expected one, as in acts[{(sites or ['resid'])[0]!r}]"
+        )
+    return acts[sites[0]], f"{name}[{sites[0]!r}]"
 
 
 def as_paired_states(x: States, y: States, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
@@ -70,32 +87,12 @@ def as_paired_states(x: States, y: States, names: tuple[str, str]) -> tuple[Tens
     return _paired(as_states(x, names[0]), as_states(y, names[1]), names)
 
 
-def as_labels(labels: Labels, name: str = "labels") -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
-    """The distinct labels in order of appearance, and the number of each example's label among them.
-
-    Raises `InputError` where there is not one label for each example, or some are missing: a missing label is no class.
-
-    >>> [part.tolist() for part in as_labels(["b", "a", "b"])]
-    [['b', 'a'], [0, 1, 0]]
-    """
-    if isinstance(labels, Tensor):
-        labels = labels.detach().cpu()
-        labels = labels.double() if labels.is_floating_point() else labels  # numpy has no bfloat16
-    try:
-        array = np.asarray(labels)
-        if array.dtype.kind in "US":  # numpy has turned a NaN among strings into a string
-            array = np.asarray(labels, dtype=object)
-    except ValueError:
-        raise InputError(f"{name} have unequal lengths: expected one label an example") from None
-    if array.ndim != 1 or not len(array):
-        raise InputError(f"{name} have shape {array.shape!r}: expected one label an example")
-    numbers, distinct = pd.factorize(array)
-    missing = np.flatnonzero(np.isinf(array) | (numbers < 0) if array.dtype.kind == "f" else numbers < 0)
-    if len(missing):
-        raise InputError(
-            f"{len(missing)} of {len(array)} {name} are missing or not finite, the first at example {missing[0]}: drop them"
-        )
-    return distinct, numbers
+def as_layers(x: States, name: str) -> list[Tensor]:
+    """The clouds of a cloud, of a stack of them, or of all sites of activations."""
+    if isinstance(x, Mapping):
+        return [layer for site in x for layer in as_states(x[site], f"{name}[{site!r}]")]
+    whole = _as_tensor(x, name)
+    return [as_cloud(whole, name)] if whole.ndim == 2 else list(as_states(whole, name))
 
 
 def precision(x: Cloud) -> torch.dtype:
@@ -130,69 +127,20 @@ def check_one_space(x: Tensor, y: Tensor) -> None:
         )
 
 
-def duplicates(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
-    """The rows that equal an earlier row, in order.
-
-    >>> duplicates(torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, 1.0]])).tolist()
-    [2]
-    """
-    first = first_equal(cloud)
-    return (first != torch.arange(len(cloud), device=cloud.device)).nonzero().flatten()
-
-
-def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-    """For each row the number of the first row that equals it, its own where no other does.
-
-    Rows are compared by a sum of their bits, each times a random odd number, modulo 2^64: exact in any order of addition,
-    and equal for unequal rows once in 2^63. Rows with equal sums are then compared themselves.
-
-    >>> first_equal(torch.tensor([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]])).tolist()
-    [0, 1, 0]
-    """
-    n, d = cloud.shape
-    order = torch.arange(n, device=cloud.device)
-    if d > _FEW and bool((first_equal(cloud[:, :_FEW]) == order).all()):
-        return order  # a few features are enough: all rows differ
-    bits = torch.int32 if cloud.dtype == torch.float32 else torch.int64
-    odd = torch.randint(2**62, (d,), generator=torch.Generator().manual_seed(0)).mul_(2).add_(1).to(cloud.device)
-    step = max(1, _AT_ONCE // d)
-    sums = torch.cat([((part + 0.0).view(bits).long() * odd).sum(dim=1) for part in cloud.split(step)])  # -0.0 is 0.0
-    _, inverse = torch.unique(sums, return_inverse=True)
-    first = torch.full((n,), n, device=cloud.device).scatter_reduce(0, inverse, order, "amin")[inverse]
-    repeated = (first != order).nonzero().flatten()
-    if len(repeated):
-        unlike = torch.cat([(cloud[rows] != cloud[first[rows]]).any(dim=1) for rows in repeated.split(step)])
-        first[repeated[unlike]] = repeated[unlike]
-    return first
+def for_distances(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
+    """The cloud whose Euclidean distances order points as `metric` does: itself, or its rows at unit length."""
+    if checked_choice(metric, "metric", METRICS) == "euclidean":
+        return cloud
+    cloud = cloud / cloud.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(cloud.dtype).tiny)
+    lengths = cloud.norm(dim=1, keepdim=True)
+    check_lengths(lengths, name)
+    return cloud / lengths
 
 
-def distinct_rows(*clouds: Any) -> Int[Tensor, " row"]:
-    """The examples to keep so that no two rows are equal in any of `clouds`, which have paired rows.
-
-    Each cloud is `[example, feature]` or `[state, example, feature]`; of equal rows the first stays. Index all clouds
-    with the result: dropping rows from one alone would break the pairing.
-
-    Raises `InputError` where the numbers of examples differ, and the errors of `as_cloud` and `as_states`.
-
-    >>> x = np.array([[0.0], [1.0], [0.0], [2.0]])
-    >>> y = np.array([[5.0], [6.0], [7.0], [6.0]])
-    >>> distinct_rows(x, y).tolist()
-    [0, 1]
-    """
-    layers: list[Tensor] = []
-    for number, cloud in enumerate(clouds):
-        name = f"cloud {number}"
-        whole = _as_tensor(cloud, name)
-        layers.extend([as_cloud(whole, name)] if whole.ndim == 2 else as_states(whole, name))
-    if not layers:
-        raise InputError("distinct_rows() has no cloud: pass at least one")
-    sizes = sorted({len(layer) for layer in layers})
-    if len(sizes) > 1:
-        raise InputError(f"the clouds have {sizes} examples: expected paired clouds, of the same examples")
-    keep = torch.ones(sizes[0], dtype=torch.bool)
-    for layer in layers:
-        keep[duplicates(layer).cpu()] = False
-    return keep.nonzero().flatten()
+def check_lengths(lengths: Float[Tensor, "n 1"], name: str) -> None:
+    """Refuse rows of length 0."""
+    if (lengths == 0).any():
+        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
 
 
 def _as_tensor(x: Any, name: str) -> Tensor:
@@ -219,7 +167,9 @@ def _as_tensor(x: Any, name: str) -> Tensor:
 
 def _finite(x: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
     if x.ndim != len(axes):
-        raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{', '.join(axes)}]")
+        raise InputError(
+            f"{name} has shape {tuple(x.shape)!r}: expected [{', '.join(axes)}]{_other_axes(x.ndim, len(axes))}"
+        )
     if x.shape[-2] < 2 or 0 in x.shape:
         raise InputError(f"{name} has shape {tuple(x.shape)!r}: expected [{', '.join(axes)}] with two examples or more")
     if x.device.type == "mps":  # it has no float64
@@ -234,6 +184,15 @@ def _finite(x: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
             f"{name} has {len(places)} rows that are not finite, the first at {where}: drop or repair them"
         )
     return x.double() if _whole(x) else x
+
+
+def _other_axes(given: int, expected: int) -> str:
+    """What to do with a stack in place of a cloud, with a cloud in place of a stack, and with heads."""
+    if given == 4:
+        return ", pass one head's, as in acts['z'][:, :, 0]"
+    return {(3, 2): f", one state of a stack, as in x[4]; {STACKED}", (2, 3): ", pass one cloud as x[None]"}.get(
+        (given, expected), ""
+    )
 
 
 def _whole(x: Tensor) -> bool:

@@ -37,10 +37,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Labels, as_labels, checked_within
+from interp.geometry.clouds import checked_within
 from interp.geometry.density import REACH, density_of, graph_for, volume_dimension
 from interp.geometry.neighbors import Graph
 from interp.results import Result
+from interp.statistics.categories import Labels, read_labels
 
 # Arrays of the steps: of values and numbers of points, of peaks, and of the neighbours of points.
 PerPoint = Float[np.ndarray, " n"]
@@ -183,7 +184,7 @@ def homogeneity(clusters: Labels, labels: Labels) -> float:
 
     first, second = _paired_labels(clusters, labels)
     if (second == second[0]).all():
-        raise InputError(f"all labels are {as_labels(labels)[0].tolist()[0]!r}: expected two different ones or more")
+        raise InputError(f"all labels are {read_labels(labels)[0][0]!r}: expected two different ones or more")
     return float(homogeneity_score(second, first))
 
 
@@ -290,7 +291,7 @@ def _symmetric(values: PerPoint, edges: Int[np.ndarray, "n 2"], size: int) -> Fl
 
 def _paired_labels(first: Labels, second: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Two partitions of the same examples, as numbers of their classes."""
-    (_, one), (_, other) = as_labels(first, "clusters"), as_labels(second)
+    (_, one), (_, other) = read_labels(first, name="clusters"), read_labels(second)
     if len(one) != len(other):
         raise InputError(f"{len(one)} clusters and {len(other)} labels: expected one of each for each example")
     return one, other

@@ -16,7 +16,7 @@ states of both models. The difference of two comparisons (`GeometryComparison.ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,15 +27,17 @@ from torch import Tensor
 
 from interp.arguments import checked_flag, checked_int
 from interp.errors import InputError, InputTypeError, shown
-from interp.geometry.clouds import States, as_paired_states, distinct_rows, duplicates
+from interp.geometry.clouds import States, as_paired_states, the_site
+from interp.geometry.copies import distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
-from interp.geometry.overlap import Labels, label_classes
+from interp.geometry.overlap import label_classes
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure
 from interp.progress import progress_bar, quiet
 from interp.provenance import Provenance
 from interp.results import Result
+from interp.statistics.categories import Labels, labels_of
 from interp.statistics.half_samples import half_samples
 
 DEFAULT = (
@@ -142,6 +144,9 @@ def compare(
     more than half of the examples repeat others (leave it out), and the errors of the measures.
     """
     measures = _known(metrics, labels)
+    if isinstance(visual, Mapping) and labels is not None:
+        the_site(visual, "visual")  # it refuses several
+        labels = labels_of(labels, visual, next(iter(visual)))
     first, second = as_paired_states(visual, textual, MODALITIES)
     rows = _distinct(first, second, measures)
     dropped = torch.ones(first.shape[1], dtype=torch.bool)

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, as_pair, distinct_rows
+from interp.geometry.clouds import Cloud, as_pair
+from interp.geometry.copies import duplicates
 from interp.geometry.dimension import levina_bickel, two_nn
 from interp.geometry.neighbors import blocks, ready
 from interp.progress import progress_bar
@@ -100,7 +101,10 @@ def id_correlation(
     n, estimator = len(first), partial(_dimension, method)
     if k >= n:
         raise InputError(f"method={method!r} takes {k} neighbours and there are {n} examples: pass {k + 1} or more")
-    table_x, table_y = _table(_standardised(first, "x"), "x"), _table(_standardised(second, "y"), "y")
+    standard_x, standard_y = _standardised(first, "x"), _standardised(second, "y")
+    for cloud, name in ((first, "x"), (second, "y")):
+        _refuse_copies(cloud, name)
+    table_x, table_y = _table(standard_x), _table(standard_y)
     same = torch.arange(n, device=first.device)
     d_x, d_y = (estimator(_nearest(table, None, same, k)) for table in (table_x, table_y))
     for dimension, name in ((d_x, "x"), (d_y, "y")):
@@ -125,19 +129,23 @@ def _standardised(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n e"
     return (columns - columns.mean(dim=0)) / columns.std(dim=0)
 
 
-def _table(cloud: Float[Tensor, "n d"], name: str) -> DistanceTable:
+def _refuse_copies(cloud: Float[Tensor, "n d"], name: str) -> None:
+    """Refuse a cloud with copies, before its columns are standardised, which changes the size of rounding."""
+    equal = len(duplicates(cloud))
+    if equal:
+        raise InputError(
+            f"{equal} of {len(cloud)} rows of {name} equal an earlier one (up to rounding) and have no ratio of distances: keep"
+            " distinct_rows(x, y) of both"
+        )
+
+
+def _table(cloud: Float[Tensor, "n d"]) -> DistanceTable:
     """Some rows of all squared distances, infinity from a point to itself: computed in float64, stored in float32.
 
     Rounding changes a ratio of distances by 1e-7 of itself, far less than the ratios of two points differ. The table is
     stored where it is small enough; otherwise its rows are computed again at each call.
     """
     n = len(cloud)
-    equal = n - len(distinct_rows(cloud))
-    if equal:
-        raise InputError(
-            f"{equal} of {n} rows of {name} equal an earlier one and have no ratio of distances: keep distinct_rows(x, y) of"
-            " both"
-        )
     points = ready(cloud)
 
     def rows_of(rows: Tensor) -> Tensor:

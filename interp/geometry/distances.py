@@ -24,7 +24,7 @@ from interp.geometry.neighbors import blocks
 PairTable = Callable[[slice], Tensor]  # from a slice of rows to the Float [row, example] of them
 
 _NOTHING = 1e-20  # the part of a table's squared entries that is left after centring by rounding alone
-_SAME = 1e-12  # a squared distance below this part of |a|^2 + |b|^2 is rounding: the points are equal
+SAME = 1e-12  # a squared distance below this part of |a|^2 + |b|^2 is rounding: the points are equal
 
 
 def inner_products(x: Float[Tensor, "n d"]) -> PairTable:
@@ -141,4 +141,4 @@ def _squares(
 ) -> Float[Tensor, "r c"]:
     scale = lengths[rows, None] + lengths[columns]
     squared = torch.addmm(scale, x[rows], x[columns].T, alpha=-2)
-    return squared.masked_fill_(squared <= _SAME * scale, 0)
+    return squared.masked_fill_(squared <= SAME * scale, 0)

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from interp.errors import InputError, shown
 from interp.geometry.clouds import Cloud, as_pair, check_k, checked_within
+from interp.geometry.copies import first_equal
+from interp.geometry.distances import SAME
 from interp.geometry.neighbors import TIED, Graph, Points, blocks, paired_points, points_of
 from interp.geometry.overlap import Neighborhoods, neighborhoods_in
 
@@ -122,7 +124,7 @@ def differentiable_imbalance(
     k = default_k(n) if k is None else k
     check_k(k, n)
     checked_within(factor, "factor", "a number above 0, a part of the squared distance to neighbour k")
-    scaled = first.double()
+    scaled = first[first_equal(first)].double()
     if weights is not None:
         weights = torch.from_numpy(weights) if isinstance(weights, np.ndarray) else weights
         if not isinstance(weights, Tensor) or tuple(weights.shape) != (d,) or not bool(weights.isfinite().all()):
@@ -141,7 +143,9 @@ def soft_imbalance(x: Float[Tensor, "n d"], ranks: Float[Tensor, "n n"], k: int,
     n = len(x)
     centred = x - x.mean(dim=0)
     lengths = centred.square().sum(dim=1)
-    squared = (lengths[:, None] + lengths - 2 * centred @ centred.T).clamp(min=0)
+    scale = lengths[:, None] + lengths
+    squared = scale - 2 * centred @ centred.T
+    squared = squared.masked_fill(squared <= SAME * scale, 0)  # equal rows
     itself = torch.eye(n, dtype=torch.bool, device=x.device)
     reach = squared.masked_fill(itself, torch.inf).kthvalue(k, dim=1).values
     if not bool((reach > 0).all()):

@@ -11,6 +11,7 @@ The graph is exact, and costs little more than the product of the cloud with its
 - *Distances do not cancel.* They are |a|^2 + |b|^2 - 2ab about the centre, which is one matrix product, and are computed
   again from the differences a - b wherever the sum has lost digits.
 - *Equal rows are equally far.* Products use distinct rows only, so copies of a point have the same distance to the last bit.
+  Rows that are equal but for rounding are copies too (`interp.geometry.copies`).
 - *Ties are fair.* Where several points are equally far and not all can be among the k nearest, each is a neighbour in part
   (`shares`), as often as a random choice would take it. A cloud of equal points then carries no information, instead of
   agreeing with any other.
@@ -31,10 +32,9 @@ from torch import Tensor
 
 from interp.arguments import checked_choice
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, as_cloud, check_k, duplicates, first_equal
-from interp.geometry.scaling import check_lengths
+from interp.geometry.clouds import METRICS, Cloud, as_cloud, check_k, for_distances
+from interp.geometry.copies import copy_tolerance, duplicates, first_equal
 
-METRICS = ("euclidean", "cosine")
 _BLOCK = 2**22  # numbers in one block of distances: 16 or 32 MiB
 # Below this part of |a|^2 + |b|^2 a squared distance is computed again, from the difference; above, half its digits are right.
 _CANCELLED = {torch.float32: 2e-3, torch.float64: 1e-4}
@@ -194,13 +194,16 @@ def refuse_copies(graph: Neighbors, lacks: str) -> None:
     """Refuse points at distance 0 from another, which have no `lacks`, and name the rows to drop."""
     equal = int((graph.distances[:, 0] == 0).sum())
     if equal:
-        rows = duplicates(for_distances(graph.cloud, graph.metric)).tolist()
+        placed = for_distances(graph.cloud, graph.metric)
+        rows = duplicates(placed, copy_tolerance(graph.cloud)).tolist()
         repeated = ", ".join(map(str, rows[:3])) + (", ..." if len(rows) > 3 else "")
-        cosine = graph.metric == "cosine"
+        alike, what = "equal", "keep distinct_rows(x)"
+        if graph.metric == "cosine":
+            alike, what = "point the same way as", "take rows of unit length and keep distinct_rows(x, metric='cosine')"
+        nearly = "" if len(rows) == len(duplicates(placed, 0.0)) else ", some but for rounding"
         raise InputError(
-            f"{equal} of {len(graph)} examples {'point the same way as' if cosine else 'equal'} another (rows {repeated} repeat"
-            f" earlier ones) and have no {lacks}: take {'rows of unit length and ' if cosine else ''}keep distinct_rows(x),"
-            " of all paired clouds jointly"
+            f"{equal} of {len(graph)} examples {alike} another (rows {repeated} repeat earlier ones{nearly}) and have no {lacks}:"
+            f" {what}, of all paired clouds jointly"
         )
 
 
@@ -210,20 +213,10 @@ def blocks(n: int, width: int) -> list[slice]:
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def for_distances(cloud: Float[Tensor, "n d"], metric: str, name: str = "x") -> Float[Tensor, "n d"]:
-    """The cloud whose Euclidean distances order points as `metric` does: itself, or its rows at unit length."""
-    if checked_choice(metric, "metric", METRICS) == "euclidean":
-        return cloud
-    cloud = cloud / cloud.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(cloud.dtype).tiny)
-    lengths = cloud.norm(dim=1, keepdim=True)
-    check_lengths(lengths, name)
-    return cloud / lengths
-
-
 def ready(cloud: Float[Tensor, "n d"], metric: str = "euclidean", name: str = "x") -> Points:
     """The distinct rows of a cloud about their centre, in units in which squares neither overflow nor vanish."""
     placed = for_distances(cloud, metric, name)
-    first = first_equal(placed)
+    first = first_equal(placed, copy_tolerance(cloud))
     rows, copies = torch.unique(first, return_inverse=True)
     distinct = placed if len(rows) == len(placed) else placed[rows]
     values = torch.sub(distinct, distinct.mean(dim=0), out=empty_table(distinct, *distinct.shape))

@@ -25,8 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Labels, as_labels, check_k
+from interp.geometry.clouds import check_k
 from interp.geometry.neighbors import Graph, Neighbors, blocks, graph_of, level, pair_of, shares
+from interp.statistics.categories import Label, Labels, read_labels
 from interp.statistics.half_samples import half_samples, interval, reach, standard_error, wide
 
 
@@ -136,16 +137,16 @@ def label_overlap(x: Graph, labels: Labels, k: int = 30, metric: str = "euclidea
     return float(np.mean([same[of == number].mean() / k for number in range(len(classes))]))
 
 
-def label_classes(labels: Labels, n: int) -> tuple[np.ndarray, np.ndarray]:
+def label_classes(labels: Labels, n: int) -> tuple[list[Label], np.ndarray]:
     """The classes, and the number of each example's class.
 
     Raises `InputError` where there is not one label for each of `n` examples, some are missing, or all are the same.
     """
-    classes, of = as_labels(labels)
+    classes, of = read_labels(labels)
     if len(of) != n:
         raise InputError(f"labels have shape {of.shape!r} for {n} examples: pass one label an example")
     if len(classes) < 2:
-        raise InputError(f"all labels are {classes.tolist()!r}: expected two classes or more")
+        raise InputError(f"all labels are {classes!r}: expected two classes or more")
     return classes, of
 
 

@@ -24,23 +24,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, States, as_cloud, as_pair, as_states, checked_within, precision
+from interp.geometry.clouds import Cloud, States, as_cloud, as_pair, as_states, check_lengths, checked_within, precision
+from interp.geometry.copies import is_one_point
 
 TIMES = 20.0
-_ROUNDING = 1e-13  # a cloud that varies by less than this part of its size varies by rounding alone
 
 
 def centred(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
     """`x` `[example, feature]` less its mean row, in float64.
 
-    Raises the errors of `as_cloud`, and `InputError` where all rows are equal.
+    Raises the errors of `as_cloud`, and `InputError` where all rows are equal but for rounding.
 
     >>> centred(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
     [[-1.0, 0.0], [1.0, 0.0]]
     """
-    cloud = doubles(as_cloud(x, name))
+    given = as_cloud(x, name)
+    cloud = doubles(given)
     rest = cloud - cloud.mean(dim=0)
-    if rest.abs().amax() <= _ROUNDING * cloud.abs().amax():
+    if is_one_point(given):
         raise InputError(f"the {len(cloud)} rows of {name} are all equal: expected examples that differ")
     return rest
 
@@ -59,12 +60,6 @@ def unit_rows(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
     lengths = cloud.norm(dim=1, keepdim=True)
     check_lengths(lengths, name)
     return cloud / lengths
-
-
-def check_lengths(lengths: Float[Tensor, "n 1"], name: str) -> None:
-    """Refuse rows of length 0."""
-    if (lengths == 0).any():
-        raise InputError(f"{name} has {int((lengths == 0).sum())} rows of zeros, which have no direction: drop them")
 
 
 def doubles(values: Tensor) -> Tensor:

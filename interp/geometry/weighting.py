@@ -21,6 +21,7 @@ from torch import Tensor
 from interp.arguments import checked_int, checked_number
 from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, checked_within
+from interp.geometry.copies import first_equal
 from interp.geometry.imbalance import default_k, rank_matrix, soft_imbalance
 from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
@@ -95,7 +96,7 @@ def learn_weights(
             f"{len(first)} examples leave {len(first) - size} held out: pass more, each side needs 4 or more"
         )
     train, test = order[:size], order[size:]
-    first = first.double()
+    first = first[first_equal(first)].double()
     spread = first[train].std(dim=0)
     if not bool((spread > 0).any()):
         raise InputError(f"all {first.shape[1]} features of x are constant: expected one or more that vary")

@@ -1,7 +1,7 @@
 """The inputs of a probe: states, and one label, group or type an example, checked before anything is fitted.
 
-States are a tensor or array `[state, example, feature]`, or activations, of which one site is read. Labels are strings or
-integers, one an example; they become numbers 0, 1, ... in the order of their sorted names.
+States are a tensor or array `[state, example, feature]`, or activations, of which one site is read. Labels are strings, bools or
+integers, one an example (`interp.statistics.categories`); they become numbers 0, 1, ... in the order of their sorted names.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, InputTypeError, shown
+from interp.errors import InputError, InputTypeError
+from interp.statistics.categories import Label, Labels, read_labels
 
 States = Any  # a tensor or array [state, example, feature], or Activations, of which `acts[site][...]` is one
-Labels = Any  # one str or int an example: a list, an array, a pandas column
 PRECISIONS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -47,35 +47,28 @@ def checked_states(acts: States, site: str, name: str) -> np.ndarray | Tensor:
     return states
 
 
-def checked_labels(values: Labels, n: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct labels, sorted, and the number of each example's label. Raises `InputError` unless there are `n`."""
-    try:
-        length = len(values)
-    except TypeError:
-        raise InputTypeError(f"{name} is a {type(values).__name__}: expected one label an example") from None
-    if isinstance(values, str | bytes | dict) or length != n:
-        raise InputError(f"{length} {name} for {n} examples: expected one an example")
-    try:
-        array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    except ValueError:
-        raise InputError(f"{name}={shown(values)} have several lengths: expected strings or integers") from None
-    if array.ndim != 1 or array.dtype.kind not in "iubUSOT":
-        raise InputError(f"{name} have shape {array.shape!r} and dtype {array.dtype!s}: expected strings or integers")
-    if array.dtype.kind in "OT":
-        odd = [value for value in array if not isinstance(value, str | int | np.integer)]
-        if odd:
-            raise InputError(f"{name} contain {odd[0]!r}: expected strings or integers")
-        array = np.asarray([str(value) for value in array])
-    distinct, numbers = np.unique(array, return_inverse=True)
-    return distinct, numbers
+def checked_labels(values: Labels, n: int, name: str) -> tuple[list[Label], np.ndarray]:
+    """The distinct labels, sorted, and the number of each example's label.
+
+    Raises the errors of `read_labels`, and `InputError` for numbers that are not whole.
+    """
+    labels, numbers = read_labels(values, n, name)
+    if any(isinstance(label, float) and not label.is_integer() for label in labels):
+        raise InputError(f"{name} have shape ({n},) and dtype float64: expected strings or integers")
+    plain = [int(label) if isinstance(label, float) else label for label in labels]
+    order = sorted(
+        range(len(plain)), key=lambda place: (isinstance(plain[place], str), type(plain[place]).__name__, plain[place])
+    )
+    place_of = np.argsort(order)
+    return [plain[place] for place in order], place_of[numbers]
 
 
-def checked_classes(labels: Labels, n: int) -> tuple[tuple[str | int, ...], np.ndarray]:
+def checked_classes(labels: Labels, n: int) -> tuple[tuple[Label, ...], np.ndarray]:
     """The classes and the number of each example's class. Raises `InputError` for fewer than two classes."""
     distinct, numbers = checked_labels(labels, n, "labels")
     if len(distinct) < 2:
-        raise InputError(f"all labels are {distinct[0].item()!r}, one class: expected two classes or more")
-    return tuple(distinct.tolist()), numbers
+        raise InputError(f"all labels are {distinct[0]!r}, one class: expected two classes or more")
+    return tuple(distinct), numbers
 
 
 def _tensor(states: Tensor) -> np.ndarray | Tensor:

@@ -30,6 +30,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from interp.arguments import checked_choice
 from interp.errors import InputError, shown
 from interp.results import StoredValue
+from interp.statistics.categories import read_labels
 
 Features = Any  # a tensor of any floating type or an array [example, feature]; scikit-learn's checks run on it
 _MAX_ITERATIONS = 5000
@@ -91,7 +92,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator, StoredValue):
     is a direction in the model's own space, and `coef_ * scale_` says how much each feature matters. For
     "mean_difference" of two classes, `coef_ * scale_**2` is the plain difference of their means.
 
-    `fit` raises `InputError` for an unknown kind, for a `C` that is not positive, and for labels of one class.
+    `fit` raises `InputError` for an unknown kind, for a `C` that is not positive, for labels of one class, and where some are
+    missing.
     scikit-learn's own `ValueError` says what is wrong with malformed features.
     """
 
@@ -103,6 +105,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator, StoredValue):
         """Standardise `X` [example, feature] and choose hyperplanes that separate the classes of `y` [example]."""
         checked_choice(self.kind, "kind", KINDS)
         check_strength(self.C)
+        if isinstance(y, list | tuple) or str(getattr(y, "dtype", "")) == "object":
+            read_labels(y)  # what numpy would turn into strings: missing labels, and 1 beside "1"
         X, y = validate_data(self, _array(X), y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)

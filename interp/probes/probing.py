@@ -25,11 +25,12 @@ from interp.arguments import checked_int, checked_seed, checked_share
 from interp.errors import InputError
 from interp.probes.batched import fit_batched
 from interp.probes.controls import control_task, p_values, split_examples
-from interp.probes.inputs import Labels, States, checked_classes, checked_labels, checked_states
+from interp.probes.inputs import States, checked_classes, checked_labels, checked_states
 from interp.probes.linear import LinearProbe
 from interp.probes.probe_result import TRANSFER, ProbeResult
 from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
+from interp.statistics.categories import Labels, labels_of
 from interp.statistics.permutation import shuffle_labels
 from interp.statistics.proportions import bootstrap_shares
 
@@ -82,6 +83,10 @@ def probe_layers(
     has other states, examples or features; and for a seed that is not an int from 0.
     """
     seed, states = checked_seed(seed), checked_states(acts, site, "acts")
+    labels, groups, types = (
+        None if values is None else labels_of(values, acts, site, name)
+        for values, name in ((labels, "labels"), (groups, "groups"), (types, "types"))
+    )
     classes, numbers = checked_classes(labels, states.shape[1])
     test_size = checked_share(test_size, "test_size")
     turns = int(control) if isinstance(control, bool) else checked_int(control, "control", what="True, False or an int")

@@ -13,7 +13,8 @@ from interp.geometry import (
     nearest_neighbors,
     neighbor_overlap,
 )
-from interp.geometry.clouds import as_cloud, as_states, duplicates
+from interp.geometry.clouds import as_cloud, as_states
+from interp.geometry.copies import duplicates
 from interp.geometry.neighbors import ready, shares
 
 
@@ -221,13 +222,13 @@ def test_whole_numbers_are_taken_to_float64_where_their_ties_are_exact():
     torch.testing.assert_close(found.distances[inner], torch.ones(27, 6, dtype=torch.float64))
 
 
-def test_rows_that_are_nearly_equal_are_not_copies():
+def test_rows_that_are_equal_but_for_rounding_are_copies_and_others_are_not():
     x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0))
     x[1] = x[0]
     x[1, 49] = torch.nextafter(x[0, 49], torch.tensor(10.0))
     x[3] = x[2]
     x[5, :40] = x[4, :40]
-    assert duplicates(x).tolist() == [3]
+    assert duplicates(x).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("block", [2**22, 7 * 130])  # one block of rows, and many

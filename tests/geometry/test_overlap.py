@@ -200,7 +200,9 @@ def test_a_missing_label_is_no_class(missing, pair_of_labels):
 
 
 def test_labels_of_unequal_lengths_are_refused():
-    with pytest.raises(InputError, match="labels have unequal lengths: expected one label an example"):
+    with pytest.raises(
+        InputError, match=r"labels=\[\[0\], .* have several lengths: expected strings or integers, one an example"
+    ):
         label_overlap(pair(0, n=20)[0], [[0], [0, 1]] * 10, k=3)
 
 
