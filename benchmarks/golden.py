@@ -54,11 +54,19 @@ def digest(value) -> object:
 def clouds() -> dict[str, torch.Tensor]:
     """A pair of clouds that share some of what they say, stacks of them, and labels."""
     draw = torch.Generator().manual_seed(5)
-    shared = torch.randn(160, 5, generator=draw)
-    x = shared @ torch.randn(5, 24, generator=draw) + 0.1 * torch.randn(160, 24, generator=draw)
-    y = shared @ torch.randn(5, 16, generator=draw) + 0.5 * torch.randn(160, 16, generator=draw)
-    stack = torch.stack([x + level * torch.randn(160, 24, generator=draw) for level in (0.0, 0.5, 1.0)])
-    other = torch.stack([y + level * torch.randn(160, 16, generator=draw) for level in (1.0, 0.5, 0.0)])
+    shared = torch.randn(160, 5, generator=draw, dtype=torch.float32)
+    x = shared @ torch.randn(5, 24, generator=draw, dtype=torch.float32) + 0.1 * torch.randn(
+        160, 24, generator=draw, dtype=torch.float32
+    )
+    y = shared @ torch.randn(5, 16, generator=draw, dtype=torch.float32) + 0.5 * torch.randn(
+        160, 16, generator=draw, dtype=torch.float32
+    )
+    stack = torch.stack(
+        [x + level * torch.randn(160, 24, generator=draw, dtype=torch.float32) for level in (0.0, 0.5, 1.0)]
+    )
+    other = torch.stack(
+        [y + level * torch.randn(160, 16, generator=draw, dtype=torch.float32) for level in (1.0, 0.5, 0.0)]
+    )
     return {"x": x, "y": y, "stack": stack, "other": other, "labels": torch.arange(160) % 4}
 
 
@@ -81,7 +89,7 @@ def calls():
     z = interp.capture(vlm, [batch], sites=("z",), positions="last", reduce="last", progress=False)
     c = clouds()
     x, y, stack, other, labels = (c[name] for name in ("x", "y", "stack", "other", "labels"))
-    direction = torch.linspace(-1, 1, vlm.structure.d_model)
+    direction = torch.linspace(-1, 1, vlm.structure.d_model, dtype=torch.float32)
 
     def edited(*interventions):
         return lambda: (vlm.logits(batch, list(interventions)), vlm.generate(batch, 6, list(interventions)))

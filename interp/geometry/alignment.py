@@ -153,7 +153,7 @@ class AlignmentMatrix(Result):
         if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1] <= 1:  # type: ignore[operator]
             raise InputError(f"band={band!r}: expected two relative depths, 0 <= low < high <= 1")
         n_visual, n_textual = self.values.shape
-        depths = torch.arange(n_textual) / max(1, n_textual - 1)
+        depths = torch.arange(n_textual, dtype=torch.float64) / max(1, n_textual - 1)
         middle = (band[0] < depths) & (depths < band[1])
         rows = torch.arange(n_visual)
         best = self.values.argmax(dim=1)

@@ -195,7 +195,7 @@ def neighborhoods(graph: Neighbors, rows: slice, k: int) -> Neighborhoods:
     tied = graph.tied(k)[rows].nonzero().flatten()
     lists = graph.indices[rows, :k]
     if not len(tied):
-        return Neighborhoods(lists, tied, torch.zeros(0, len(graph), device=lists.device))
+        return Neighborhoods(lists, tied, torch.zeros(0, len(graph), dtype=torch.float32, device=lists.device))
     return Neighborhoods(lists, tied, shares(graph.points.squared(tied + rows.start), k).float())
 
 
@@ -205,7 +205,11 @@ def neighborhoods_in(squared: Float[Tensor, "r n"], k: int) -> Neighborhoods:
     tied = nearest.indices.new_zeros(0)
     if k < nearest.values.shape[1]:
         tied = level(nearest.values[:, k - 1], nearest.values[:, k]).nonzero().flatten()
-    parts = shares(squared[tied], k).float() if len(tied) else torch.zeros(0, squared.shape[1], device=squared.device)
+    parts = (
+        shares(squared[tied], k).float()
+        if len(tied)
+        else torch.zeros(0, squared.shape[1], dtype=torch.float32, device=squared.device)
+    )
     return Neighborhoods(nearest.indices[:, :k], tied, parts)
 
 
@@ -230,7 +234,7 @@ def neighborhoods_within(graph: Neighbors, subset: Int[Tensor, " s"], k: int) ->
         lists[~unknown] = near[~unknown][chosen[~unknown]].view(-1, k)
     else:
         lists = near[chosen].view(size, k)
-    parts = torch.zeros(0, size, device=subset.device)
+    parts = torch.zeros(0, size, dtype=torch.float32, device=subset.device)
     if len(rest):
         parts = shares(graph.points.squared(subset[rest])[:, subset], k).float()
     return Neighborhoods(lists, rest, parts)
@@ -265,7 +269,7 @@ def overlap_influence(
     """
     n = len(first[0])
     own = torch.zeros(len(first), len(second), n, dtype=torch.float64)
-    others = torch.zeros(len(first), len(second), n, device=first[0].indices.device)
+    others = torch.zeros(len(first), len(second), n, dtype=torch.float32, device=first[0].indices.device)
     for rows, number, weights, sets, lists in _meetings(first, second, k):
         own[number, :, rows] = sums_over(weights, sets, lists).double().cpu() / k
         for each, sums in zip(sets, others[number], strict=True):
@@ -293,7 +297,7 @@ def _meetings(
 def _standing(graph: Neighbors, k: int) -> Float[Tensor, " n"]:
     """The number of neighbourhoods that include each example, over k; 1 on average."""
     n = len(graph)
-    counts = torch.zeros(n, device=graph.indices.device)
+    counts = torch.zeros(n, dtype=torch.float32, device=graph.indices.device)
     for rows in blocks(n, n * (1 + bool(graph.tied(k).any()))):
         neighborhoods(graph, rows, k).add_columns(counts.new_ones(1, 1).expand(rows.stop - rows.start, n), counts)
     return counts.double().cpu() / k

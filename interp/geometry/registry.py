@@ -146,7 +146,8 @@ class Measure:
 
     def path_values(self, states: Float[Tensor, "state n d"]) -> Float[Tensor, "inner n"]:
         """The numbers of a measure of paths, one for each example at each state between two others."""
-        numbers = torch.as_tensor(self.function(states))
+        result = self.function(states)
+        numbers = result if isinstance(result, Tensor) else torch.from_numpy(np.asarray(result))
         expected = (len(states) - 2, states.shape[1])
         if numbers.shape != expected:
             raise InputError(f"measure {self.name!r} returned {shown(numbers)}: expected shape {expected}")

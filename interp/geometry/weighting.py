@@ -52,6 +52,7 @@ class FeatureWeights(Result):
         return pd.DataFrame({"feature": order.numpy(), "weight": self.weights[order].numpy()})
 
 
+@torch.inference_mode(False)  # the caller may be in it, and a tensor that is made in it has no gradient
 def learn_weights(
     x: Cloud,
     y: Cloud,

@@ -113,7 +113,9 @@ class Scale(AtSite):
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
         factor = checked_number(self.factor, "factor")
         selection = self.select(vlm, batch, new)
-        return selection.edits(multiply_states, broadcast_value(torch.tensor(factor), selection, "factor"))
+        return selection.edits(
+            multiply_states, broadcast_value(torch.tensor(factor, dtype=torch.float32), selection, "factor")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

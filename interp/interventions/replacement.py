@@ -159,7 +159,7 @@ class Ablate(AtSite):
             return prompt.edits(put_states, self._states_of_other_rows(vlm, batch, prompt, seed))
         selection = self.select(vlm, batch, new)
         if self.value == "zero":
-            return selection.edits(put_states, broadcast_value(torch.zeros(1), selection))
+            return selection.edits(put_states, broadcast_value(torch.zeros(1, dtype=torch.float32), selection))
         return self._mean_edits(unchanged_states(vlm, batch, prompt), selection)
 
     @staticmethod

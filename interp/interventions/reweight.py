@@ -114,7 +114,9 @@ def reweigh(pattern, allowed, past, weigh, seed):
     of padding, which sees nothing, keeps its weights."""
     visible = allowed.transpose(1, 2).expand(pattern.shape)
     # Each step of a generation has draws of its own.
-    draws = torch.rand(pattern.shape, generator=torch.Generator().manual_seed(seed + 1_000_003 * past))
+    draws = torch.rand(
+        pattern.shape, dtype=torch.float32, generator=torch.Generator().manual_seed(seed + 1_000_003 * past)
+    )
     new = weigh(pattern.float(), visible, draws.to(pattern.device)) * visible
     new = new / new.sum(dim=-1, keepdim=True)
     return torch.where(visible.any(dim=-1, keepdim=True), new, pattern.float()).to(pattern.dtype)

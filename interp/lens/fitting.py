@@ -134,8 +134,8 @@ def fit_translator(
     """The translator of one state, and the epoch after which it was best (0: it is the identity)."""
     width, device = states.shape[-1], getattr(read, "device", states.device)
     scale = states[train].float().square().mean().sqrt().item()
-    matrix = torch.zeros(width, width, device=device, requires_grad=True)
-    bias = torch.zeros(width, device=device, requires_grad=True)
+    matrix = torch.zeros(width, width, dtype=torch.float32, device=device, requires_grad=True)
+    bias = torch.zeros(width, dtype=torch.float32, device=device, requires_grad=True)
     rates = [training.learning_rate / width, training.learning_rate * scale]
     adam = torch.optim.Adam([{"params": [matrix], "lr": rates[0]}, {"params": [bias], "lr": rates[1]}])
     examples = train.nonzero()[:, 0]

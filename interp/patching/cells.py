@@ -162,7 +162,7 @@ def _draw_cells(vlm: VLM, row: Batch, versions: Versions, seed: int) -> Versions
     different, _ = _different(vlm, row, versions)
     different.sort(key=lambda number: versions.cells[number].layer)
     count = min(_COMPARED, len(different))
-    shares = torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    shares = torch.rand(count, dtype=torch.float32, generator=torch.Generator().manual_seed(seed)).tolist()
     numbers = [different[int((part + share) * len(different) / count)] for part, share in enumerate(shares)]
     begins = [int(group.min()) for group in versions.groups]
     ends = [different[0], min(different, key=lambda n: begins[versions.cells[n].group])] if different else []

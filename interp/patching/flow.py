@@ -274,7 +274,7 @@ def _run_cuts(
     bar: Bar,
 ) -> Tensor:
     """The metric `[row, edge, window]` of the rows that count, with one edge cut in one window at a time."""
-    values = torch.empty(int(run.right.sum()), len(cuts), len(windows))
+    values = torch.empty(int(run.right.sum()), len(cuts), len(windows), dtype=torch.float32)
     if not len(values):  # no row of this batch counts
         return values
     edits = vlm.edits_of(run.batch, interventions)

@@ -118,7 +118,7 @@ def picture_of(pairs: PairedBatches) -> tuple[Tensor | None, Float[Tensor, "posi
     if len(boxes) != 1 or boxes[0] is None or any(other.size != first.size for other in others):
         return None, None
     box_of = dict(zip(row.positions["image"][0].nonzero().flatten().tolist(), boxes[0], strict=True))
-    nowhere = torch.full((4,), torch.nan)
+    nowhere = torch.full((4,), torch.nan, dtype=torch.float32)
     of_columns = [
         nowhere if column.patch is None or len(group) > 1 else box_of[int(group)]
         for group, column in zip(pairs.groups[0], pairs.columns, strict=True)

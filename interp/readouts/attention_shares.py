@@ -249,7 +249,7 @@ def _shares(
     for pair, rows in counted.items():
         weights = {layer: outputs["weights", pair, layer] for layer in layers}
         per_row, by_position = _by_head_and_position(vlm, weights, rows)
-        chance = torch.full((len(batch), len(per_row[0])), torch.nan)
+        chance = torch.full((len(batch), len(per_row[0])), torch.nan, dtype=torch.float32)
         chance[:, layers] = torch.stack([outputs["chance", pair, layer] for layer in layers], dim=1)
         low, high = bootstrap_mean(per_row[rows], seed)
         share = ShareResult(
@@ -272,8 +272,8 @@ def _by_head_and_position(vlm: VLM, weights: dict[int, Tensor], counted: Tensor)
     """The weights `[row, head, key]` of some layers, summed over keys `[row, layer, head]` and averaged over heads `[row,
     layer, key]`; NaN elsewhere. Rows that are `counted` must have finite weights."""
     rows, _, length = next(iter(weights.values())).shape
-    by_head = torch.full((rows, vlm.structure.n_layers, vlm.structure.n_heads), torch.nan)
-    by_position = torch.full((rows, vlm.structure.n_layers, length), torch.nan)
+    by_head = torch.full((rows, vlm.structure.n_layers, vlm.structure.n_heads), torch.nan, dtype=torch.float32)
+    by_position = torch.full((rows, vlm.structure.n_layers, length), torch.nan, dtype=torch.float32)
     for layer, of_layer in weights.items():
         _refuse_no_numbers(vlm, layer, of_layer, counted)
         by_head[:, layer, : of_layer.shape[1]] = of_layer.sum(dim=-1)

@@ -39,7 +39,7 @@ def freeze(norm, states):
     the outputs of the norm and of this map for these states, relative to the largest output.
     """
     size = states.float().square().mean().sqrt().clamp(min=1e-6)
-    signs = torch.ones(states.shape[-1], device=states.device)
+    signs = torch.ones(states.shape[-1], dtype=torch.float32, device=states.device)
     signs[1::2] = -1
     probe = signs * size
     probes = torch.stack([probe, -probe, probe + size / 2]).to(states.dtype)
@@ -90,7 +90,7 @@ def directions_of_logits(head, normed, targets, against, size, suppressed):
     The first is the logit of `targets`, the second the mean over the vocabulary without suppressed tokens, both
     less the logit of `against` unless that is None. Targets are Int `[row]`.
     """
-    counted = torch.ones(size, device=normed.device)
+    counted = torch.ones(size, dtype=torch.float32, device=normed.device)
     counted[list(suppressed)] = 0
 
     def two_logits(inputs):

@@ -179,9 +179,8 @@ def _processed_image(vlm: VLM, batch: Batch) -> Image:
     mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if pixels is None or pixels.ndim != 4 or len(pixels) != 1 or pixels.shape[1] != 3 or not mean or not deviation:
         return batch.images[0][0]
-    image = rearrange(pixels[0].float().cpu(), "colour y x -> y x colour") * torch.tensor(deviation) + torch.tensor(
-        mean
-    )
+    centre, scale = (torch.tensor(each, dtype=torch.float32) for each in (mean, deviation))
+    image = rearrange(pixels[0].float().cpu(), "colour y x -> y x colour") * scale + centre
     return Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy())
 
 

@@ -31,7 +31,7 @@ def bootstrap_mean(
     >>> bool(low < 2.5 < high)
     True
     """
-    return bootstrap_ratio(values, torch.ones(len(values)), seed, draws)
+    return bootstrap_ratio(values, torch.ones(len(values), dtype=torch.float64), seed, draws)
 
 
 def bootstrap_ratio(
@@ -46,7 +46,7 @@ def bootstrap_ratio(
     (0.5, 0.5)
     """
     if len(values) < 2:
-        nothing = torch.full(values.shape[1:], math.nan)
+        nothing = torch.full(values.shape[1:], math.nan, dtype=values.dtype)
         return nothing, nothing.clone()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(values), (draws, len(values)), generator=generator)

@@ -192,7 +192,9 @@ def head_pursuit(
 
     layers = tuple(acts.layers["z"])
     shares = torch.full(
-        (len(choices), len(layers), max(proved_place(vlm, layer, "z").number for layer in layers)), torch.nan
+        (len(choices), len(layers), max(proved_place(vlm, layer, "z").number for layer in layers)),
+        torch.nan,
+        dtype=torch.float32,
     )
     words_of_layers: list[tuple[tuple[str, ...], ...]] = []
     with progress_bar("head pursuit", len(layers), "layers", progress) as bar:
@@ -203,7 +205,7 @@ def head_pursuit(
                 of_choices, places = zip(
                     *(_score(sides, _rows_of(head.unit, choice), k) for choice in choices), strict=True
                 )
-                shares[:, at, number] = torch.tensor(of_choices)
+                shares[:, at, number] = torch.tensor(of_choices, dtype=torch.float32)
                 words_of_heads.append(tuple(word_of(vlm, tokens[place]) for place in places[0]))
             words_of_layers.append(tuple(words_of_heads))
             bar.advance()
@@ -211,7 +213,7 @@ def head_pursuit(
     return HeadResult(
         scores=scores,
         null=random.mean(dim=0),
-        p=permutation_p((random >= scores).sum(dim=0), lists).masked_fill(scores.isnan(), torch.nan),
+        p=permutation_p((random >= scores).sum(dim=0).float(), lists).masked_fill(scores.isnan(), torch.nan),
         layers=layers,
         words=tuple(words_of_layers),
         concept=tuple(word_of(vlm, token) for token in tokens),

@@ -267,15 +267,19 @@ def projector_report(
     pooled = reduce(made_of, "token merged width -> token width", "mean")
     joined = rearrange(made_of, "token merged width -> token (merged width)")
     generator = torch.Generator().manual_seed(seed)
-    random = joined @ torch.randn(joined.shape[1], after.shape[1], generator=generator) / joined.shape[1] ** 0.5
+    random = (
+        joined
+        @ torch.randn(joined.shape[1], after.shape[1], generator=generator, dtype=torch.float32)
+        / joined.shape[1] ** 0.5
+    )
     entropy, participation = zip(*map(spread_of, (before, after, random)), strict=True)
     kept = [1.0, neighbours_kept(pooled, after, k), neighbours_kept(pooled, random, k)]
     nearest = (_unit(after) @ _unit(table).T).topk(top_k, dim=1)
     aligned = None if shapes is None else word_alignment(*shapes, table, shuffles, seed)
     return ProjectorResult(
-        entropy=torch.tensor(entropy),
-        participation=torch.tensor(participation),
-        kept=torch.tensor(kept),
+        entropy=torch.tensor(entropy, dtype=torch.float32),
+        participation=torch.tensor(participation, dtype=torch.float32),
+        kept=torch.tensor(kept, dtype=torch.float32),
         kept_chance=k / (len(after) - 1),
         alignment=None if aligned is None else aligned.value,
         alignment_null=None if aligned is None else aligned.null,
@@ -384,7 +388,9 @@ def _takes_patches_alone(projector: torch.nn.Module) -> bool:
 def moves_as_expected(value, projector, inputs, trials, still):
     """Whether in each trial exactly those tokens move that must."""
     inputs = inputs.to(value.device)
-    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs.device, inputs.dtype)
+    noise = torch.randn(inputs.shape, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(
+        inputs.device, inputs.dtype
+    )
     noise = noise * inputs.std()
     before = first(projector(inputs)).flatten(0, -2).float()
     outcome = torch.ones((), dtype=torch.bool)

@@ -217,7 +217,7 @@ class Plan:
     def factors(self, n_heads: int, strength: float) -> Tensor:
         """`[row, position, head, half]`, below zero where a head moves: in the first rows the first half of the chosen
         heads, in the next their second half, and in the last row all heads at the first position."""
-        factors = torch.ones(self.rows_a_site, self.length, n_heads, 2)
+        factors = torch.ones(self.rows_a_site, self.length, n_heads, 2, dtype=torch.float32)
         chosen = self.chosen(n_heads).float() * (1 + strength)
         factors[: len(chosen), _AT, :, 0] -= chosen
         factors[len(chosen) : -1, _AT, :, 1] -= chosen
@@ -226,7 +226,7 @@ class Plan:
 
     def shares(self, n_heads: int) -> Tensor:
         """`[row, head]`, the share of each head of z that remains; none in the last row."""
-        return torch.cat([0.25 + 0.5 * self.chosen(n_heads).float(), torch.zeros(1, n_heads)])
+        return torch.cat([0.25 + 0.5 * self.chosen(n_heads).float(), torch.zeros(1, n_heads, dtype=torch.float32)])
 
 
 def prove_heads(core: Core, batch: Batch) -> dict[str, tuple[Heads | None, ...]]:

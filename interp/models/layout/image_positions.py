@@ -48,7 +48,9 @@ def other_picture(inputs: Mapping[str, Tensor], generator: torch.Generator) -> d
     others = {}
     for name in pixels_of(inputs):
         pixels = inputs[name]
-        noise = torch.randn(pixels.shape, generator=generator) * pixels.float().std().clamp(min=0.1)
+        noise = torch.randn(pixels.shape, dtype=torch.float32, generator=generator) * pixels.float().std().clamp(
+            min=0.1
+        )
         constant = torch.zeros_like(pixels, dtype=torch.bool)
         if pixels.ndim == 5:
             constant = (pixels == 0).flatten(2).all(dim=2)[..., None, None, None]

@@ -49,7 +49,9 @@ def _text_batch(core: Core) -> tuple[Batch | None, str]:
     special = [token for token in special if token is not None]
     ordinary = ids[~torch.isin(ids, torch.tensor(special, dtype=ids.dtype))]
     # Special ids are at the ends of a vocabulary, and without a tokenizer nothing else tells them apart.
-    chosen = ordinary[torch.linspace(len(ordinary) // 10, len(ordinary) * 3 // 4, 16).long()].reshape(2, 8)
+    chosen = ordinary[
+        torch.linspace(len(ordinary) // 10, len(ordinary) * 3 // 4, 16, dtype=torch.float32).long()
+    ].reshape(2, 8)
     mask = torch.ones_like(chosen)
     mask[1, :3] = 0
     batch = core.maker.from_encoding({"input_ids": chosen, "attention_mask": mask})

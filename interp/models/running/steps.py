@@ -87,7 +87,9 @@ def write(value, rows, columns, new):
 def disturb(value, mask=None):
     """Noise of its own size on a value, at the positions of a mask or everywhere."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(value.shape, generator=generator).to(value.device, value.dtype) * value.std()
+    noise = (
+        torch.randn(value.shape, dtype=torch.float32, generator=generator).to(value.device, value.dtype) * value.std()
+    )
     return value + (noise if mask is None else noise * mask.to(value.device)[..., None])
 
 
