@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.activations.lazy import LazyTensor
 from interp.arguments import as_ints
-from interp.errors import InputError, InputTypeError
+from interp.errors import InputError, InputTypeError, shown
 from interp.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -113,15 +113,26 @@ class Activations(Mapping[str, Any]):
         return len(self.sites)
 
     def __contains__(self, site: object) -> bool:  # Mapping's own and its get() would expect a KeyError
-        return site in self.sites
+        return isinstance(site, str) and site in self.sites
 
     def get(self, site: str, default: Any = None) -> Any:
         """`acts[site]` where it was captured, else the default."""
         return self.sites.get(site, default)
 
     def _check_site(self, site: str) -> None:
+        if not isinstance(site, str):
+            key, first = "..." if site is Ellipsis else shown(site), next(iter(self.sites))
+            raise InputTypeError(
+                f"acts[{key}]: expected the name of a site first, as in acts[{first!r}][...]; these have {', '.join(self.sites)}"
+            )
         if site not in self.sites:
             raise InputError(f"site {site!r} was not captured: expected one of {', '.join(self.sites)}")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:  # numpy would ask for sites by number
+        raise InputTypeError(
+            f"activations are no array: expected the values of a site, as in acts[{next(iter(self.sites))!r}][...];"
+            f" these have {', '.join(self.sites)}"
+        )
 
     def places(self, site: str) -> Places:
         """The row and the column of each example of a site."""

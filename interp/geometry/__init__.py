@@ -1,7 +1,8 @@
 """The geometry of representations: what their clouds of points look like, and how far two of them agree.
 
-These functions know no model. They take clouds of points, a tensor or array `[example, feature]` (or `[state, example,
-feature]` for a stack of layers), and return numbers with their errors and chance levels.
+These functions know no model. They take clouds of points, a tensor or array `[example, feature]`, and return numbers with their
+errors and chance levels. `alignment_matrix`, `compare` and `curvature` take stacks of layers, `[state, example, feature]`, or
+activations of one site.
 
 >>> import numpy as np
 >>> cloud = np.random.default_rng(0).normal(size=(500, 3))

@@ -120,7 +120,8 @@ def compare(
     >>> frame[frame.measure == "cka"].value.round(1).abs().tolist()
     [0.0, 0.0, 1.0]
 
-    `metrics` are names in `interp.geometry.REGISTRY`, yours too (`register_measure`):
+    Both may be a tensor, an array, a site of activations, or activations of one site. `labels` are one label an example, or the
+    name of a label of `visual`, where that is activations. `metrics` are names in `interp.geometry.REGISTRY`, yours too (`register_measure`):
 
     - of each modality: "2nn", "gride" (ranks 16 and 32), "mle" (20 neighbours), "participation_ratio", "spectral_entropy",
       "curvature" (of the paths through the states, at those between two others), and "label_overlap", which needs `labels`;
@@ -135,7 +136,7 @@ def compare(
     uses all draws; for dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours
     is computed for each cloud and metric, and shared.
 
-    Examples that repeat another in any state of either modality have no dimension. Where a measure needs distinct ones,
+    Examples that repeat another, up to rounding, in any state of either modality have no dimension. Where a measure needs distinct ones,
     repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
 
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
@@ -148,13 +149,14 @@ def compare(
         the_site(visual, "visual")  # it refuses several
         labels = labels_of(labels, visual, next(iter(visual)))
     first, second = as_paired_states(visual, textual, MODALITIES)
+    classes = None if labels is None else label_classes(labels, first.shape[1])[1]
     rows = _distinct(first, second, measures)
     dropped = torch.ones(first.shape[1], dtype=torch.bool)
     dropped[rows] = False
     first, second = first[:, rows], second[:, rows]
     n = len(rows)
     _check_enough(n, measures)
-    classes = None if labels is None else label_classes(labels, len(dropped))[1][rows.numpy()]
+    classes = None if classes is None else classes[rows.numpy()]
     if len(first) != len(second) and any(measure.kind in OF_TWO for measure in measures):
         alone = tuple(name for name, measure in REGISTRY.items() if measure.kind not in OF_TWO)
         raise InputError(

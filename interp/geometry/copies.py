@@ -37,6 +37,7 @@ COPIES = {
     torch.float32: 32 * 2.0**-23,
     torch.float64: 32 * 2.0**-52,
 }
+_ALL_WHOLE = 2.0**23  # from here on float32 has whole numbers alone
 _ALL_COPIES = 1 / 8  # of that, the width of a cloud of copies of one row
 _NARROW = 1 / 32
 _APART = 4.0
@@ -55,7 +56,7 @@ def copy_tolerance(cloud: Float[Tensor, "n d"]) -> float:
     >>> copy_tolerance(torch.tensor([[0.5, 1.25]])) == COPIES[torch.bfloat16], copy_tolerance(torch.tensor([[1.0, 2.0]]).double())
     (True, 0.0)
     """
-    if cloud.dtype == torch.float64 and _all(cloud, torch.round):
+    if cloud.dtype == torch.float64 and _all(cloud, torch.round) and float(cloud.abs().amax()) < _ALL_WHOLE:
         return 0.0
     for kind in COPIES:
         if kind == cloud.dtype or _all(cloud, lambda values, kind=kind: values.to(kind).to(values.dtype)):
@@ -81,8 +82,8 @@ def duplicates(cloud: Float[Tensor, "n d"], part: float | None = None) -> Int[Te
 def first_equal(cloud: Float[Tensor, "n d"], part: float | None = None) -> Int[Tensor, " n"]:
     """For each row the number of the first row that it is a copy of, its own where it is none.
 
-    `part` is the `copy_tolerance`: that of the cloud, or of the one that this cloud was computed from. No row stands for others and is
-    a copy itself.
+    `part` is the `copy_tolerance`: that of the cloud, or of the one that this cloud was computed from. No row stands for
+    others and is a copy itself.
 
     >>> first_equal(torch.tensor([[0.1, 1.1], [2.2, 3.3], [0.1000001, 1.1]])).tolist()
     [0, 1, 0]

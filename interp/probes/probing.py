@@ -62,7 +62,8 @@ def probe_layers(
     >>> (result.accuracy > 0.9).tolist(), (result.p < 0.01).tolist(), result.n_test
     ([False, True], [False, True], 60)
 
-    A `LinearProbe` is fitted at each state. The split into training and test examples is the same at all states:
+    `labels`, `groups` and `types` are one string, bool or whole number an example, or the name of a label of the activations:
+    `probe_layers(acts, "colour")`. A `LinearProbe` is fitted at each state. The split into training and test examples is the same at all states:
     stratified by class, or, with `groups` (one an example), by whole groups: the first of several random splits in which
     both sides have every class. Features are standardised on the training examples. `low` and `high` are a 95 % bootstrap
     interval over the test groups, or over the test examples without groups. Logistic probes of states on an accelerator
@@ -78,7 +79,8 @@ def probe_layers(
 
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
-    Raises `InputError` where labels, groups or types are not one an example, there are fewer than two classes, a class has
+    Raises `InputError` where labels, groups or types are not one an example, some are missing or look alike (1 and "1"), or
+    the activations have none of that name; where there are fewer than two classes, a class has
     too few examples (or groups) for both sides, the sides have no type in common, features are not finite, or `transfer`
     has other states, examples or features; and for a seed that is not an int from 0.
     """
