@@ -225,9 +225,9 @@ def alignment_matrix(
     >>> matrix.values.diagonal().tolist(), matrix.bypass().best.tolist()
     ([1.0, 1.0, 1.0], [0, 1, 2])
 
-    Both may be a tensor, an array, a site of activations, or activations of one site. `metric` is any measure of kind "pair" (those of
-    `interp.geometry.MEASURES`) or "gap" in `interp.geometry.REGISTRY`, yours too (`register_measure`). Values are turned so
-    that more is more alike: 1 less the disparity of "procrustes", 1 less the mean of both directions of
+    Both may be a tensor, an array, a site of activations, or activations of one site. `metric` is any measure of kind "pair"
+    (those of `interp.geometry.MEASURES`) or "gap" in `interp.geometry.REGISTRY`, yours too (`register_measure`). Values are
+    turned so that more is more alike: 1 less the disparity of "procrustes", 1 less the mean of both directions of
     "information_imbalance", minus a distance. Measures of neighbours take `k` of them (by default 30 for
     "neighbor_overlap", 10 for "mutual_knn", 1 for "information_imbalance"):
 

@@ -121,7 +121,8 @@ def compare(
     [0.0, 0.0, 1.0]
 
     Both may be a tensor, an array, a site of activations, or activations of one site. `labels` are one label an example, or the
-    name of a label of `visual`, where that is activations. `metrics` are names in `interp.geometry.REGISTRY`, yours too (`register_measure`):
+    name of a label of `visual`, where that is activations. `metrics` are names in `interp.geometry.REGISTRY`, yours too
+    (`register_measure`):
 
     - of each modality: "2nn", "gride" (ranks 16 and 32), "mle" (20 neighbours), "participation_ratio", "spectral_entropy",
       "curvature" (of the paths through the states, at those between two others), and "label_overlap", which needs `labels`;
@@ -136,8 +137,8 @@ def compare(
     uses all draws; for dimensions, spectra and curvature it is that of one shuffle, without a test. One graph of neighbours
     is computed for each cloud and metric, and shared.
 
-    Examples that repeat another, up to rounding, in any state of either modality have no dimension. Where a measure needs distinct ones,
-    repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
+    Examples that repeat another, up to rounding, in any state of either modality have no dimension. Where a measure needs
+    distinct ones, repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
 
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 

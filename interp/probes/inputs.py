@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
-from interp.statistics.categories import Label, Labels, read_labels
+from interp.statistics.categories import Labels, read_labels
 
 States = Any  # a tensor or array [state, example, feature], or Activations, of which `acts[site][...]` is one
 PRECISIONS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -47,7 +47,7 @@ def checked_states(acts: States, site: str, name: str) -> np.ndarray | Tensor:
     return states
 
 
-def checked_labels(values: Labels, n: int, name: str) -> tuple[list[Label], np.ndarray]:
+def checked_labels(values: Labels, n: int, name: str) -> tuple[list[str | int], np.ndarray]:
     """The distinct labels, sorted, and the number of each example's label.
 
     Raises the errors of `read_labels`, and `InputError` for numbers that are not whole.
@@ -56,14 +56,12 @@ def checked_labels(values: Labels, n: int, name: str) -> tuple[list[Label], np.n
     if any(isinstance(label, float) and not label.is_integer() for label in labels):
         raise InputError(f"{name} have shape ({n},) and dtype float64: expected strings or integers")
     plain = [int(label) if isinstance(label, float) else label for label in labels]
-    order = sorted(
-        range(len(plain)), key=lambda place: (isinstance(plain[place], str), type(plain[place]).__name__, plain[place])
-    )
+    order = sorted(range(len(plain)), key=lambda place: (type(plain[place]).__name__, plain[place]))
     place_of = np.argsort(order)
     return [plain[place] for place in order], place_of[numbers]
 
 
-def checked_classes(labels: Labels, n: int) -> tuple[tuple[Label, ...], np.ndarray]:
+def checked_classes(labels: Labels, n: int) -> tuple[tuple[str | int, ...], np.ndarray]:
     """The classes and the number of each example's class. Raises `InputError` for fewer than two classes."""
     distinct, numbers = checked_labels(labels, n, "labels")
     if len(distinct) < 2:

@@ -63,11 +63,11 @@ def probe_layers(
     ([False, True], [False, True], 60)
 
     `labels`, `groups` and `types` are one string, bool or whole number an example, or the name of a label of the activations:
-    `probe_layers(acts, "colour")`. A `LinearProbe` is fitted at each state. The split into training and test examples is the same at all states:
-    stratified by class, or, with `groups` (one an example), by whole groups: the first of several random splits in which
-    both sides have every class. Features are standardised on the training examples. `low` and `high` are a 95 % bootstrap
-    interval over the test groups, or over the test examples without groups. Logistic probes of states on an accelerator
-    are fitted there, all in one solve.
+    `probe_layers(acts, "colour")`. A `LinearProbe` is fitted at each state. The split into training and test examples is
+    the same at all states: stratified by class, or, with `groups` (one an example), by whole groups: the first of several
+    random splits in which both sides have every class. Features are standardised on the training examples. `low` and `high`
+    are a 95 % bootstrap interval over the test groups, or over the test examples without groups. Logistic probes of states
+    on an accelerator are fitted there, all in one solve.
 
     `control` is how many shuffles of the labels to average over (True: one). Training and test labels are shuffled
     apart, so every class keeps its share in both; with groups, whole groups change places. `permutations` is how

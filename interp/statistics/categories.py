@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from interp.errors import InputError, InputTypeError, shown
 
-Label = str | bytes | bool | int | float
+Label = str | bool | int | float
 Labels = Any  # one label for each example: a list, an array, a tensor, a column of a frame
 
 
@@ -33,14 +33,15 @@ def read_labels(values: Any, n: int | None = None, name: str = "labels") -> tupl
     `n` is the number of examples, None where any will do, and `name` the argument's name in messages.
 
     Raises `InputTypeError` for what is no sequence; `InputError` where there is not one label for each example, where some are
-    missing or not finite, and where they are of several kinds or of none of these: string, bytes, bool, number.
+    missing or not finite, and where two look alike (1 and "1") or one is neither string nor bool nor number.
     """
     listed = _listed(values, n, name)
-    labels = [_plain(label, name) for label in listed]
-    missing = [place for place, label in enumerate(labels) if label is None]
+    read = [_plain(label, name) for label in listed]
+    labels = [label for label in read if label is not None]
+    missing = [place for place, label in enumerate(read) if label is None]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(labels)} {name} are missing or not finite, the first at example {missing[0]} ({name} contain"
+            f"{len(missing)} of {len(read)} {name} are missing or not finite, the first at example {missing[0]} ({name} contain"
             f" {shown(listed[missing[0]])}): drop these examples, or give them a label"
         )
     classes: dict[str, tuple[Label, int]] = {}
@@ -132,8 +133,10 @@ def _plain(label: Any, name: str) -> Label | None:
     """A label as plain Python, None where it is missing or not finite."""
     if isinstance(label, np.generic) or type(label).__module__.startswith("torch"):
         label = label.item()
-    if isinstance(label, str | bytes | bool):
-        return label
+    if isinstance(label, bytes):
+        return label.decode("utf-8", "backslashreplace")
+    if isinstance(label, str | bool):
+        return str(label) if isinstance(label, str) else label
     if label is None or label is np.ma.masked or label is pd.NA or pd.isna(label):
         return None
     if isinstance(label, Integral):
@@ -145,13 +148,11 @@ def _plain(label: Any, name: str) -> Label | None:
 
 
 def _kind(label: Label) -> type:
-    return next((kind for kind in (str, bytes, bool) if isinstance(label, kind)), float)
+    return next((kind for kind in (str, bool) if isinstance(label, kind)), float)
 
 
 def _face(label: Label) -> str:
     """How a label looks; numbers as large as each other look alike, and so do 1 and True."""
-    if isinstance(label, bytes):
-        return label.decode("utf-8", "backslashreplace")
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
     return str(label)

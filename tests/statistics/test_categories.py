@@ -38,8 +38,9 @@ NUMBERS = [1, 2] * 5
         (["", "nan"] * 5, ["", "nan"]),
         (np.array(["nan", "a"] * 5), ["nan", "a"]),
         (range(10), list(range(10))),
+        (np.array([b"a", b"b"] * 5), ["a", "b"]),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_labels_of_any_form(values, expected):
     distinct, numbers = read_labels(values, 10)
@@ -86,9 +87,7 @@ def test_a_missing_label_is_counted_and_placed_wherever_labels_are_taken(values)
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "pair", [(1, "1"), ("1", 1.0), (True, 1), (0, False), ("True", True), (b"a", "a"), (1.5, "1.5")], ids=str
-)
+@pytest.mark.parametrize("pair", [(1, "1"), ("1", 1.0), (True, 1), (0, False), ("True", True), (1.5, "1.5")], ids=str)
 def test_labels_that_look_alike_are_not_merged(pair):
     for call in (
         lambda: read_labels([*pair, "other", *pair]),
