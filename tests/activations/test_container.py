@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import interp
+from interp.errors import InputTypeError
 
 
 @pytest.fixture(scope="module", params=["memory", "folder"])
@@ -138,3 +139,20 @@ def test_what_cannot_be_joined(acts, toy):
         acts.select(layers=[1, 2]).concat(acts)
     with pytest.raises(interp.InputTypeError, match="list is joined"):
         acts.concat([acts])
+
+
+def test_what_is_no_site_is_refused_with_the_sites_there_are(toy, few):
+    acts = interp.capture(toy, few, progress=False)
+    for key, seen in [
+        (..., r"acts\[\.\.\.\]"),
+        (0, r"acts\[0\]"),
+        (slice(3), r"acts\[slice"),
+        (("resid", 3), r"acts\[\('resid', 3\)\]"),
+    ]:
+        with pytest.raises(
+            InputTypeError, match=seen + r": expected the name of a site .*acts\['resid'\]\[\.\.\.\]; these have resid"
+        ):
+            acts[key]
+    with pytest.raises(InputTypeError, match=r"activations are no array.*acts\['resid'\]\[\.\.\.\]"):
+        np.asarray(acts)
+    assert ("resid" in acts, ... in acts, [] in acts, list(acts), len(acts)) == (True, False, False, ["resid"], 1)
