@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import interp
 from interp.errors import InputError
 from interp.geometry import (
     alignment_matrix,
@@ -186,3 +187,14 @@ def test_copies_with_larger_changes_are_warned_of():
     assert not intrinsic_dimension(cloud, "gride").twins
     for d in (1, 2, 10):
         assert "nearer" not in intrinsic_dimension(normal(500, d).double() / 3).warning
+
+
+def test_one_picture_in_two_batches_is_one_point(toy):
+    pictures = [image for image, _ in interp.toy.scenes(40, seed=0, distinct=True).pairs()]
+    texts = ("<image>", "<image> what colour is the 3 ? what colour is the 3 ?")
+    data = [(image, text) for text in texts for image in pictures]
+    states = interp.capture(toy, data, positions="image", reduce="last", progress=False)["resid"]
+    assert not torch.equal(states[8, :40], states[8, 40:])
+    for state in (2, 4, 8):
+        for kind in (torch.float32, torch.bfloat16, torch.float16):
+            assert distinct_rows(states[state].to(kind)).tolist() == list(range(40))
