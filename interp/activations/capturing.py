@@ -106,6 +106,7 @@ def capture(
     size = shard_rows(batch_size, reduce != "none", rows_per_shard)
     reading: dict[str, Any] = {"batch_size": batch_size, "rows_per_shard": size, "size": source.size}
     reading |= {"columns": dict(data.columns or {}), "prompt": data.prompt, "chat": data.chat}
+    reading |= {"spans": dict(data.spans)} if data.spans else {}
     plan = make_plan(vlm, selection, reading)
     run, work = _Pass(vlm, selection, batch_size, data), portions(source, size)
     if out is None:

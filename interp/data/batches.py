@@ -60,9 +60,10 @@ def prepare_rows(
     """
     rows = list(rows)
     while rows:
-        images = [pictures for _, pictures in rows]
+        texts, images = [row.text for row, _ in rows], [pictures for _, pictures in rows]
+        spans = [row.spans for row, _ in rows] if any(row.spans for row, _ in rows) else None
         try:
-            return vlm.prepare([row.text for row, _ in rows], images if any(images) else None, chat=chat), rows
+            return vlm.prepare(texts, images if any(images) else None, chat=chat, spans=spans), rows
         except RowError as error:
             rows = [rows[index] for index in without_faults([row for row, _ in rows], error, skip)]
     return None, []

@@ -52,7 +52,9 @@ class Data:
     `columns` says which columns play the roles image, text, id, label and group, ``{"text": "caption"}``; a column that
     has the name of a role plays it, unless None says that no column does: ``{"id": None}``. `prompt` is the text of each
     row with columns in braces, ``"<image> {caption}"``; a prompt without ``<image>`` makes rows of text, and their images
-    are not used. With `chat` each text is put into the model's chat template. A row that cannot be read, or that the model
+    are not used. `spans` names parts of each row's text, as `VLM.prepare` takes them, with columns in braces too:
+    ``{"object": "{colour} {digit}"}`` becomes positions ``object`` of every batch; a row in which a column is empty has no
+    such position. With `chat` each text is put into the model's chat template. A row that cannot be read, or that the model
     cannot take, is an error, or with ``on_error="skip"`` it is left out. `root` is the folder that relative paths of images
     start from: a file's own folder where it is None, and for data in memory the working directory.
 
@@ -66,6 +68,7 @@ class Data:
     chat: Any = False
     on_error: Any = "raise"
     root: Any = None
+    spans: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Data):
@@ -74,12 +77,20 @@ class Data:
             ("columns", self.columns, Mapping, "a dict, as in {'text': 'caption'}"),
             ("prompt", self.prompt, str, "a text, as in '<image> {caption}'"),
             ("root", self.root, str | os.PathLike, "the path of a folder"),
+            ("spans", self.spans, Mapping, "a dict, as in {'object': '{colour} {digit}'}"),
         ):
             if value is not None and not isinstance(value, kind):
                 raise InputTypeError(f"{name}={shown(value)}: expected {expected}")
         unknown = [role for role in self.columns or {} if role not in ROLES]
         if unknown:
             raise InputError(f"columns has the role {unknown[0]!r}: use {', '.join(ROLES)}")
+        wrong = [
+            span for span in (self.spans or {}).items() if not all(isinstance(each, str) and each for each in span)
+        ]
+        if wrong:
+            raise InputTypeError(
+                f"spans has {shown(wrong[0])}: expected a name and a text, as in 'object': '{{colour}}'"
+            )
         checked_flag(self.chat, "chat")
         checked_choice(self.on_error, "on_error", ("raise", "skip"))
 

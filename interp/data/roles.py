@@ -24,20 +24,22 @@ from interp.models.batches.images import images_in
 from interp.models.batches.prompts import PLACEHOLDER
 
 
-def parse_prompt(prompt: str, fields: Sequence[str]) -> Prompt:
+def parse_prompt(prompt: str, fields: Sequence[str], argument: str = "prompt") -> Prompt:
     """A template with `fields` in braces. Raises `InputError` for any other field and for an open brace."""
     try:
         parsed = list(string.Formatter().parse(prompt))
     except ValueError as error:
-        raise InputError(f"prompt={shown(prompt)}: {error}, write {{{{ and }}}} for braces themselves") from None
+        raise InputError(f"{argument}={shown(prompt)}: {error}, write {{{{ and }}}} for braces themselves") from None
     for _, name, form, conversion in parsed:
         if name is None:
             continue
         if form or conversion or "." in name or "[" in name:
-            raise InputError(f"prompt={shown(prompt)}: expected the plain name of a column in braces, as in {{text}}")
+            raise InputError(
+                f"{argument}={shown(prompt)}: expected the plain name of a column in braces, as in {{text}}"
+            )
         if name not in fields:
             known = ", ".join(fields) or "none"
-            raise InputError(f"prompt={shown(prompt)} has the unknown field {name!r}: use {known}")
+            raise InputError(f"{argument}={shown(prompt)} has the unknown field {name!r}: use {known}")
     return Prompt(tuple((words, name) for words, name, _, _ in parsed))
 
 
@@ -63,7 +65,8 @@ def find_roles(
     special = {image, text, identity, *labels.values(), *({"label", "group"} & columns.keys())}
     others = {name: name for name in plain_names if name not in special}
     template = None if data.prompt is None else parse_prompt(data.prompt, plain_names)
-    return Roles(text, identity, {**labels, **others}, template, kinds or {})
+    spans = {name: parse_prompt(span, plain_names, f"spans[{name!r}]") for name, span in (data.spans or {}).items()}
+    return Roles(text, identity, {**labels, **others}, template, kinds or {}, spans)
 
 
 def column_of(role: str, data: Data, names: Sequence[str], default: str | None = None) -> str | None:
@@ -125,7 +128,8 @@ class Prompt:
 class Roles:
     """The columns of `text` and `id` (None where the data has none) and of each label by its name, and the `prompt`.
 
-    `kinds` holds, for a column whose cells are text, the type that its labels are made with (`int`, `float`).
+    `kinds` holds, for a column whose cells are text, the type that its labels are made with (`int`, `float`). `spans` are the
+    templates of named parts of the text.
     """
 
     text: str | None
@@ -133,6 +137,7 @@ class Roles:
     labels: Mapping[str, str]
     prompt: Prompt | None = None
     kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+    spans: Mapping[str, Prompt] = field(default_factory=dict)
 
     def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
         """The row of these pictures and cells.
@@ -164,7 +169,8 @@ class Roles:
             )
         if text and PLACEHOLDER not in text:
             count = 0
-        return Row(index, str(name), image if count else None, text, labels, error)
+        spans = {span: template.fill(cells) or None for span, template in self.spans.items()}
+        return Row(index, str(name), image if count else None, text, labels, error, spans)
 
     def _text(self, cells: Mapping[str, Any], count: int) -> str:
         if self.prompt is not None:

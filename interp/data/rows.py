@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -121,6 +121,7 @@ class Row:
     `image` is a PIL image, a path, the bytes of a file, a dict of "bytes" and "path", a list of these, or None; an
     `InputError` stands for a picture that cannot be opened. `text` has one ``<image>`` for each of them; it is empty where
     the data has nothing to make a text from. `error` says why the row cannot be read, where that shows before it is opened.
+    `spans` are the parts of the text that have a name, None where the row has no such part.
     """
 
     index: int
@@ -129,6 +130,7 @@ class Row:
     text: str
     labels: Mapping[str, Any]
     error: InputError | None = None
+    spans: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -66,8 +66,8 @@ def source_of(data: Any, columns: Mapping[str, str | None] | None = None, prompt
     if not pairs:
         raise InputError("data is empty: expected at least one row")
     if all(isinstance(item, Batch) for item in pairs):
-        if data.columns or data.prompt is not None or data.root is not None:
-            raise InputError("data is made of batches: leave columns= and prompt= out, and root=")
+        if data.columns or data.prompt is not None or data.root is not None or data.spans:
+            raise InputError("data is made of batches: leave columns= and prompt= out, and root= and spans=")
         return Batches(tuple(pairs))
     if data.on_error == "skip" and any(isinstance(item, Mapping) for item in pairs):
         pairs = [item if isinstance(item, Mapping) else {} for item in pairs]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints
-from interp.errors import InputError, shown
+from interp.errors import InputError, RowError, shown
 from interp.models.batches.positions import Positions, count_tokens, is_kind
 from interp.models.batches.prompts import PLACEHOLDER
 
@@ -56,7 +56,7 @@ def find_spans(
             if not masks[name].any():
                 raise InputError(f"span {name!r}: its mask holds no real token, expected at least one True")
         else:
-            masks[name] = torch.stack([_of_row(name, each, row, positions, wording) for row, each in enumerate(span)])
+            masks[name] = torch.stack(_of_rows(name, span, positions, wording))
     return masks
 
 
@@ -107,6 +107,19 @@ def _checked(name: str, span: Any, shapes: list[tuple[int, ...]], axes: str) -> 
     return mask
 
 
+def _of_rows(name: str, spans: Sequence[Any], positions: Positions, wording: Callable[[int], Wording]) -> list[Tensor]:
+    """The span of each row. Raises `RowError` with the faults of all rows that do not have it."""
+    masks, faults = [], {}
+    for row, span in enumerate(spans):
+        try:
+            masks.append(_of_row(name, span, row, positions, wording))
+        except RowError as error:
+            faults.update(error.faults)
+    if faults:
+        raise RowError(faults)
+    return masks
+
+
 def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Callable[[int], Wording]) -> Tensor:
     """One row's span as Bool `[seq]`; all False where it has none."""
     real = positions["all"][row]
@@ -128,11 +141,10 @@ def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Calla
         words = wording(row)
         mask = _tokens_of(name, _range_of(name, span, row, words.text), row, words, positions)
     else:
-        raise InputError(
-            f"span {name!r} of row {row} is {shown(span)}: expected a string, a (start, end) range, a mask or a list of ints"
-        )
+        expected = "expected a string, a (start, end) range, a mask or a list of ints"
+        raise RowError({row: (f"span {name!r} of ", f" is {shown(span)}: {expected}")})
     if not mask.any():
-        raise InputError(f"span {name!r}: {shown(span)} holds no token of row {row}, expected at least one")
+        raise RowError({row: (f"span {name!r}: {shown(span)} holds no token of ", ", expected at least one")})
     return mask
 
 
@@ -140,11 +152,11 @@ def _range_of(name: str, span: str | tuple[int, int], row: int, text: str) -> tu
     if isinstance(span, str):
         times = text.count(span) if span else 0
         if times != 1:
-            raise InputError(f"span {name!r}: {span!r} occurs {times} times in row {row}, {text!r}; expected once")
+            raise RowError({row: (f"span {name!r}: {span!r} occurs {times} times in ", f", {text!r}; expected once")})
         return text.index(span), text.index(span) + len(span)
     start, end = span
     if not 0 <= start < end <= len(text):
-        raise InputError(f"span {name!r}: {span!r} is no range of the {len(text)} characters of row {row}, {text!r}")
+        raise RowError({row: (f"span {name!r}: {span!r} is no range of the {len(text)} characters of ", f", {text!r}")})
     return start, end
 
 
@@ -159,9 +171,9 @@ def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, posit
         first, last = max(start, at), min(end, at + len(piece))
         if first < last:
             if place is None:
-                raise InputError(
-                    f"span {name!r} cannot be found: {piece!r} of row {row} does not occur once in {shown(words.prompt)}, "
-                    "the prompt that the processor makes; pass a mask instead"
+                made = f"{shown(words.prompt)}, the prompt that the processor makes; pass a mask instead"
+                raise RowError(
+                    {row: (f"span {name!r} cannot be found: {piece!r} of ", f" does not occur once in {made}")}
                 )
             # A template may leave out the spaces around a piece: the rest of the range is inside it.
             low, high = (min(max(edge - at + place[0], place[1]), place[2]) for edge in (first, last))
@@ -170,7 +182,9 @@ def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, posit
         at += len(piece)
         if start < at + len(PLACEHOLDER) and end > at and index < len(pieces) - 1:
             if f"image_{index}" not in positions:
-                raise InputError(f"span {name!r}: the tokens of image {index} of row {row} are not known, pass a mask")
+                raise RowError(
+                    {row: (f"span {name!r}: the tokens of image {index} of ", " are not known, pass a mask")}
+                )
             mask |= positions[f"image_{index}"][row]
         at += len(PLACEHOLDER)
     return mask
