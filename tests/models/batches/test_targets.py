@@ -114,6 +114,19 @@ def test_a_prompt_that_ends_in_a_space_reads_on_without_another():
         assert tokenizer.convert_ids_to_tokens(found.tolist()) == [token] != [together]
 
 
+@pytest.mark.parametrize("name", ["prefixed", "byte_level"])
+def test_a_word_that_has_one_token_behind_a_space_alone(name, word="Äpfel"):
+    """Behind a prompt that ends in a space it is made of pieces, and the one token would read as a second space."""
+    tokenizer = TOKENIZERS[name]()
+    assert len(read_on(tokenizer, "the colour is", f" {word}")) == 1
+    found, problem = outcome(tokenizer, encoded(tokenizer, "the colour is "), word)
+    assert found is None
+    assert f"target {word!r} is " in problem
+    assert " tokens, [" in problem
+    assert "▁" not in problem
+    assert "Ġ" not in problem
+
+
 def test_a_text_that_its_ids_do_not_tell():
     """A bracket that is no word of the vocabulary: the text of the prompt is known where it was prepared from one."""
     tokenizer = TOKENIZERS["unigram"]()
