@@ -108,7 +108,9 @@ def test_batches_have_spans_of_their_own(toy):
 
 def test_a_row_without_the_words_of_its_span_is_skipped(toy):
     """It is named as the data names it, also where rows are sorted into batches."""
-    rows = [{"id": f"r{n}", **row} for n, row in enumerate([*ROWS, {**ROWS[0], "text": "a blue 3 at left . and the 3 ?"}])]
+    rows = [
+        {"id": f"r{n}", **row} for n, row in enumerate([*ROWS, {**ROWS[0], "text": "a blue 3 at left . and the 3 ?"}])
+    ]
     wrong = "span 'object': 'red 3' occurs 0 times in row 3 ('r3'), "
     with pytest.raises(interp.InputError) as caught:
         interp.capture(toy, interp.Data(rows, spans=SPANS), positions="object", batch_size=2, progress=False)

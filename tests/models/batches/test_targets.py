@@ -115,8 +115,9 @@ def test_a_prompt_that_ends_in_a_space_reads_on_without_another():
 
 
 @pytest.mark.parametrize("name", ["prefixed", "byte_level"])
-def test_a_word_that_has_one_token_behind_a_space_alone(name, word="Äpfel"):
+def test_a_word_that_has_one_token_behind_a_space_alone(name):
     """Behind a prompt that ends in a space it is made of pieces, and the one token would read as a second space."""
+    word = "Äpfel"
     tokenizer = TOKENIZERS[name]()
     assert len(read_on(tokenizer, "the colour is", f" {word}")) == 1
     found, problem = outcome(tokenizer, encoded(tokenizer, "the colour is "), word)
