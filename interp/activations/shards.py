@@ -7,6 +7,7 @@ description of each shard, and the ids and labels of all rows.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 
 from interp.activations.container import Activations, Places, cat_examples
+from interp.activations.extraction import kind_of
 from interp.errors import InputError
 
 FORMAT = "interp-activations-1"
 # What the manifest has once for all shards.
 _OF_ALL = ("ids", "labels")
+# So many rows with states that are not finite are named.
+_NAMED = 5
 
 
 def row_hash(number: int, content: bytes) -> str:
@@ -46,6 +50,7 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
     for name in dict.fromkeys(name for entry in entries for name in entry["labels"]):
         labels[name] = [v for entry in entries for v in entry["labels"].get(name, [None] * entry["rows"])]
     kinds = dict.fromkeys(kind for entry in entries for kind in entry["examples"])
+    not_finite = _not_finite(plan, [entry.get("not_finite", {}) for entry in entries])
     return {
         "format": FORMAT,
         "complete": True,
@@ -54,11 +59,37 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         "rows": rows,
         "examples": {kind: sum(entry["examples"].get(kind, 0) for entry in entries) for kind in kinds},
         "skipped": skipped,
+        "not_finite": not_finite,
         "shards": [{name: entry[name] for name in entry if name not in _OF_ALL} for entry in entries],
         "ids": [each for entry in entries for each in entry["ids"]],
         "labels": labels,
         "run": dict(run),
     }
+
+
+def _not_finite(
+    plan: Mapping[str, Any], counts: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """What is not finite in each site, from what is in its shards, with a warning."""
+    together: dict[str, dict[str, Any]] = {}
+    for site in dict.fromkeys(site for each in counts for site in each):
+        of_site = [each[site] for each in counts if site in each]
+        rows = [row for each in of_site for row in each["rows"]]
+        together[site] = {
+            "states": sum(each["states"] for each in of_site),
+            "layer": plan["sites"][site]["layers"][min(each["layer"] for each in of_site)],
+            "rows": rows[:_NAMED],
+            "more": len(rows) > _NAMED or any(each["more"] for each in of_site),
+        }
+        about = together[site]
+        names = ", ".join(map(repr, about["rows"])) + (" and others" if about["more"] else "")
+        number = f"{'state' if site in ('resid', 'vision') else 'layer'} {about['layer']}"
+        warnings.warn(
+            f"{about['states']} captured examples of {site!r} are not finite, the first in {number}, in rows {names}: load the "
+            "model with another dtype, or leave these rows out",
+            stacklevel=2,
+        )
+    return together
 
 
 def in_memory(plan: Mapping[str, Any], shards: Sequence[Shard], run: Mapping[str, Any]) -> Activations:
@@ -105,6 +136,21 @@ class Shard:
     source: str
     skipped: tuple[Mapping[str, Any], ...] = ()
 
+    def count_not_finite(self) -> dict[str, dict[str, Any]]:
+        """For each site that has examples with NaN or infinity: how many these are over all layers, the first of the site's
+        layers (by its place among them) that has one, and the ids of some of their rows."""
+        counts: dict[str, dict[str, Any]] = {}
+        for site, tensor in self.tensors.items():
+            # The sum of finite numbers in float64 is finite, and needs no tensor as large as the states.
+            layers = [n for n, layer in enumerate(tensor) if not layer.sum(dtype=torch.float64).isfinite()]
+            if layers:
+                wrong = torch.stack([~tensor[n].flatten(1).isfinite().all(dim=1) for n in layers])
+                rows = self.places[kind_of(site)].rows[wrong.any(dim=0)].unique().tolist()
+                ids = [self.ids[row] for row in rows]
+                about = {"layer": layers[0], "rows": ids[:_NAMED], "more": len(ids) > _NAMED}
+                counts[site] = {"states": int(wrong.sum()), **about}
+        return counts
+
     def about(self) -> dict[str, Any]:
         """Its description for the manifest, as plain values."""
         return {
@@ -115,6 +161,7 @@ class Shard:
             "data": self.data,
             "source": self.source,
             "skipped": [dict(each) for each in self.skipped],
+            "not_finite": self.count_not_finite(),
             "ids": list(self.ids),
             "labels": {label: list(values) for label, values in self.labels.items()},
         }

@@ -27,7 +27,7 @@ from interp.lens.reading import Translator, divergence, log_probs, positions_at_
 from interp.models import VLM, Batch
 from interp.models.running.readout import Readout
 from interp.models.running.steps import reads_of_states, take_each
-from interp.models.running.trace import run_forward
+from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.progress import Bar
 from interp.statistics.bootstrap import bootstrap_ratio
 
@@ -84,7 +84,7 @@ def reader_of(vlm: VLM) -> Reader:
 def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar | None = None) -> Examples:
     """Every state at these positions, one forward pass a batch; rows are numbered through all batches.
 
-    Raises `InputError` where no position is selected.
+    Raises `InputError` where no position is selected and where a state is not finite.
     """
     states, numbers, before = [], [], 0
     for batch in batches:
@@ -93,6 +93,7 @@ def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar | None 
             reads = reads_of_states(vlm, take_each, (rows, columns, None))
             outputs = run_forward(vlm, batch, (), reads, logits=None)
             states.append(torch.stack([outputs[read.key].cpu() for read in reads]))
+            refuse_no_numbers(vlm, batch, states[-1].abs(), "states")
             numbers.append(rows + before)
         before += len(batch)
         if bar is not None:

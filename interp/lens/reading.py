@@ -28,7 +28,7 @@ from interp.models.batches.standings import standings_at
 from interp.models.batches.targets import target_ids, word_of
 from interp.models.running.readout import Readout
 from interp.models.running.steps import reads_of_states
-from interp.models.running.trace import run_forward
+from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.provenance import provenance_of_run
 from interp.results import Result
 
@@ -147,7 +147,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     """Read every state at the selected positions.
 
     Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
-    one token; and what `VLM.refuse_unfit` raises.
+    one token, and where states or their readings are no numbers; and what `VLM.refuse_unfit` raises.
     """
     vlm.refuse_unfit(batch, request.interventions)
     mask = batch.positions.select(request.positions)
@@ -169,6 +169,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     outputs = run_forward(vlm, batch, edits, reads, logits=None)
     standings = standings_at(batch, mask)
     ids, probs, entropy, kl, target_probs, ranks = (part.cpu() for part in outputs[last.key])
+    refuse_no_numbers(vlm, batch, probs, "readings")
     return LensResult(
         top_ids=ids,
         top_probs=probs,

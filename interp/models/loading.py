@@ -18,6 +18,7 @@ from torch import nn
 from interp.errors import InputError, InterpError, LayoutError
 from interp.models.layout.discovery import find_structure
 from interp.models.running.structure import Structure
+from interp.models.running.training_mode import refuse_training
 from interp.models.vlm import VLM
 
 TASK = "image-text-to-text"
@@ -190,8 +191,7 @@ def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, opti
     others = [name for name, value in options.items() if value is not None and value != _DEFAULTS.get(name)]
     if others:
         raise InputError(f"{', '.join(others)} cannot be set for a model in hand: load it with that, or pass its name")
-    if model.training:
-        raise InputError(f"the {kind} is in training mode, in which dropout is on: call model.eval() first")
+    refuse_training(model)
     if not on_server and all(weights.is_meta for weights in model.parameters()):
         raise InputError(f"the {kind} has no weights here, only the meta device: load them, or pass remote=True")
     place = next(model.parameters()).device

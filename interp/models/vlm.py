@@ -22,6 +22,8 @@ from interp.models.batches.maker import BatchMaker, ModelInputs
 from interp.models.layout.checks import CheckReport, measure, run_checks
 from interp.models.layout.image_positions import find_images
 from interp.models.running.core import Core, Origin
+from interp.models.running.greedy import end_ids
+from interp.models.running.readiness import ready_inputs
 from interp.models.running.steps import Edit
 from interp.models.running.structure import Structure, resolve
 from interp.models.running.trace import run_forward, run_generate
@@ -63,6 +65,8 @@ class VLM(Core):
             find_images=partial(find_images, self),
             patch_size=patch_size if isinstance(patch_size, int) else None,
             token_types=[name for name in self.arguments if name.endswith("token_type_ids")],
+            named=list(self.arguments),
+            takes=None if self.takes("any other") else list(self.arguments),
         )
         maker = BatchMaker(processor, tokenizer, inputs)
         super().__init__(wrapped, structure, Origin(name, revision, remote), maker, measure)
@@ -116,7 +120,9 @@ class VLM(Core):
 
     def trace(self, batch: Batch | None = None, **options: Any) -> Any:
         """nnsight's own trace of this batch: ``with vlm.trace(batch) as tracer: state = vlm.layers[3].output.save()``."""
-        inputs = {} if batch is None else self.inputs_of(batch)
+        if batch is not None:
+            self.refuse_foreign(batch)
+        inputs = {} if batch is None else ready_inputs(self, batch.inputs)
         return self.nnsight.trace(**inputs, **self.trace_options, **options)
 
     # Running
@@ -157,16 +163,14 @@ class VLM(Core):
         max_new_tokens = checked_int(max_new_tokens, "max_new_tokens", least=1)
         if self.tokenizer is None:
             raise InputError(f"{self.name!r} was loaded without a tokenizer: pass processor= to read its tokens")
-        # Greedy, whatever the checkpoint's generation config says: the continuation that the model's logits prefer.
-        greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
         # The last new token is not fed to the model.
         edits = self.edits_of(batch, interventions, max_new_tokens - 1)
-        ids = run_generate(self, batch, edits, max_new_tokens, **greedy)
+        ids = run_generate(self, batch, edits, max_new_tokens)
         new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(row) for row in new]
 
     def _decode(self, ids: list[int]) -> str:
-        ends = self.model.generation_config.eos_token_id
+        ends = end_ids(self)["eos_token_id"]
         ends = set(ends) if isinstance(ends, list | tuple) else {ends}
         text = next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
         return self.tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False)

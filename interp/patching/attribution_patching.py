@@ -33,7 +33,7 @@ from interp.errors import InputError, LayoutError
 from interp.models import VLM, Batch, Intervention, Read
 from interp.models.running.gradients import GradientRead, run_gradients
 from interp.models.running.steps import take_each
-from interp.models.running.trace import run_forward
+from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
 from interp.patching.patch_result import PatchResult
@@ -175,6 +175,8 @@ def _gradients(grid: SweepGrid, batch: Batch, metric: Any, slopes: Sequence[Grad
             f"the metric {grid.metric!r} has no gradient: expected a differentiable function of the logits, such as "
             "logit_difference(a, b), or use patch_sweep"
         )
+    largest = torch.stack([value.isnan().any().cpu() for value in gradients.values()])
+    refuse_no_numbers(vlm, batch, torch.where(largest, torch.nan, 0.0), "slopes of the metric")
     return gradients
 
 

@@ -38,7 +38,7 @@ from interp.models.running.resume import (
     run_from_positions,
     write_versions,
 )
-from interp.models.running.trace import run_forward
+from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.patching.metrics import MetricFunction
 
 # The ways to resume cells, best first, by the notes that describe them.
@@ -56,7 +56,19 @@ _RULED_OUT = 6e4
 def run_cells(
     vlm: VLM, row: Batch, versions: Versions, metric: MetricFunction, interventions: Sequence[Intervention], seed: int
 ) -> tuple[Tensor, Tensor, str]:
-    """The metric of a row's own run `[1]` and of every cell `[cell]`, and a note on how the cells were computed."""
+    """The metric of a row's own run `[1]` and of every cell `[cell]`, and a note on how the cells were computed.
+
+    Raises `InputError` where one of them is NaN.
+    """
+    base, values, note = _run_cells(vlm, row, versions, metric, interventions, seed)
+    nan = torch.cat([base.flatten().cpu(), values.flatten().cpu()]).isnan()
+    refuse_no_numbers(vlm, row, torch.where(nan, torch.nan, 0.0), "values of the metric")
+    return base, values, note
+
+
+def _run_cells(
+    vlm: VLM, row: Batch, versions: Versions, metric: MetricFunction, interventions: Sequence[Intervention], seed: int
+) -> tuple[Tensor, Tensor, str]:
     if interventions:
         return *run_whole(vlm, row, versions, metric, interventions), f"{_WHOLE}: interventions hold in them"
     way, note = choose_way(vlm, row, versions, seed)

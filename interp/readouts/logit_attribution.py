@@ -37,7 +37,7 @@ from interp.models.layout.additions import tolerance
 from interp.models.running.places import CALL
 from interp.models.running.steps import Edit, Read, take_each
 from interp.models.running.structure import resolve
-from interp.models.running.trace import run_forward
+from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.provenance import provenance_of_run
 from interp.readouts.frozen_norm import before_linear, before_norm, directions_of_logits, freeze
 from interp.results import Result, StoredValue
@@ -184,6 +184,7 @@ def direct_logit_attribution(
     reads.append(Read("terms", "resid_post", vlm.structure.n_layers - 1, add_up, arguments))
     outputs: Any = run_forward(vlm, batch, edits, reads, logits=None)["terms"]
     terms, totals, misfits = outputs
+    refuse_no_numbers(vlm, batch, totals, "logits")
     _refuse_misfits(vlm, misfits)
     parts = {Component(*key): values.cpu() for key, values in terms.items()}
     parts = {part: values for part, values in parts.items() if _belongs(vlm, part, values, edits)}

@@ -58,6 +58,8 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         sys.path.insert(0, sys.argv[2])
         from slot_cases import cases
         functions.append({name: tuple(case) for name, case in cases().items()})
+        from interp.models.running import greedy
+        functions.append(greedy.greedy_options(vlm, 3, eos_token_id=5))
         open(sys.argv[1], "wb").write(dumps(functions))
     """
     read = """
@@ -71,7 +73,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         from nnsight.intervention.serialization import loads
         from dataclasses import replace
         from types import SimpleNamespace
-        sent, resumed, slots = loads(open(sys.argv[1], "rb").read())
+        sent, resumed, slots, options = loads(open(sys.argv[1], "rb").read())
         cache, Run, signature, measure_versions, prefers, Readout, scaling, versions = resumed
         follow, steps, shapes_of, edits, kinds, backward = sent
         class Layer:
@@ -132,6 +134,14 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
                 slot.put(module, context, whole, found, other)
                 assert not seen or name == "call" or near(slot.take(module, context)[1], other), name
         assert slots["mid"][0].for_rows(5).added.rows == 5 and slots["heads"][0].side == "input"
+        import copy
+        from transformers import GenerationConfig
+        config, odd = copy.deepcopy(options["generation_config"]), GenerationConfig(suppress_tokens=[3], min_length=9)
+        config.update(**odd.to_dict(), defaults_only=True, allow_custom_entries=True)
+        assert config.suppress_tokens is None and config.eos_token_id == 5 and config.max_new_tokens == 3
+        assert config.update(pixel_values=1) == {"pixel_values": 1}
+        (as_they_are,) = options["logits_processor"]
+        assert as_they_are(None, torch.ones(1, 2)).sum() == 2
         assert "interp" not in sys.modules
     """
     blob = str(tmp_path / "sent")

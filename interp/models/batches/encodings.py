@@ -1,23 +1,72 @@
 """Encodings: the inputs of a model, checked before it runs.
 
-An encoding is a dict of tensors as a processor makes it. Whatever is visibly wrong in it is refused here in one line,
-before the model runs. Only the model can tell that it makes more or fewer features of an image than there are image
-tokens; `explained` puts that complaint into one line.
+An encoding is a dict of tensors as a processor makes it. A collator for training adds labels, which no run here needs: they
+are left out. Whatever is visibly wrong in an encoding is refused in one line, before the model runs. Only the model can tell
+that it makes more or fewer features of an image than there are image tokens, or that it cannot do without an input;
+`explained` puts these complaints into one line.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, shown
 from interp.models.batches.grids import patch_grids
+
+# What a tokenizer or a collator adds that no forward pass needs: labels and the weights of a loss, and what helps to read
+# the tokens.
+_NOT_INPUTS = {"labels", "label", "label_ids", "loss_mask", "loss_weights", "num_items_in_batch", "return_loss"} | {
+    *("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "num_truncated_tokens"),
+    "overflow_to_sample_mapping",
+}
+# What a forward pass takes and what is no input of rows: how it runs, what was computed before.
+_NOT_OF_ROWS = {"past_key_values", "cache_params", "cache_position", "use_cache", "return_dict", "logits_to_keep"} | {
+    *("output_attentions", "output_hidden_states", "inputs_embeds")
+}
+# Names of arguments that come with pixels, and those of what a model computes of them itself.
+_WITH_PIXELS = re.compile(
+    r"(?!.*(video|audio|second|cache|(embeds|features|states|outputs)$)).*(image|pixel|grid|spatial|patch|sizes)"
+)
+
+
+def inputs_in(encoding: Any, takes: Sequence[str] | None) -> dict[str, Tensor]:
+    """The inputs of an encoding as tensors on the CPU, where batches are put together: without labels and what is None.
+
+    `takes` are the arguments of the model's forward pass, None for one that takes any. Raises `InputError` for anything but
+    a dict, for what makes no tensor, and for what is no input of this model.
+    """
+    if not isinstance(encoding, Mapping):
+        raise InputError(f"encoding={shown(encoding)}: expected a dict of tensors, as a processor gives it")
+    inputs = {name: value for name, value in encoding.items() if value is not None and name not in _NOT_INPUTS}
+    for name in inputs:
+        if name in _NOT_OF_ROWS:
+            raise InputError(f"the encoding has {name!r}, which is no input of rows: leave it out, and give input_ids")
+        if takes is not None and name not in takes:
+            raise InputError(f"the encoding has {name!r}, which this model's forward pass does not take: leave it out")
+    return {name: _as_tensor(name, value) for name, value in inputs.items()}
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor) for each in value):
+            value = torch.stack(list(value))
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
+    except (TypeError, ValueError, RuntimeError):  # rows of different length, or no numbers
+        raise InputError(
+            f"encoding[{name!r}] is a {type(value).__name__} that makes no tensor: expected what a processor gives with "
+            "return_tensors='pt', or leave it out"
+        ) from None
+    whole = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return tensor.long() if whole and name in ("input_ids", "attention_mask") else tensor
 
 
 def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_id: int | None) -> None:
@@ -80,6 +129,18 @@ def check_pixels(
         raise InputError(
             f"the encoding has images but no {missing[0]!r}, which tells the model where they are: pass all outputs of its "
             f"processor, with return_{missing[0]}=True"
+        )
+
+
+def check_companions(inputs: Mapping[str, Tensor], companions: Sequence[str]) -> None:
+    """Refuse pixels without what the processor gives beside them: grids, sizes, masks. `companions` are the names of all inputs
+    that it makes of a picture."""
+    pixels = [name for name in pixels_of(inputs) if name in companions]
+    missing = [name for name in companions if name not in inputs]
+    if pixels and missing:
+        raise InputError(
+            f"the encoding has {pixels[0]} but no {' and no '.join(missing)}, which this model's processor gives beside "
+            "it: pass all outputs of the processor"
         )
 
 
@@ -151,12 +212,19 @@ def own_counts(processor: Any, inputs: Mapping[str, Tensor], token: str | None) 
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Around a forward pass: a model's complaint that features and image tokens do not match becomes one line."""
+def explained(inputs: Mapping[str, Any] | None = None, model: Any = None) -> Iterator[None]:
+    """Around a forward pass with these inputs: a model's complaint that features and image tokens do not match, or that an input
+    is missing, becomes one line. `model` has the `arguments` of the forward pass."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         message = str(error)
+        missing = [] if inputs is None else _missing_of(inputs, model.arguments, message)
+        if missing:
+            raise InputError(
+                f"the encoding has no {' and no '.join(missing)}, and the model fails without "
+                f"({' '.join(message.split())[:100]}): pass all outputs of its processor"
+            ) from error
         if "image tokens do not match" not in message:
             raise
         tokens, features = re.search(r"tokens: *(\d+)", message), re.search(r"features: *(\d+)", message)
@@ -165,3 +233,14 @@ def explained() -> Iterator[None]:
             f"the image tokens in the ids are not as many as this model makes of the images{numbers}; "
             "use the processor that belongs to it, without truncation"
         ) from error
+
+
+def _missing_of(inputs: Mapping[str, Any], arguments: Mapping[str, Any], message: str) -> list[str]:
+    """The inputs that the model was not given, where its complaint names them, or is of a None and pixels are there."""
+    absent = {name: each.default for name, each in arguments.items() if name not in inputs}
+    optional = [name for name, default in absent.items() if default is None and _WITH_PIXELS.match(name)]
+    required = [name for name, default in absent.items() if default is inspect.Parameter.empty]
+    named = [name for name in (*required, *optional) if f"{name!r}" in message or f"`{name}`" in message]
+    pixels = any(isinstance(value, Tensor) and value.is_floating_point() for value in inputs.values())
+    named = named or [name for name in optional if pixels and re.search(rf"\b{name}\b", message)]
+    return named or (optional if pixels and re.search("NoneType|'bool' object", message) else [])

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,7 +19,15 @@ from torch import Tensor
 from interp.errors import InputError, RowError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.chats import as_chat
-from interp.models.batches.encodings import check_ids, check_pixels, images_of, own_counts, pixels_of
+from interp.models.batches.encodings import (
+    check_companions,
+    check_ids,
+    check_pixels,
+    images_of,
+    inputs_in,
+    own_counts,
+    pixels_of,
+)
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, is_one_picture, open_image
 from interp.models.batches.positions import find_positions
@@ -37,7 +45,8 @@ class ModelInputs:
 
     `image_token_id` is the id of its image token. A model without one has `find_images`, which returns the image positions
     of an encoding, Bool `[batch, seq]`. `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor
-    that has none. `token_types` are the inputs that tell the model's forward pass where images are.
+    that has none. `token_types` are the inputs that tell the model's forward pass where images are. `named` are all inputs
+    that it names, and `takes` those that it takes, None where it takes any.
     """
 
     image_token_id: int | None = None
@@ -45,6 +54,8 @@ class ModelInputs:
     find_images: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
     patch_size: int | None = None
     token_types: Sequence[str] = ()
+    named: Sequence[str] = ()
+    takes: Sequence[str] | None = None
 
 
 class BatchMaker:
@@ -94,9 +105,7 @@ class BatchMaker:
 
     def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
         """A batch from a processor's output. Its rows may be padded on either side; its spans are masks or ints."""
-        if not isinstance(encoding, Mapping):
-            raise InputError(f"encoding={shown(encoding)}: expected a dict of tensors, as a processor gives it")
-        inputs = {name: _as_tensor(name, value) for name, value in encoding.items() if value is not None}
+        inputs = inputs_in(encoding, self.model_inputs.takes)
 
         def no_wording(row: int) -> Wording:
             raise InputError(f"the text of row {row} of an encoding is not known: give its spans as masks or ints")
@@ -153,6 +162,8 @@ class BatchMaker:
         if images is not None:
             self._match_images(image_tokens, images)
         check_pixels(inputs, image_tokens, model.image_token_id, model.token_types)
+        if images is None and pixels_of(inputs):
+            check_companions(inputs, self._companions)
         counts = self._counts(inputs, image_tokens, images)
         sheets = self._sheets(inputs, counts, images)
         special = getattr(self.tokenizer, "all_special_ids", [])
@@ -177,6 +188,18 @@ class BatchMaker:
         return Wording(text, prompts[row].text, offsets, self._image_word)
 
     # Images
+
+    @cached_property
+    def _companions(self) -> list[str]:
+        """The inputs that the processor makes of a picture and that the model names; none without a processor, and none where it
+        does not take a picture and its placeholder alone."""
+        if getattr(self.processor, "image_processor", None) is None:
+            return []
+        try:
+            inputs, _ = encode(self.processor, [PLACEHOLDER], [[Image.new("RGB", (64, 48))]])
+        except Exception:  # each processor says in its own way what else it needs
+            return []
+        return [name for name in inputs if name in self.model_inputs.named and name not in _TEXT_INPUTS]
 
     @property
     def _image_word(self) -> str | None:
@@ -273,17 +296,6 @@ def _as_rows(name: str, entries: Any, expected: str) -> list[Any]:
         kind = type(entries).__name__
         raise InputError(f"{name}={shown(entries)} is one {kind}: expected a list of {expected}, one entry a row")
     return list(entries)
-
-
-def _as_tensor(name: str, value: Any) -> Tensor:
-    """One input of an encoding, on the CPU, where batches are put together."""
-    try:
-        return value.cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError):  # rows of different length, or no numbers
-        raise InputError(
-            f"encoding[{name!r}] is a {type(value).__name__} that makes no tensor: expected what a processor gives with "
-            "return_tensors='pt', or leave it out"
-        ) from None
 
 
 def _match_placeholders(texts: Sequence[str], images: Sequence[Sequence[Any]]) -> None:

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
 from interp.models.layout.additions import tolerance
 from interp.models.running.core import Core
+from interp.models.running.finite import cause_of, holds_no_numbers
 from interp.models.running.steps import Edit, Read, disturb, whole
 from interp.models.running.structure import resolve
-from interp.models.running.trace import run_for_visits, run_forward, run_until_layers
+from interp.models.running.trace import run_for_visits, run_forward, run_until_layers, run_until_reads
 
 # A tower that quantises may give a patch of two pictures the same code, so several pictures are tried.
 _PICTURES = 4
@@ -32,6 +34,8 @@ def find_images(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
 def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
     """The positions whose state 0 depends on the pixels, Bool `[batch, seq]`."""
     before = run_until_layers(core, inputs)
+    if holds_no_numbers(before.abs()):
+        raise InputError(cause_of(core, "states", lambda reads: run_until_reads(core, inputs, reads), has_images=True))
     moved = torch.zeros(before.shape[:2], dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_PICTURES):

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.running.core import Core
+from interp.models.running.readiness import ready_inputs
 from interp.models.running.trace import run_forward
 
 
@@ -57,9 +58,10 @@ def _text_batch(core: Core) -> tuple[Batch | None, str]:
     batch = core.maker.from_encoding({"input_ids": chosen, "attention_mask": mask})
     if core.device.type == "meta":
         return batch, ""
+    inputs = ready_inputs(core, batch.inputs)
     try:
         with torch.no_grad():
-            core.model(**core.inputs_of(batch))
+            core.model(**inputs)
     except Exception as error:  # each model that needs an image says so in its own way
         return None, f"the model does not run on text alone ({_in_one_line(error)})"
     return batch, ""

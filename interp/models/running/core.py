@@ -13,6 +13,7 @@ Everything that traces a model or measures it takes a `Core`. It resolves parts,
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,6 +57,9 @@ class Core:
         self._measure = measure
         # The batch that traits are measured on where the model does not run on text alone.
         self.checked_on: Batch | None = None
+        # Rows of up to so many columns are known to fit into the model's positions.
+        self.fitting_columns = 0
+        self._noted: set[str] = set()
 
     # The model underneath
 
@@ -128,6 +132,16 @@ class Core:
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass names this argument."""
         return argument in self.arguments
+
+    def takes(self, argument: str) -> bool:
+        """Whether the model's forward pass can be called with this argument, by its name or among any others."""
+        return self.accepts(argument) or any(each.kind is each.VAR_KEYWORD for each in self.arguments.values())
+
+    def note_once(self, about: str, text: str) -> None:
+        """Warn of something, once for each model and each thing that it is `about`."""
+        if about not in self._noted:
+            self._noted.add(about)
+            warnings.warn(text, stacklevel=2)
 
     def inputs_of(self, batch: Batch) -> dict[str, Any]:
         """The batch's inputs on the model's device, images in its precision. Raises what `refuse_foreign` raises."""

@@ -54,7 +54,7 @@ def run_gradients(
     with (
         weights_available(core, edits, reads),
         memory_freed(),
-        explained(),
+        explained(inputs, core),
         torch.no_grad(),  # its end also undoes what `with_zero` switches on
         model.trace(**inputs, **core.trace_options),
     ):

@@ -111,7 +111,7 @@ def _run(
     inputs, _ = inputs_for_logits(core, batch, "last", inspected=True)
     model, envoys, readout = core.nnsight, {layer: core.layers[layer] for layer in layers}, core.readout
     keys = None if cache is None else cache.keys
-    with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options):
+    with memory_freed(), explained(inputs, core), torch.no_grad(), model.trace(**inputs, **core.trace_options):
         saved = nnsight.save({})
         values: dict = {}
         follow(steps, values)

@@ -23,10 +23,14 @@ import torch
 from torch import Tensor
 
 from interp.arguments import checked_choice
+from interp.errors import InputError
 from interp.models.batches.encodings import explained
 from interp.models.running.attention import eager, eager_tower
+from interp.models.running.finite import cause_of, holds_no_numbers
+from interp.models.running.greedy import NOT_FINITE, greedy_options
 from interp.models.running.masks import PATTERNED
 from interp.models.running.places import BEFORE_LAYERS
+from interp.models.running.readiness import ready_inputs
 from interp.models.running.slots import InputSlot, first, is_feature_list
 from interp.models.running.steps import Edit, Read, Step, follow, schedule, take_each, whole
 
@@ -95,7 +99,8 @@ def inputs_for_logits(core: Core, batch: Batch, logits: Any, inspected: bool) ->
     """
     if isinstance(logits, str):
         checked_choice(logits, "logits", ("last", "all"))
-    inputs, last = core.inputs_of(batch), isinstance(logits, str) and logits == "last"
+    core.refuse_foreign(batch)
+    inputs, last = ready_inputs(core, batch.inputs), isinstance(logits, str) and logits == "last"
     if last and bool(batch.positions["last"][:, -1].all()):
         trims = core.structure.trims is not False and inspected
         return ({**inputs, "logits_to_keep": 1} if core.accepts("logits_to_keep") and not trims else inputs), "end"
@@ -118,6 +123,8 @@ def run_forward(
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
     seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
 
+    Raises `InputError` where logits are NaN or infinite, with the place where that begins; reads are returned as they are.
+
     A read or an edit of "pattern" makes the decoder's attention eager for this run, one of "vision_pattern" the tower's; see
     `interp.models.running.attention`.
     """
@@ -125,14 +132,33 @@ def run_forward(
     inputs, selection = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
     with weights_available(core, edits, reads):
         steps = schedule(core, len(batch), edits, reads)
-        with memory_freed(), explained(), torch.no_grad(), model.trace(**inputs, **core.trace_options) as tracer:
+        with (
+            memory_freed(),
+            explained(inputs, core),
+            torch.no_grad(),
+            model.trace(**inputs, **core.trace_options) as tracer,
+        ):
             saved = nnsight.save({})
             follow(steps, saved)
             if selection is None:
                 tracer.stop()
             else:
                 saved["logits"] = logits_at(model.output.logits, selection)
+    if "logits" in saved:
+        top = saved["logits"].amax(dim=-1)  # it is NaN or infinite where any logit is
+        refuse_no_numbers(
+            core, batch, top[batch.positions["all"].to(top.device)] if selection == "all" else top, "logits"
+        )
     return dict(saved)
+
+
+def refuse_no_numbers(core: Core, batch: Batch, values: Tensor, what: str) -> None:
+    """Raise `InputError` where values that come of a run of this batch are NaN or plus infinity; `what` they are in words. The
+    message says where the untouched run stops being finite."""
+    if holds_no_numbers(values):
+        raise InputError(
+            cause_of(core, what, lambda reads: run_forward(core, batch, reads=reads, logits=None), batch.has_images)
+        )
 
 
 def run_until_layers(core: Core, inputs: Mapping[str, Tensor], edits: Sequence[Edit] = ()) -> Tensor:
@@ -145,8 +171,8 @@ def run_until_reads(
 ) -> dict[Any, Tensor]:
     """The value of each read under its key, for inputs whose positions are not known; the rest is not computed."""
     steps = schedule(core, len(inputs["input_ids"]), edits, reads)
-    options = {**core.on_device(inputs), **core.trace_options}
-    with memory_freed(), explained(), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    options = {**ready_inputs(core, inputs), **core.trace_options}
+    with memory_freed(), explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
         saved = nnsight.save({})
         follow(steps, saved)
         tracer.stop()
@@ -160,8 +186,8 @@ def run_for_visits(
     core: Core, inputs: Mapping[str, Tensor], envoys: Sequence[Any], **options: Any
 ) -> dict[str, list[Visit]]:
     """One forward pass: the visits to these modules by their nnsight paths, in the order in which they began."""
-    options = {**core.on_device(inputs), **options, **core.trace_options}
-    with explained(), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    options = {**ready_inputs(core, inputs), **options, **core.trace_options}
+    with explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True).save()
     return {
         path: [Visit(_tensor(value), _tensor(output), _others(output)) for value, output in visits]
@@ -171,10 +197,10 @@ def run_for_visits(
 
 def run_for_shapes(core: Core, inputs: Mapping[str, Tensor], envoys: Sequence[Any]) -> dict[str, list[Shapes]]:
     """The shapes at each visit to these modules before layer 0, by their nnsight paths; nothing else leaves the trace."""
-    options = {**core.on_device(inputs), **core.trace_options}
+    options = {**ready_inputs(core, inputs), **core.trace_options}
     # The step is made here: a trace that names the core would be sent with all of it.
     steps = [Step(core.layers[0], InputSlot())]
-    with memory_freed(), explained(), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    with memory_freed(), explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True)
         follow(steps, {})
         shapes = nnsight.save(shapes_of(cache))
@@ -199,34 +225,44 @@ def _others(value: Any) -> tuple[Tensor | None, ...]:
 # Generation --------------------------------------------------------------------------------------------------------------
 
 
-def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens: int, **options: Any) -> Tensor:
+def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens: int, **ends: Any) -> Tensor:
     """Greedy generation with these edits in every forward pass: the ids of prompt and continuation `[batch, seq]`.
+
+    `ends` are the ids that end and pad a row where they are not the checkpoint's (`interp.models.running.greedy`).
 
     The first pass is of the prompt, each later one of one new token. The cache keeps the keys and values as they were made,
     edits and all. So the result is that of passes of the growing text in which every position is edited as it was when it
     came.
     """
-    model, inputs = core.nnsight, core.inputs_of(batch)
+    core.refuse_foreign(batch)
+    # The last new token is not fed to the model.
+    model, inputs = core.nnsight, ready_inputs(core, batch.inputs, max_new_tokens - 1)
+    options = greedy_options(core, max_new_tokens, **ends)
     length = batch.inputs["input_ids"].shape[1]
     # The image tower runs with the prompt alone.
     tower_steps = schedule(core, len(batch), [edit for edit in edits if edit.site in BEFORE_LAYERS], ())
     steps = schedule(core, len(batch), [edit for edit in edits if edit.site not in BEFORE_LAYERS], ())
     if edits and core.structure.trims is not False and core.accepts("logits_to_keep"):
         options = {**options, "logits_to_keep": 0}  # or some layers would have their last position alone
-    options = {**options, **core.trace_options, "max_new_tokens": max_new_tokens}
+    options |= core.trace_options
     values: dict[int, Tensor] = {}
     rounds = max_new_tokens if steps else min(1, len(tower_steps))
     # Rows that all end early end the loop and everything after it in its block: the ids are read in another block.
-    with weights_available(core, edits, ()), warnings.catch_warnings(), explained(), torch.no_grad():
+    with weights_available(core, edits, ()), warnings.catch_warnings(), explained(inputs, core), torch.no_grad():
         # Every row may end before the last step.
         warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
-        with model.generate(**options) as tracer:
-            with tracer.invoke(**inputs):
-                for step in tracer.iter[:rounds]:
-                    follow([] if step else tower_steps, {})
-                    follow(steps, {}, length + step - 1 if step else 0, values)
-            with tracer.invoke():
-                ids = nnsight.save(tracer.result)
+        try:
+            with model.generate(**options) as tracer:
+                with tracer.invoke(**inputs):
+                    for step in tracer.iter[:rounds]:
+                        follow([] if step else tower_steps, {})
+                        follow(steps, {}, length + step - 1 if step else 0, values)
+                with tracer.invoke():
+                    ids = nnsight.save(tracer.result)
+        except ValueError as error:
+            if NOT_FINITE not in str(error):
+                raise
+            refuse_no_numbers(core, batch, torch.tensor(torch.nan), "logits")
     return ids
 
 

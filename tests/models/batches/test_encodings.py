@@ -1,13 +1,16 @@
 """Encodings that no model can take, or not as they are meant, are refused in one line before any is run."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import interp
 import processors
+import zoo
 from interp.models.batches.encodings import explained
 from interp.models.batches.maker import BatchMaker, ModelInputs
+from models.test_families import family, picture
 
 PICTURE, TALL = Image.new("RGB", (32, 16)), Image.new("RGB", (16, 40))
 
@@ -159,3 +162,102 @@ def test_the_models_own_complaint_in_one_line(toy, few):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"^something else$"), explained():
         raise ValueError("something else")
+
+
+EXTRAS = {
+    "labels": lambda ids: ids,
+    "ragged labels": lambda ids: [[1], [2, 3]],
+    "label_ids": lambda ids: [0, 1],
+    "num_items_in_batch": lambda ids: 7,
+    "offset_mapping": lambda ids: [[(0, 1)], [(1, 2)]],
+    "special_tokens_mask": lambda ids: torch.zeros_like(ids),
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_a_collator_adds_changes_nothing(toy, mixed, extra):
+    """Labels would make the model compute a loss."""
+    name = extra.split()[-1]
+    encoding = {**mixed.inputs, name: EXTRAS[extra](mixed.inputs["input_ids"])}
+    batch = toy.prepare(encoding=encoding)
+    assert name not in batch.inputs
+    assert torch.equal(toy.logits(batch), toy.logits(mixed))
+
+
+FORMS = {
+    "arrays": lambda tensor: tensor.numpy(),
+    "lists": lambda tensor: tensor.tolist(),
+    "lists of tensors": list,
+    "lists of arrays": lambda tensor: list(tensor.numpy()),
+    "narrow ints": lambda tensor: tensor if tensor.is_floating_point() else tensor.numpy().astype(np.uint16),
+    "arrays that cannot be written": lambda tensor: np.frombuffer(
+        tensor.numpy().tobytes(), tensor.numpy().dtype
+    ).reshape(tensor.shape),
+    "with a gradient": lambda tensor: tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_form_of_numbers(toy, mixed, form, recwarn):
+    encoding = {name: FORMS[form](tensor) for name, tensor in mixed.inputs.items()}
+    assert torch.equal(toy.logits(toy.prepare(encoding=encoding)), toy.logits(mixed))
+    assert not recwarn.list
+
+
+def test_what_is_no_input_of_rows(toy, mixed):
+    for name, value in {"use_cache": True, "inputs_embeds": torch.zeros(3, 5, 2), "past_key_values": object()}.items():
+        refused(
+            toy.maker, {**mixed.inputs, name: value}, f"the encoding has '{name}', which is no input of rows: leave it"
+        )
+
+
+def test_what_a_strict_forward_pass_does_not_take():
+    made = maker("llava", takes=["input_ids", "attention_mask", "pixel_values"])
+    assert made.from_encoding(two_rows()).has_images
+    refused(
+        made,
+        {**two_rows(), "sizes": [1, 2]},
+        "has 'sizes', which this model's forward pass does not take: leave it out",
+    )
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_vl", "glm4v", "idefics3", "gemma3"])
+def test_an_encoding_without_an_input_that_comes_with_pixels(name):
+    """Whatever the processor makes of a picture is needed, one input as much as another."""
+    vlm = family(name)
+    inputs = vlm.prepare(["<image> a"], [picture()]).inputs
+    assert torch.equal(vlm.logits(vlm.prepare(encoding=inputs)), vlm.logits(vlm.prepare(["<image> a"], [picture()])))
+    beside = set(inputs) - {"input_ids", "attention_mask", "pixel_values"}
+    assert beside
+    for absent in beside:
+        refused(
+            vlm.maker, {key: value for key, value in inputs.items() if key != absent}, f"but no '?{absent}'?, which"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("qwen2_5_vl", "image_grid_thw"),
+        ("llava_next", "image_sizes"),
+        ("minicpmv4_6", "target_sizes"),
+        ("lfm2_vl", "spatial_shapes"),
+        ("molmo2", "image_grids"),
+        ("gemma4", "image_position_ids"),
+        ("kosmos-2", "image_embeds_position_mask"),
+        ("instructblip", "qformer_input_ids"),
+        ("deepseek_vl_hybrid", "high_res_pixel_values"),
+    ],
+)
+def test_without_a_processor_the_model_itself_tells(name, absent):
+    vlm, encoding = interp.load(model=zoo.build(name), check=False), zoo.encode(name)
+    vlm.logits(vlm.prepare(encoding=encoding))
+    del encoding[absent]
+    with pytest.raises(interp.InputError, match=f"the encoding has no {absent}, and the model fails without") as caught:
+        vlm.logits(vlm.prepare(encoding=encoding))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_stays_what_it_is(toy, mixed):
+    with pytest.raises(AttributeError, match=r"^'NoneType' object has no attribute 'x'$"), explained({}, toy):
+        None.x
