@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.layout.additions import ROUNDINGS, solve_readout, solve_sum, tolerance, visits_to_parts
 from interp.models.layout.heads import prove_heads
@@ -31,10 +32,11 @@ from interp.models.layout.patterns import prove_pattern, prove_plain_means
 from interp.models.layout.tower_weights import prove_tower_weights
 from interp.models.layout.trials import padded_on_the_other_side, trials_for
 from interp.models.running.core import Core
+from interp.models.running.finite import holds_no_numbers
 from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.steps import Edit, Read, disturb, take_each, whole
-from interp.models.running.trace import Visit, run_for_visits, run_forward
+from interp.models.running.trace import Visit, cause_not_finite, run_for_visits, run_forward, run_unrefused
 from interp.results import Result, StoredValue
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ class CheckReport(Result):
 def run_checks(core: Core, batch: Batch | None = None) -> tuple[CheckReport, Traits]:
     """Try every proof, and return the report and the traits that were measured on the way, by field of `Structure`.
 
-    Without a `batch` the proofs run on a few token ids, and where there is a processor on a small picture.
+    Without a `batch` the proofs run on a few token ids, and where there is a processor on a small picture. Raises `InputError`
+    where the model's states are not finite, with the layer.
     """
     trials = trials_for(core, batch)
     if trials.batch is None:
@@ -107,6 +110,9 @@ def run_checks(core: Core, batch: Batch | None = None) -> tuple[CheckReport, Tra
         return CheckReport((layers, *others)), {}
     untouched = _untouched(core, trials.batch)
     readout, traits = _readout(core, untouched)
+    if holds_no_numbers(untouched["logits"]):
+        others = (_pending(name, "not tried: the logits are not finite") for name in PROOFS[2:])
+        return CheckReport((layers, readout, *others)), {}
     sites, additions = _sites(core, visits, untouched)
     traits |= {**additions, "trims": _trims(core, trials.batch)}
     checks = [layers, readout, _identity(core, trials.batch, untouched), _effect(core, trials.batch, untouched)]
@@ -179,12 +185,19 @@ def _compared(batch: Batch) -> Tensor:
 
 
 def _untouched(core: Core, batch: Batch) -> dict[Any, Tensor]:
-    """The model as it is: the state that enters each layer, ``head(norm(state))`` of the last state, and the logits."""
+    """The model as it is: the state that enters each layer, ``head(norm(state))`` of the last state, and the logits.
+
+    Raises `InputError` where states or weights are not finite: no proof can be tried on them.
+    """
     depth, mask = core.structure.n_layers, _compared(batch)
     reads = [Read(("before", layer), "resid_pre", layer, whole) for layer in range(depth)]
     places = mask.nonzero(as_tuple=True)
     reads.append(Read("plain", "resid_post", depth - 1, _head_of_norm, (*places, core.norm, core.head)))
-    return run_forward(core, batch, reads=reads, logits=mask)
+    states = run_unrefused(core, batch, reads=reads, logits=mask)
+    cause = cause_not_finite(core, batch) if holds_no_numbers(states["logits"]) else ""
+    if cause:
+        raise InputError(cause)
+    return states
 
 
 def _head_of_norm(value, rows, columns, norm, head):

@@ -35,7 +35,8 @@ def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
     """The positions whose state 0 depends on the pixels, Bool `[batch, seq]`."""
     before = run_until_layers(core, inputs)
     if holds_no_numbers(before.abs()):
-        raise InputError(cause_of(core, "states", lambda reads: run_until_reads(core, inputs, reads), has_images=True))
+        cause = cause_of(core, lambda reads: run_until_reads(core, inputs, reads), has_images=True)
+        raise InputError(cause or f"the states that enter {core.name!r} are not finite in {core.dtype}")
     moved = torch.zeros(before.shape[:2], dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_PICTURES):

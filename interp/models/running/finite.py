@@ -36,9 +36,9 @@ def holds_no_numbers(values: Tensor) -> bool:
     return values.numel() > 0 and not bool(values.max() < float("inf"))
 
 
-def cause_of(core: Core, what: str, run: Run, has_images: bool) -> str:
-    """Why some values ("logits") are no numbers: where the untouched run stops being finite, in one line. `run` runs reads on
-    its inputs."""
+def cause_of(core: Core, run: Run, has_images: bool) -> str:
+    """Where the untouched run stops being finite, in one line; empty where its states and the weights of its readout are. `run`
+    runs reads on its inputs."""
     dtype = str(core.dtype).removeprefix("torch.")
     for part, paths, reads in _places(core, has_images):
         try:
@@ -59,10 +59,7 @@ def cause_of(core: Core, what: str, run: Run, has_images: bool) -> str:
     weight = _damaged_weight(core, [core.structure.norm, core.structure.head])
     if weight:
         return f"the readout of {core.name!r} has weights that are not finite ({weight}): load a copy that is whole"
-    return (
-        f"the {what} of {core.name!r} are not finite in {dtype}, though the states of its untouched run are: make what is "
-        "written into them smaller, or load it with another dtype"
-    )
+    return ""
 
 
 def _places(core: Core, has_images: bool) -> Iterator[tuple[str, list[str], list[Read]]]:

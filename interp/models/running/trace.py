@@ -123,11 +123,28 @@ def run_forward(
     `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
     seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
 
-    Raises `InputError` where logits are NaN or infinite, with the place where that begins; reads are returned as they are.
+    Raises `InputError` where logits are NaN or infinite, with the place where that begins (`run_unrefused` does not); reads are
+    returned as they are.
 
     A read or an edit of "pattern" makes the decoder's attention eager for this run, one of "vision_pattern" the tower's; see
     `interp.models.running.attention`.
     """
+    saved = run_unrefused(core, batch, edits, reads, logits)
+    if "logits" in saved:
+        top = saved["logits"].amax(dim=-1)  # it is NaN or infinite where any logit is
+        every = isinstance(logits, str) and logits == "all"
+        refuse_no_numbers(core, batch, top[batch.positions["all"].to(top.device)] if every else top, "logits")
+    return saved
+
+
+def run_unrefused(
+    core: Core,
+    batch: Batch,
+    edits: Sequence[Edit] = (),
+    reads: Sequence[Read] = (),
+    logits: str | Tensor | None = "last",
+) -> dict[Any, Tensor]:
+    """`run_forward`, whose logits may be NaN or infinite."""
     model = core.nnsight
     inputs, selection = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
     with weights_available(core, edits, reads):
@@ -144,11 +161,6 @@ def run_forward(
                 tracer.stop()
             else:
                 saved["logits"] = logits_at(model.output.logits, selection)
-    if "logits" in saved:
-        top = saved["logits"].amax(dim=-1)  # it is NaN or infinite where any logit is
-        refuse_no_numbers(
-            core, batch, top[batch.positions["all"].to(top.device)] if selection == "all" else top, "logits"
-        )
     return dict(saved)
 
 
@@ -157,8 +169,15 @@ def refuse_no_numbers(core: Core, batch: Batch, values: Tensor, what: str) -> No
     message says where the untouched run stops being finite."""
     if holds_no_numbers(values):
         raise InputError(
-            cause_of(core, what, lambda reads: run_forward(core, batch, reads=reads, logits=None), batch.has_images)
+            cause_not_finite(core, batch)
+            or f"the {what} of {core.name!r} are not finite in {str(core.dtype).removeprefix('torch.')}, though the states of "
+            "its untouched run are: make what is written into them smaller, or load it with another dtype"
         )
+
+
+def cause_not_finite(core: Core, batch: Batch) -> str:
+    """Where the untouched run of a batch stops being finite, in one line; empty where its states and weights are."""
+    return cause_of(core, lambda reads: run_forward(core, batch, reads=reads, logits=None), batch.has_images)
 
 
 def run_until_layers(core: Core, inputs: Mapping[str, Tensor], edits: Sequence[Edit] = ()) -> Tensor:
