@@ -59,7 +59,8 @@ def load(
     proofs out. Any other argument goes to transformers' `from_pretrained`.
 
     Raises `InputError` for an unknown toy, a folder without a model, a repository that cannot be read, an argument of
-    the wrong kind, and arguments that do not go together with a `model` in hand; `LayoutError` where a part cannot be found
+    the wrong kind, arguments that do not go together with a `model` in hand, a part in training mode, and states that are not
+    finite in this precision, with the layer; `LayoutError` where a part cannot be found
     or a proof fails.
     """
     _register_package()

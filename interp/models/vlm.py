@@ -87,7 +87,7 @@ class VLM(Core):
         spans: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         encoding: Mapping[str, Any] | None = None,
     ) -> Batch:
-        """Make a batch of texts and images, or of a processor's `encoding` (any dict of model inputs).
+        """Make a batch of texts and images, or of a processor's `encoding` (any dict of model inputs, without its labels).
 
         >>> import interp
         >>> batch = interp.load("toy").prepare(texts=["a red 3 at top ."], spans={"object": "red 3"})
@@ -150,7 +150,11 @@ class VLM(Core):
     def logits(
         self, batch: Batch, interventions: Sequence[Intervention] = (), positions: str = "last"
     ) -> Float[Tensor, ...]:
-        """The logits at each row's last real token `[batch, vocab]`, or with `positions="all"` `[batch, seq, vocab]`."""
+        """The logits at each row's last real token `[batch, vocab]`, or with `positions="all"` `[batch, seq, vocab]`.
+
+        Raises `InputError` where they are NaN or infinite, with the layer where that begins, for a model in training mode, and
+        for a row that is longer than the model's table of positions. So do all other runs; a capture counts what is not finite.
+        """
         checked_choice(positions, "positions", ("last", "all"))
         return run_forward(self, batch, self.edits_of(batch, interventions), logits=positions)["logits"]
 
@@ -158,7 +162,11 @@ class VLM(Core):
         """Continue each row greedily: the new text only, up to the end-of-sequence token, without special tokens.
 
         Interventions act on the prompt and on every new token, which counts as "text", "all", "last" and "after_image".
-        Those of single positions (`Patch`, ints, a mask) act on the prompt alone.
+        Those of single positions (`Patch`, ints, a mask) act on the prompt alone. Each token is the one that the model's own
+        logits prefer, and the cache is used: of the checkpoint's generation config nothing counts but the ids that end and pad
+        a row.
+
+        Raises what `logits` raises; the new tokens count among a row's positions.
         """
         max_new_tokens = checked_int(max_new_tokens, "max_new_tokens", least=1)
         if self.tokenizer is None:
