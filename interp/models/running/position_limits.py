@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from interp.errors import InputError
+from interp.errors import InputError, RowError
 from interp.models.running.places import find_argument
 from interp.models.running.structure import resolve
 
@@ -44,7 +44,7 @@ def refuse_too_long(core: Core, inputs: Mapping[str, Tensor], new: int = 0) -> N
     """Refuse rows that do not fit into the model's table of positions, and warn once where they go beyond what a model with
     rotary angles was trained on. `new` tokens follow each row.
 
-    Raises `InputError` for the first row that is too long.
+    Raises `RowError` for the rows that are too long, and `InputError` where they are so only with their padding.
     """
     ids = inputs["input_ids"]
     if ids.shape[1] + new <= core.fitting_columns:
@@ -56,17 +56,17 @@ def refuse_too_long(core: Core, inputs: Mapping[str, Tensor], new: int = 0) -> N
     mask = inputs.get("attention_mask")
     tokens = [ids.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist()
     padded = limit.padded and "position_ids" not in inputs
-    row, most = max(enumerate(tokens), key=lambda each: each[1])
-    if not padded and most + new <= limit.positions:
+    longer = [row for row, count in enumerate(tokens) if count + new > limit.positions]
+    if not longer and not padded:
         return
-    row = next((row for row, count in enumerate(tokens) if count + new > limit.positions), row)
     more = f" and {new} new ones" if new else ""
-    more += f" and {ids.shape[1] - tokens[row]} of padding" if tokens[row] + new <= limit.positions else ""
+    ends = f"this model's positions end at {limit.positions}: shorten its text or the images in it"
+    if limit.table and longer:
+        raise RowError({row: ("", f" has {tokens[row]} tokens{more}, {ends}") for row in longer})
+    row = longer[0] if longer else tokens.index(max(tokens))
     length = f"row {row} has {tokens[row]} tokens{more}"
     if limit.table:
-        raise InputError(
-            f"{length}, this model's positions end at {limit.positions}: shorten its text or the images in it"
-        )
+        raise InputError(f"{length} and {ids.shape[1] - tokens[row]} of padding, {ends}")
     core.note_once(
         "positions", f"{length}, and {core.name!r} was trained on {limit.positions} positions: its answers may be poor"
     )
