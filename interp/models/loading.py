@@ -63,7 +63,8 @@ def load(
     finite in this precision, with the layer; `LayoutError` where a part cannot be found
     or a proof fails.
     """
-    _register_package()
+    if remote:
+        _register_package()
     if (repo is None) == (model is None):
         raise InputError("expected either a name, as in load('toy'), or a model in hand, load(model=...)")
     on_server = _is_server(remote)
@@ -231,7 +232,11 @@ def _prove(vlm: VLM, own_structure: bool) -> None:
 
 
 def _register_package() -> None:
-    """Ship this package's functions by value when a trace is sent: a server does not have it installed."""
+    """Ship this package's functions by value when a trace is sent: a server does not have it installed.
+
+    This holds for everything that cloudpickle writes from then on, so only those who run traces remotely do it: joblib's
+    workers have the package, and would not know its classes again by value.
+    """
     from nnsight import ndif
 
     ndif.register(sys.modules[__name__.partition(".")[0]])

@@ -19,6 +19,7 @@ from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError, InputTypeError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker, ModelInputs
+from interp.models.copies import Unsendable, copied, pickled
 from interp.models.layout.checks import CheckReport, measure, run_checks
 from interp.models.layout.image_positions import find_images
 from interp.models.running.core import Core, Origin
@@ -76,6 +77,23 @@ class VLM(Core):
     def __repr__(self) -> str:
         s = self.structure
         return f"VLM({self.name!r}, {s.n_layers} layers, width {s.d_model}, {s.n_heads} heads, on {self.device})"
+
+    # Copies
+
+    def __copy__(self) -> VLM:
+        new = type(self).__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VLM:
+        return copied(self, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return super().__reduce_ex__(protocol) if self.remote else pickled(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A trace that names this model is sent with it; see `Unsendable`.
+        return {"unsendable": Unsendable(self.name), **vars(self)}
 
     # Batches and traces
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.models.batches.encodings import pixels_of
+from interp.models.batches.keys import AbsentMaker
 from interp.models.batches.positions import Positions, row_index
 
 
@@ -58,12 +59,27 @@ class Batch:
             return self
         chosen = torch.tensor([row_index(row, len(self)) for row in rows])
         keep = self.positions["all"][chosen].any(dim=0)
+        if self._maker is None or isinstance(self._maker, AbsentMaker):
+            return self._cut(chosen, keep)
         if self.texts:
             part = self._maker.from_texts([self.texts[row] for row in chosen], [self.images[row] for row in chosen])
         else:
             part = self._maker.from_encoding({name: self._rows_of(name, chosen, keep) for name in self.inputs})
         spans = {name: mask[chosen][:, keep] for name, mask in self.positions.spans.items()}
         return replace(part, positions=part.positions.named(spans))
+
+    def _cut(self, rows: Tensor, keep: Tensor) -> Batch:
+        """These rows and columns, cut out of this batch where nothing can make them anew."""
+        inputs = {name: self._rows_of(name, rows, keep) for name in self.inputs}
+        chosen, columns = rows.tolist(), keep.nonzero().flatten().tolist()
+        return Batch(
+            inputs,
+            [[self.tokens[row][column] for column in columns] for row in chosen],
+            self.positions.part(chosen, keep),
+            tuple(self.texts[row] for row in chosen if self.texts),
+            tuple(self.images[row] for row in chosen if self.images),
+            self._maker,
+        )
 
     def repeat(self, times: int) -> Batch:
         """A one-row batch as `times` equal rows."""
@@ -78,7 +94,12 @@ class Batch:
         """These rows of an input, and only the columns to `keep` where it has one value for each token."""
         axis = self._row_axis(name)
         if axis is None:
-            raise InputError(f"row {int(rows[0])}: {name} have no row axis, prepare this batch from texts and images")
+            remedy = "prepare this batch from texts and images"
+            if isinstance(self._maker, AbsentMaker):
+                remedy = (
+                    "and the model that this batch was pickled from is not in this process: cut it before you pickle it"
+                )
+            raise InputError(f"row {int(rows[0])}: {name} have no row axis, {remedy}")
         part = self.inputs[name].index_select(axis, rows)
         return part[..., keep] if self.inputs[name].shape[-2:] == self.positions["all"].shape else part
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import torch
 from PIL import Image
@@ -30,7 +31,8 @@ from interp.models.batches.encodings import (
 )
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, is_one_picture, open_image
-from interp.models.batches.positions import find_positions
+from interp.models.batches.keys import MAKERS, maker_of
+from interp.models.batches.positions import KnownBoxes, find_positions
 from interp.models.batches.prompts import PLACEHOLDER, Images, Refusal, TokenizerInput, encode, offsets_of
 from interp.models.batches.spans import Wording, find_spans
 
@@ -63,11 +65,21 @@ class BatchMaker:
 
     def __init__(self, processor: Any, tokenizer: Any, model_inputs: ModelInputs):
         self.processor, self.tokenizer, self.model_inputs = processor, tokenizer, model_inputs
+        self.key = uuid4().hex
+        MAKERS[self.key] = self
         sizes = (getattr(part, "patch_size", None) for part in (processor, getattr(processor, "image_processor", None)))
         self._patch_size = next((size for size in sizes if isinstance(size, int)), model_inputs.patch_size)
         # What the processor does to pictures of one size: the part of them it shows, and about how many tokens they have.
         self._windows: dict[tuple[int, int], Window | None] = {}
         self._lengths: dict[tuple[int, int], int] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return maker_of, (self.key, replace(self.model_inputs, find_images=None))
+
+    def goes_by(self, key: str) -> None:
+        """Take the key of a maker whose model this one's is a copy of, so that its batches find their maker here."""
+        self.key = key
+        MAKERS.setdefault(key, self)
 
     def prepare(self, texts: Any, images: Any, chat: bool, spans: Any = None) -> Batch:
         """A batch from texts and images. Raises `InputError` for texts, images and placeholders that do not fit."""
@@ -169,8 +181,7 @@ class BatchMaker:
         special = getattr(self.tokenizer, "all_special_ids", [])
         positions = find_positions(ids, mask, image_tokens, special, sheets, counts)
         if images is not None:
-            grids = positions.grids
-            positions = replace(positions, find_boxes=lambda row: self._boxes(images[row], grids[row], sheets[row]))
+            positions = replace(positions, find_boxes=BoxFinder(self, images, positions.grids, sheets))
         if set(inputs) <= _TEXT_INPUTS and not mask.bool().all():
             inputs = {**inputs, "position_ids": _own_positions(mask)}
         names = (lambda row: list(map(str, row))) if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens
@@ -259,7 +270,7 @@ class BatchMaker:
         sheets = iter(find_sheets(inputs, sum(numbers), self._patch_size) if known else [None] * sum(numbers))
         return [[next(sheets) for _ in range(number)] for number in numbers]
 
-    def _boxes(self, images: Sequence[Image.Image], grids: Sequence[Any], sheets: Sequence[Any]) -> list[Tensor | None]:
+    def boxes(self, images: Sequence[Image.Image], grids: Sequence[Any], sheets: Sequence[Any]) -> list[Tensor | None]:
         """The boxes of the tokens of each image of a row, from what the processor does to a picture of its size."""
         boxes: list[Tensor | None] = []
         for image, grid, sheet in zip(images, grids, sheets, strict=True):
@@ -274,6 +285,22 @@ class BatchMaker:
                 lambda image: encode(self.processor, [PLACEHOLDER], [[image]])[0], size
             )
         return self._windows[size]
+
+
+@dataclass(frozen=True)
+class BoxFinder:
+    """Finds the boxes of a row of a batch when they are asked for. Pickled, it is the boxes themselves."""
+
+    maker: BatchMaker
+    images: Images
+    grids: Sequence[Sequence[Any]]
+    sheets: Sequence[Sequence[Any]]
+
+    def __call__(self, row: int) -> list[Tensor | None]:
+        return self.maker.boxes(self.images[row], self.grids[row], self.sheets[row])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KnownBoxes, ([self(row) for row in range(len(self.images))],)
 
 
 def _with_spans(batch: Batch, spans: Any, wording: Callable[[int], Wording]) -> Batch:

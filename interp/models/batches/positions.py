@@ -24,6 +24,9 @@ from interp.models.batches.grids import Grid, Sheet, find_grid
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
 
+# The names of the tokens of a row's first image, of its second, ...
+_NUMBERED = re.compile(r"image_\d+")
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -92,7 +95,18 @@ class Positions:
     def repeated(self, times: int) -> Positions:
         """The positions of a one-row batch, for `times` equal rows."""
         masks = {name: mask.expand(times, -1) for name, mask in self.masks.items()}
-        return Positions(masks, list(self.grids) * times, self.find_boxes and (lambda row: self.boxes(0)))
+        return self._of_rows(masks, [0] * times)
+
+    def part(self, rows: Sequence[int], columns: Tensor) -> Positions:
+        """The positions of these rows at these columns (Bool `[seq]`), cut out of this batch's."""
+        masks = {name: mask[list(rows)][:, columns] for name, mask in self.masks.items()}
+        # A row that has no second image has no positions of that name.
+        return self._of_rows({n: m for n, m in masks.items() if m.any() or not _NUMBERED.fullmatch(n)}, rows)
+
+    def _of_rows(self, masks: Mapping[str, Tensor], rows: Sequence[int]) -> Positions:
+        """These masks, with the grids and the boxes of these rows of this batch."""
+        find_boxes = None if self.find_boxes is None else BoxesOfRows(self.find_boxes, tuple(rows))
+        return Positions(masks, [self.grids[row] for row in rows], find_boxes)
 
     def select(self, positions: Any) -> Tensor:
         """Any value of an argument `positions=` of this package, as a Bool `[batch, seq]` mask.
@@ -142,9 +156,30 @@ def name_of_positions(positions: Any) -> str:
     return f"mask of {reach} position{'s' * (max(counts) != 1)}{' a row' * (len(counts) > 1)}"
 
 
+@dataclass(frozen=True)
+class BoxesOfRows:
+    """The boxes of some rows of a batch, found where those of the batch are."""
+
+    find_boxes: Callable[[int], list[Tensor | None]]
+    rows: tuple[int, ...]
+
+    def __call__(self, row: int) -> list[Tensor | None]:
+        return self.find_boxes(self.rows[row])
+
+
+@dataclass(frozen=True)
+class KnownBoxes:
+    """Boxes that were found before, row by row."""
+
+    rows: Sequence[list[Tensor | None]]
+
+    def __call__(self, row: int) -> list[Tensor | None]:
+        return self.rows[row]
+
+
 def is_kind(name: str) -> bool:
     """Whether a name is that of a kind of position; a span cannot have it."""
-    return name in NAMES or re.fullmatch(r"image_\d+", name) is not None
+    return name in NAMES or _NUMBERED.fullmatch(name) is not None
 
 
 def row_index(row: Any, rows: int) -> int:
