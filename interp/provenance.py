@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
+from interp.displays import Display
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,7 +38,7 @@ def package_versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Provenance(Display):
     """Where a result came from.
 
     `data` is a fingerprint of the inputs, `interventions` holds the repr of each intervention, and `notes` say how the result

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from interp.displays import Display
 from interp.errors import InputError
 from interp.files import whole_file
 from interp.provenance import Provenance
@@ -26,7 +27,7 @@ _FORMAT = "interp-result-1"
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Display):
     """The base class of every result. A subclass adds fields and `to_frame`, and checks shapes in `__post_init__`."""
 
     provenance: Provenance = field(default_factory=Provenance, kw_only=True, repr=False, compare=False)

@@ -1,7 +1,9 @@
 """What is exported is whole: an intervention has its docs and its row, a result its docs, its figure, its save and load."""
 
+import copy
 import importlib
 import inspect
+import pickle
 import pkgutil
 import re
 from pathlib import Path
@@ -93,6 +95,18 @@ def test_a_result_is_kept_and_drawn(name, results, tmp_path):
             result.plot()
     else:
         assert isinstance(again.plot(), go.Figure)
+
+
+@pytest.mark.parametrize("name", sorted(RESULTS))
+def test_a_result_is_shown_copied_and_pickled(name, results):
+    result = results[name]
+    assert len(repr(result).splitlines()) <= 20
+    assert "tensor(" not in repr(result)
+    page = result._repr_html_()
+    assert "<table" in page
+    assert ("Plotly.newPlot" in page) == (name not in NO_FIGURE)
+    for again in (copy.copy(result), copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert again.to_frame().equals(result.to_frame())
 
 
 @pytest.mark.parametrize("name", sorted({*RESULTS, *interventions.__all__} - {"Edit", "Read"}))

@@ -13,16 +13,17 @@ ROOT = Path(interp.__file__).parent
 
 # Storeys from the ground up; a room may import the rooms named for it, and those that these may import.
 BELOW = {
+    "displays": set(),
     "errors": set(),
     "arguments": {"errors"},
     "progress": {"errors", "arguments"},
-    "provenance": set(),
+    "provenance": {"displays"},
     "files": set(),
-    "results": {"errors", "provenance", "files"},
+    "results": {"displays", "errors", "provenance", "files"},
     "statistics": {"errors", "arguments", "progress"},
     "geometry": {"results", "statistics"},
     "probes": {"results", "statistics"},
-    "models.batches": {"arguments", "progress", "provenance"},
+    "models.batches": {"arguments", "displays", "progress", "provenance"},
     "models.running": {"models.batches"},
     "models.layout": {"models.running", "results"},
     "models": {"models.layout"},

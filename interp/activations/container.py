@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.activations.lazy import LazyTensor
 from interp.arguments import as_ints
+from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
 from interp.provenance import Provenance
 
@@ -64,7 +65,7 @@ def cat_examples(parts: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Places:
+class Places(Display):
     """Where examples are from: the row of each and its token or patch in the row, Int `[example]`.
 
     Tokens are counted among the row's real ones, patches among the row's patches, from 0; the column of a mean is -1.
@@ -75,7 +76,7 @@ class Places:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Activations(Mapping[str, Any]):
+class Activations(Display, Mapping[str, Any]):
     """Captured activations: `acts[site]` is `[state, example, ...]`, and `acts[site][...]` a Tensor.
 
     >>> import interp
@@ -114,6 +115,9 @@ class Activations(Mapping[str, Any]):
 
     def __contains__(self, site: object) -> bool:  # Mapping's own and its get() would expect a KeyError
         return isinstance(site, str) and site in self.sites
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.sites)
 
     def get(self, site: str, default: Any = None) -> Any:
         """`acts[site]` where it was captured, else the default."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.arguments import checked_choice, checked_flag
+from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
 
 ROLES = ("image", "text", "id", "label", "group")
@@ -37,7 +38,7 @@ def as_data(data: Any, **keywords: Any) -> Data:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Display):
     """Where rows come from and how their texts are written.
 
     >>> import interp

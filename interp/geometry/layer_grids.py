@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.displays import Display
 from interp.errors import InputError
 from interp.geometry.distances import PairTable, centred_table, check_left
 from interp.geometry.imbalance import mean_rank
@@ -53,7 +54,7 @@ class Resampling:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerStacks:
+class LayerStacks(Display):
     """Two stacks of clouds, or of their graphs, with paired rows; `names` has the words of error messages for each cloud."""
 
     first: Sequence[Graph]

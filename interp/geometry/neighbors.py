@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.arguments import checked_choice
+from interp.displays import Display
 from interp.errors import InputError
 from interp.geometry.clouds import METRICS, Cloud, as_cloud, check_k, for_distances
 from interp.geometry.copies import copy_tolerance, duplicates, first_equal
@@ -47,7 +48,7 @@ TIED = {torch.float32: 0.0, torch.float64: 2.0**-36}
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbors:
+class Neighbors(Display):
     """Each point's k nearest others, nearest first: their `indices` and `distances`, both `[example, k]`.
 
     `next_distance` `[example]` is the distance of the neighbour after the last (infinity where no other is left), which says
@@ -227,7 +228,7 @@ def ready(cloud: Float[Tensor, "n d"], metric: str = "euclidean", name: str = "x
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
+class Points(Display):
     """A cloud ready for distances: its distinct rows, and the number of each example's row among them.
 
     `values` are the rows about their centre in units of `unit`, `lengths` their squared lengths, and `rows` the rows

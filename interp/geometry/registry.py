@@ -38,6 +38,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.arguments import as_number, checked_choice, checked_int, checked_number
+from interp.displays import Display
 from interp.errors import InputError, shown
 from interp.geometry.clouds import check_one_space
 from interp.geometry.clusters import density_peaks, homogeneity
@@ -78,7 +79,7 @@ _UNIT, _SIGNED, _POSITIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
 
 
 @dataclass(frozen=True, eq=False)
-class Measure:
+class Measure(Display):
     """One measure: its function, what kind of clouds it takes, and what its numbers are read against.
 
     - `name`, `function`, `kind` and `null` as the module explains them. A function of neighbours takes their number as its last

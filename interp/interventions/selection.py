@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_ints, checked_choice
+from interp.displays import Display
 from interp.errors import InputError, shown
 from interp.models import VLM, Batch, Edit
 from interp.models.running.places import HEADED, STATES, proved_place
@@ -89,7 +90,7 @@ def extend_mask(mask: Tensor, positions: Any, new: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Display):
     """A site of some layers at some positions.
 
     `mask` is Bool `[batch, seq + new tokens]`. For each layer, `heads` lists the selected heads (None for all heads, or for a
@@ -117,8 +118,11 @@ class Selection:
         ]
 
 
-class Reusable:
+class Reusable(Display):
     """Base of all interventions. One intervention is used many times, so iterators among its fields become tuples."""
+
+    # The repr is part of a result's provenance: one line, with every digit.
+    _digits, _broken = 17, False
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]

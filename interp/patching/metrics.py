@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, Batch
 from interp.models.batches.targets import target_ids_of
@@ -31,7 +32,7 @@ Rule = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class RowMetric:
+class RowMetric(Display):
     """A metric of one row: ``rule(logits, *references)`` of any number of versions of that row's logits `[version, vocab]`.
 
     It is plain torch, so a sweep can measure inside a trace and keep one number of each version.
@@ -52,7 +53,7 @@ class RowMetric:
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Display):
     """A rule on logits `[batch, vocab]` and what it compares them with: targets, one for all rows or one a row, or a
     reference `[batch, vocab]`."""
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from interp.displays import Display
 from interp.errors import InputError
 from interp.plots.theme import CHANCE, COLOURS, label, new_figure, numbers, translucent
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(Display):
     """One line: `values` at states 0, 1, ..., optionally with an interval (`low`, `high`) and a dashed `control`.
 
     `at` gives the states if they do not count from 0. `places` names each point when hovering (default "state 0", "state 1",

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from interp.arguments import checked_choice
+from interp.displays import Display
 from interp.errors import InputError
 from interp.toy.language import COLOURS, IMAGE_TOKEN, SceneObject
 from interp.toy.scenes import SPLITS, Scene, combinations, draw_glyphs, scenes
@@ -22,7 +23,7 @@ _CHANGES = ("colour", "digit", "place")
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Display):
     """Two scenes and a question that tells them apart. Unpacks as (clean, corrupted, answer, other answer).
 
     `changed` is the index of the object that differs. `prompt` begins with the image placeholder, the two `text_prompts`

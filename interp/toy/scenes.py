@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from interp.arguments import checked_choice, checked_int
+from interp.displays import Display
 from interp.errors import InputError
 from interp.toy.language import COLOURS, IMAGE_TOKEN, KINDS, PLACES, Question, SceneObject, ask, write_caption
 
@@ -126,7 +127,7 @@ def _cell(item: SceneObject) -> tuple[slice, slice]:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Display):
     """One scene: what it shows (`objects`, `glyphs`, `noise`), and its picture, caption, labels and questions."""
 
     id: str
@@ -170,7 +171,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class SceneDataset:
+class SceneDataset(Display):
     """A sequence of scenes, as images or (after `captions()`) as text. An index gives a `Scene`, a slice a `SceneDataset`.
 
     `pairs()` gives the rows as (image, text): a picture with the image placeholder alone, or None with the caption. `ids`

@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.arguments import checked_flag, checked_int, checked_seed
+from interp.displays import Display
 from interp.errors import InputError, shown
 from interp.models import VLM
 from interp.models.batches.targets import word_of
@@ -46,7 +47,7 @@ _AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class Dictionary(Display):
     """Words as vectors: `rows` Float `[word, width]`, and the name of each."""
 
     rows: Float[Tensor, "word width"]

@@ -49,6 +49,7 @@ from torch import Tensor
 
 from interp.arguments import as_int, checked_int, checked_seed
 from interp.data.batches import batches_of
+from interp.displays import Display
 from interp.errors import InputError, InputTypeError, LayoutError, shown
 from interp.geometry import eigenvalues, neighbor_overlap
 from interp.models import VLM, Batch
@@ -68,7 +69,7 @@ _STILL = 1e-2
 
 
 @dataclass(frozen=True)
-class WordAlignment:
+class WordAlignment(Display):
     """The mean cosine of objects with their words, its mean over exchanged words, and the share of exchanges (the true words
     included) with a cosine as high."""
 

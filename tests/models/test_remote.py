@@ -28,7 +28,7 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         import sys, torch, interp
         from interp.models.layout import patches
         from interp.models.running import steps, trace
-        vlm = interp.load("toy", device="cpu", check=False)
+        vlm = interp.load("toy", device="cpu", check=False, remote="local")
         batch = vlm.prepare(texts=["where is the 3 ?"])
         rows, columns = batch.positions["last"].nonzero(as_tuple=True)
         edits = [steps.Edit("resid_pre", 2, steps.write, (rows, columns, torch.zeros(1, 128)))]

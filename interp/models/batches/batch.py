@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from interp.displays import Display
 from interp.errors import InputError
 from interp.models.batches.encodings import pixels_of
 from interp.models.batches.keys import AbsentMaker
@@ -23,7 +24,7 @@ from interp.models.batches.positions import Positions, row_index
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Display):
     """Rows of one encoding: the model's `inputs`, the `tokens` as strings, and the `positions` of every kind.
 
     `texts` and `images` are what the rows were made from; both are empty for a batch made from an encoding.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints
+from interp.displays.brief import Display, in_lines
 from interp.errors import InputError, RowError, shown
 from interp.models.batches.grids import Grid, Sheet, find_grid
 
@@ -29,7 +30,7 @@ _NUMBERED = re.compile(r"image_\d+")
 
 
 @dataclass(frozen=True)
-class Positions:
+class Positions(Display):
     """The kinds of position in a batch, by name: `positions["image"]` is Bool `[batch, seq]`.
 
     =============== ==================================================================================
@@ -67,6 +68,14 @@ class Positions:
 
     def __contains__(self, name: str) -> bool:
         return name in self.masks
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.masks)
+
+    def __repr__(self) -> str:
+        counts = [f"{name} {int(mask.sum())}" for name, mask in self.masks.items()]
+        rows, length = self.masks["all"].shape
+        return in_lines("Positions", [f"{rows} x {length}", *counts])
 
     def grid(self, row: int) -> list[Grid | None]:
         """(rows, columns) of the patches of each image in this row, None where they are no rectangle."""

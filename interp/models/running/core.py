@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_ints
+from interp.displays import Display
 from interp.errors import InputError, InputTypeError, LayoutError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker
@@ -42,7 +43,7 @@ class Origin:
     remote: bool | str = False
 
 
-class Core:
+class Core(Display):
     """A wrapped model, its `structure`, and the ways to its parts.
 
     `maker` makes batches for it, and `measure` measures a trait that is not known yet.

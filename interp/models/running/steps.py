@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +43,7 @@ class Edit:
     site: str
     layer: int
     function: Callable[..., Tensor]
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = field(default=(), repr=False)
     context: tuple[str, ...] = ()
 
 
@@ -55,7 +55,7 @@ class Read:
     site: str
     layer: int
     function: Callable[..., Tensor]
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

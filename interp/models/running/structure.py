@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from interp.displays import Display
 from interp.errors import InputError, shown
 from interp.models.running.readout import LogitScaling
 
@@ -78,7 +79,7 @@ class TowerWeights:
 
 
 @dataclass(frozen=True)
-class Structure:
+class Structure(Display):
     """Where the parts of a model are (dotted paths from its root), how large it is, and how its layers behave.
 
     `layers` is the decoder's list of layers, `norm` the final norm, `head` the unembedding, `embed` the token embedding;

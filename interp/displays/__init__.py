@@ -1,0 +1,5 @@
+"""How objects look in a console and in a notebook: a few lines of text, or a table, a picture and a figure."""
+
+from interp.displays.brief import Display, brief
+
+__all__ = ["Display", "brief"]
