@@ -11,9 +11,8 @@ The numbers do not depend on where a model runs: one loaded with ``remote="local
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from interp.activations import capture
 from interp.geometry import AlignmentMatrix, Estimate, alignment_matrix, intrinsic_dimension, overlap_interval
 from interp.lens import LensResult, logit_lens
+from interp.models.running.threads import few_threads
 from interp.patching import PatchResult, logit_difference, patch_sweep
 from interp.patching.metrics import Metric, bind_to_batches
 from interp.probes import ProbeResult, probe_layers, wilson_interval
@@ -41,7 +41,6 @@ GROUPS = ("image", "question", "last")
 STEPS = ("questions", "logit lens", "patching", "states of scenes", "probes", "geometry")
 NEIGHBOURS = 30
 _BATCH = 64
-_SMALL_MODEL = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -213,18 +212,6 @@ def analyse(
         n=len(paired),
         seed=seed,
     )
-
-
-@contextlib.contextmanager
-def few_threads(vlm: VLM) -> Iterator[None]:
-    """Use one thread while a tiny model runs on the CPU: its matrices are too small for several threads to help."""
-    before = torch.get_num_threads()
-    tiny = vlm.device.type in ("cpu", "meta") and sum(p.numel() for p in vlm.model.parameters()) < _SMALL_MODEL
-    torch.set_num_threads(1 if tiny else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # Questions ---------------------------------------------------------------------------------------------------------------

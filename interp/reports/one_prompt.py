@@ -25,9 +25,9 @@ from interp.lens import LensResult, logit_lens
 from interp.models.batches.chats import has_chat_template
 from interp.models.batches.prompts import PLACEHOLDER
 from interp.models.batches.targets import word_of
+from interp.models.running.threads import few_threads
 from interp.plots import dimension_figure, lens_figure, lens_on_image, series_figure
 from interp.plots.series import Series
-from interp.reports.demo import few_threads
 from interp.reports.demo_page import DIMENSION_CAPTION
 from interp.reports.page import (
     ColumnsBlock,

@@ -56,17 +56,6 @@ def test_every_analysis_is_among_the_numbers(demo):
     assert all(np.isfinite(values).all() for values in demo.numbers().values())
 
 
-def test_the_number_of_threads_is_given_back(toy):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with analyses.few_threads(toy):
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_scenes_for_geometry_differ_in_more_than_the_order_of_words():
     chosen = distinct_scenes(400, seed=0)
     bags = [tuple(sorted(scene.caption.split())) for scene in chosen]

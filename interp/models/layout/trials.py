@@ -17,6 +17,7 @@ from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.running.core import Core
 from interp.models.running.readiness import ready_inputs
+from interp.models.running.threads import few_threads
 from interp.models.running.trace import run_forward
 
 
@@ -60,7 +61,7 @@ def _text_batch(core: Core) -> tuple[Batch | None, str]:
         return batch, ""
     inputs = ready_inputs(core, batch.inputs)
     try:
-        with torch.no_grad():
+        with few_threads(core), torch.no_grad():
             core.model(**inputs)
     except Exception as error:  # each model that needs an image says so in its own way
         return None, f"the model does not run on text alone ({_in_one_line(error)})"

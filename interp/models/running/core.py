@@ -16,6 +16,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker
 from interp.models.running.readout import Readout
 from interp.models.running.structure import Structure, resolve
+from interp.models.running.threads import SMALL
 
 # Measures a trait of a model: returns traits by name, and the reason where they cannot be measured.
 Measure = Callable[["Core", str], tuple[dict[str, Any], str]]
@@ -77,6 +79,11 @@ class Core(Display):
     def dtype(self) -> torch.dtype:
         """The precision of the weights: of the first floating-point ones, since quantised models begin with integers."""
         return next(weights.dtype for weights in self.model.parameters() if weights.is_floating_point())
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether the model has so few weights that it runs faster on one thread; see `interp.models.running.threads`."""
+        return sum(weights.numel() for weights in self.model.parameters()) < SMALL
 
     @property
     def vocab_size(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.models.batches.encodings import explained
 from interp.models.running.steps import Edit, Read, follow, schedule
+from interp.models.running.threads import few_threads
 from interp.models.running.trace import inputs_for_logits, logits_at, memory_freed, weights_available
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def run_gradients(
     inputs, selection = inputs_for_logits(core, batch, "last", inspected=True)
     model = core.nnsight
     with (
+        few_threads(core),
         weights_available(core, edits, reads),
         memory_freed(),
         explained(inputs, core),

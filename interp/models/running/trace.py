@@ -33,6 +33,7 @@ from interp.models.running.places import BEFORE_LAYERS
 from interp.models.running.readiness import ready_inputs
 from interp.models.running.slots import InputSlot, first, is_feature_list
 from interp.models.running.steps import Edit, Read, Step, follow, schedule, take_each, whole
+from interp.models.running.threads import few_threads
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -147,7 +148,7 @@ def run_unrefused(
     """`run_forward`, whose logits may be NaN or infinite."""
     model = core.nnsight
     inputs, selection = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
-    with weights_available(core, edits, reads):
+    with few_threads(core), weights_available(core, edits, reads):
         steps = schedule(core, len(batch), edits, reads)
         with (
             memory_freed(),
@@ -191,7 +192,13 @@ def run_until_reads(
     """The value of each read under its key, for inputs whose positions are not known; the rest is not computed."""
     steps = schedule(core, len(inputs["input_ids"]), edits, reads)
     options = {**ready_inputs(core, inputs), **core.trace_options}
-    with memory_freed(), explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    with (
+        few_threads(core),
+        memory_freed(),
+        explained(inputs, core),
+        torch.no_grad(),
+        core.nnsight.trace(**options) as tracer,
+    ):
         saved = nnsight.save({})
         follow(steps, saved)
         tracer.stop()
@@ -206,7 +213,7 @@ def run_for_visits(
 ) -> dict[str, list[Visit]]:
     """One forward pass: the visits to these modules by their nnsight paths, in the order in which they began."""
     options = {**ready_inputs(core, inputs), **options, **core.trace_options}
-    with explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    with few_threads(core), explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True).save()
     return {
         path: [Visit(_tensor(value), _tensor(output), _others(output)) for value, output in visits]
@@ -219,7 +226,13 @@ def run_for_shapes(core: Core, inputs: Mapping[str, Tensor], envoys: Sequence[An
     options = {**ready_inputs(core, inputs), **core.trace_options}
     # The step is made here: a trace that names the core would be sent with all of it.
     steps = [Step(core.layers[0], InputSlot())]
-    with memory_freed(), explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    with (
+        few_threads(core),
+        memory_freed(),
+        explained(inputs, core),
+        torch.no_grad(),
+        core.nnsight.trace(**options) as tracer,
+    ):
         cache = tracer.cache(modules=list(envoys), include_inputs=True)
         follow(steps, {})
         shapes = nnsight.save(shapes_of(cache))
@@ -267,7 +280,13 @@ def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens
     values: dict[int, Tensor] = {}
     rounds = max_new_tokens if steps else min(1, len(tower_steps))
     # Rows that all end early end the loop and everything after it in its block: the ids are read in another block.
-    with weights_available(core, edits, ()), warnings.catch_warnings(), explained(inputs, core), torch.no_grad():
+    with (
+        few_threads(core),
+        weights_available(core, edits, ()),
+        warnings.catch_warnings(),
+        explained(inputs, core),
+        torch.no_grad(),
+    ):
         # Every row may end before the last step.
         warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
         try:
