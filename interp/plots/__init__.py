@@ -50,6 +50,7 @@ _FUNCTIONS = {
         "mass_figure": "MassResult",
         "share_figure": "ShareResult",
     },
+    "saving": {"save_figure": ""},
     "series": {"Series": "", "series_figure": ""},
     "words": {
         "decomposition_figure": "DecompositionResult",
@@ -84,7 +85,7 @@ def figure(result: Any, **options: Any) -> go.Figure:
     # A list has no type of its own to dispatch on, so the type of its first item decides.
     kind = type(result[0]) if isinstance(result, list | tuple) and result else type(result)
     _register(kind)
-    return _draw.dispatch(kind)(result, **options)
+    return importlib.import_module("interp.plots.theme").fit_title(_draw.dispatch(kind)(result, **options))
 
 
 figure.register = _draw.register  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.plots.series import Series, series_figure
-from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, label, numbers
+from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, PageFigure, fit_title, label, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,7 @@ def accuracy_figure(frame: pd.DataFrame, title: str = "Questions answered rightl
     """A frame of `interp.toy.evaluate`, or several of them concatenated, by kind, modality and model."""
     modalities, models = list(dict.fromkeys(frame["modality"])), list(dict.fromkeys(frame["model"]))
     figure = make_subplots(
+        figure=PageFigure(),
         rows=1,
         cols=len(modalities),
         shared_yaxes=True,
@@ -113,4 +114,4 @@ def accuracy_figure(frame: pd.DataFrame, title: str = "Questions answered rightl
     figure.update_layout(template=TEMPLATE, height=height, title={"text": title}, margin={"t": 96}, legend={"y": 1.07})
     figure.update_xaxes(tickvals=list(range(len(kinds))), ticktext=[label(kind) for kind in kinds], showgrid=False)
     figure.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
-    return figure
+    return fit_title(figure)

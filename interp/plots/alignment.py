@@ -21,7 +21,20 @@ from torch import Tensor
 
 from interp.geometry.registry import REGISTRY
 from interp.plots.series import Series, series_figure
-from interp.plots.theme import AMOUNT_SCALE, CHANCE, COLOURS, INK, MARK, TEMPLATE, label, markers, new_figure, numbers
+from interp.plots.theme import (
+    AMOUNT_SCALE,
+    CHANCE,
+    COLOURS,
+    INK,
+    MARK,
+    TEMPLATE,
+    PageFigure,
+    fit_title,
+    label,
+    markers,
+    new_figure,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from interp.geometry import AlignmentMatrix, BypassResult
@@ -88,7 +101,14 @@ def alignment_figures(
 ) -> go.Figure:
     """Several alignment matrices side by side on one colour scale, so that they can be compared by eye."""
     names = [f"{label(name, 40)}: {_phase_words(matrix, tau)}" for name, matrix in matrices.items()]
-    figure = make_subplots(rows=1, cols=len(matrices), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.06)
+    figure = make_subplots(
+        figure=PageFigure(),
+        rows=1,
+        cols=len(matrices),
+        subplot_titles=names,
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+    )
     metric = _metric(next(iter(matrices.values())))
     chance = max(matrix.chance for matrix in matrices.values())
     figure.update_layout(
@@ -106,7 +126,7 @@ def alignment_figures(
     figure.update_xaxes(title_text="textual state")
     figure.update_yaxes(title_text="visual state", col=1)
     _square(figure, matrices.values())
-    return figure
+    return fit_title(figure)
 
 
 def _phase_words(matrix: AlignmentMatrix, tau: float) -> str:
@@ -202,7 +222,7 @@ def bypass_figure(
     line it is as deep as the visual one. Draws several results under their names.
     """
     named = dict(results) if isinstance(results, Mapping) else {"gain": results}
-    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
+    figure = make_subplots(2, 1, figure=PageFigure(), shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     first = next(iter(named.values()))
     words = f"Intermediate textual states ({first.band[0]:g} to {first.band[1]:g}) over the first"
     figure.update_layout(template=TEMPLATE, height=height, title={"text": title or words})
@@ -216,7 +236,7 @@ def bypass_figure(
     figure.update_xaxes(title_text="visual state", row=2, col=1)
     figure.update_yaxes(title_text="gain", row=1, col=1)
     figure.update_yaxes(title_text="best textual state", row=2, col=1)
-    return figure
+    return fit_title(figure)
 
 
 def diagonal(end: float) -> go.Scatter:

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 from interp.errors import InputError
 from interp.geometry.registry import REGISTRY
 from interp.plots.alignment import diagonal
-from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, label, markers, new_figure, numbers
+from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, PageFigure, fit_title, label, markers, new_figure, numbers
 
 if TYPE_CHECKING:
     from interp.geometry import GeometryComparison
@@ -43,7 +43,9 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
     across = min(_ACROSS, len(measures))
     down = math.ceil(len(measures) / across)
     names = [label(_title(name), 40) for name in measures]
-    figure = make_subplots(down, across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.26 / down)
+    figure = make_subplots(
+        down, across, figure=PageFigure(), subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.26 / down
+    )
     figure.update_layout(
         template=TEMPLATE,
         height=height or _PANEL * down + 130,
@@ -66,7 +68,7 @@ def comparison_figure(result: GeometryComparison, title: str | None = None, heig
     for column in range(min(across, len(measures))):
         last = (len(measures) - 1 - column) // across + 1
         figure.update_xaxes(title_text="state", row=last, col=column + 1)
-    return figure
+    return fit_title(figure)
 
 
 def _title(measure: str) -> str:

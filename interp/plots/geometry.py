@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.theme import CHANCE, COLOURS, MARK, TEMPLATE, label, new_figure, numbers
+from interp.plots.theme import CHANCE, COLOURS, MARK, TEMPLATE, PageFigure, fit_title, label, new_figure, numbers
 
 if TYPE_CHECKING:
     from interp.geometry import Density, FeatureWeights, IdCorrelation, ModalityGap, Peaks
@@ -175,7 +175,7 @@ def weights_figure(result: FeatureWeights, title: str | None = None, height: int
     """
     frame = result.to_frame()[:_MOST]
     shuffled = float(result.shuffled.mean())
-    figure = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, figure=PageFigure(), column_widths=[0.45, 0.55], horizontal_spacing=0.1)
     text = title or f"Weights: imbalance {result.start:.3f} to {result.held_out:.3f} (shuffled {shuffled:.3f})"
     figure.update_layout(template=TEMPLATE, height=height, title={"text": text})
     figure.add_bar(
@@ -201,4 +201,4 @@ def weights_figure(result: FeatureWeights, title: str | None = None, height: int
     figure.update_yaxes(title_text="weight (largest 1)", row=1, col=1)
     figure.update_xaxes(title_text="step", row=1, col=2)
     figure.update_yaxes(title_text="imbalance", rangemode="tozero", row=1, col=2)
-    return figure
+    return fit_title(figure)

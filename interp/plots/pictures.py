@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from interp.errors import InputTypeError, shown
-from interp.plots.theme import GRID, TEMPLATE
+from interp.plots.theme import GRID, TEMPLATE, PageFigure, fit_title, wrapped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ def picture_figure(image: Image, width: float, height: float, start: float, size
 
 def bare_figure(width: float, height: float, size: int, start: float = 0) -> go.Figure:
     """The same figure without a picture."""
-    figure = go.Figure(layout={"template": TEMPLATE, "plot_bgcolor": GRID})
+    figure = PageFigure(layout={"template": TEMPLATE, "plot_bgcolor": GRID})
     figure.update_xaxes(range=[start, start + width], visible=False, constrain="domain")
     figure.update_yaxes(
         range=[start + height, start], visible=False, scaleanchor="x", constrain="domain", constraintoward="top"
@@ -70,7 +70,7 @@ def add_slider(figure: go.Figure, names: Sequence[str], titles: Sequence[str], f
             "method": "update",
             "args": [
                 {"visible": [other % len(names) == index for other in range(len(figure.data))]},
-                {"title.text": titles[index]},
+                {"title.text": wrapped(titles[index])},
             ],
         }
         for index, name in enumerate(names)
@@ -79,6 +79,7 @@ def add_slider(figure: go.Figure, names: Sequence[str], titles: Sequence[str], f
         trace.visible = index % len(names) == first
     slider = {"active": first, "steps": steps, "currentvalue": {"prefix": prefix}, "pad": {"t": 8}}
     figure.update_layout(title={"text": titles[first]}, sliders=[slider])
+    fit_title(figure)
 
 
 def lattice(

@@ -8,11 +8,16 @@ a token such as ``<image>`` would disappear from an axis: every string that come
 from __future__ import annotations
 
 import html
+import re
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io
+
+from interp.displays.hypertext import figure_html
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
@@ -21,6 +26,12 @@ EFFECT_SCALE = [(0.0, "#053e6b"), (0.25, "#5a9bc9"), (0.5, "#ffffff"), (0.75, "#
 AMOUNT_SCALE = [(0.0, "#f7f9fb"), (0.35, "#a9cbe3"), (0.7, "#3b82b5"), (1.0, "#08325c")]
 MARK = "#D55E00"
 LONGEST_LABEL = 24
+# plotly draws a figure 700 pixels wide if nobody says how wide, of which margins take 80; a letter of a title takes some 8.5.
+LONGEST_TITLE = 72
+# The height of a line of a title, in pixels.
+_LINE = 20
+# The renderers that plotly chooses by itself in notebooks.
+_AUTOMATIC = ("plotly_mimetype", "plotly_mimetype+notebook", "vscode")
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -78,12 +89,72 @@ def mean_of(count: int, what: str = "row") -> str:
     return f"1 {what}" if count == 1 else f"mean of {count} {what}s"
 
 
+class PageFigure(go.Figure):
+    """A plotly figure that shows itself in notebooks and in what nbconvert writes of them.
+
+    plotly's own default there is a form that nbconvert leaves out. Whoever sets ``plotly.io.renderers.default`` gets that.
+    """
+
+    def _repr_html_(self) -> str:
+        return figure_html(self)
+
+    def _repr_mimebundle_(self, *args: Any, **options: Any) -> Any:
+        if plotly.io.renderers.default in _AUTOMATIC:
+            return {"text/html": self._repr_html_(), "text/plain": f"{type(self).__name__}({len(self.data)} traces)"}
+        return super()._repr_mimebundle_(*args, **options)
+
+    def _ipython_display_(self) -> None:
+        if plotly.io.renderers.default not in _AUTOMATIC:
+            super()._ipython_display_()
+            return
+        from IPython.display import display
+
+        display(self._repr_mimebundle_(), raw=True)
+
+
+def fit_title(figure: go.Figure) -> go.Figure:
+    """The figure with its title broken into lines that fit the width that plotly gives a figure by default.
+
+    A title is not broken by plotly, and a picture in a file loses its end.
+    """
+    title = figure.layout.title.text or ""
+    lines = wrapped(title).split("<br>")
+    more = max(0, len(lines) - max(2, title.count("<br>") + 1))
+    if len(lines) > title.count("<br>") + 1:
+        figure.update_layout(title={"text": "<br>".join(lines)})
+    if more:
+        # Two lines fit into the margin at the top.
+        top, height = figure.layout.margin.t or TEMPLATE.layout.margin.t, figure.layout.height
+        figure.update_layout(margin={"t": top + _LINE * more})
+        figure.update_layout(height=None if height is None else height + _LINE * more)
+    return figure
+
+
+def wrapped(title: str, longest: int = LONGEST_TITLE) -> str:
+    """A title in lines of at most `longest` characters.
+
+    >>> wrapped("one two three", longest=8)
+    'one two<br>three'
+    """
+    lines = []
+    for line in title.split("<br>"):
+        # An entity such as "&lt;" is one character: a private one stands for it while the lines are made.
+        entities = list(dict.fromkeys(re.findall(r"&\w+;", line)))
+        for number, entity in enumerate(entities):
+            line = line.replace(entity, chr(0xE000 + number))
+        for part in textwrap.wrap(line, longest) or [""]:
+            for number, entity in enumerate(entities):
+                part = part.replace(chr(0xE000 + number), entity)
+            lines.append(part)
+    return "<br>".join(lines)
+
+
 def new_figure(title: str, x: str, y: str, height: int = 380) -> go.Figure:
     """An empty figure in the shared look. The title and the axis titles are not escaped: they must not come from data."""
-    figure = go.Figure(layout={"template": TEMPLATE, "height": height, "title": {"text": title}})
+    figure = PageFigure(layout={"template": TEMPLATE, "height": height, "title": {"text": title}})
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
-    return figure
+    return fit_title(figure)
 
 
 def numbers(values: Iterable[Any]) -> list[Any]:
