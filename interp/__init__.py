@@ -1,8 +1,9 @@
 """interp: mechanistic interpretability of vision-language models.
 
 `interp.load` wraps a model, `vlm.prepare` makes a batch of images and texts, and `interp.capture` stores activations;
-`interp.patching`, `interp.lens`, `interp.readouts`, `interp.words`, `interp.probes` and `interp.geometry` analyse them. Importing
-this package is fast: torch, nnsight and transformers are imported on first use.
+`interp.patching`, `interp.lens`, `interp.readouts`, `interp.words`, `interp.probes` and `interp.geometry` analyse them. `interp.help()`
+says which call answers which question. Importing this package is fast: torch, nnsight and transformers are imported on first
+use.
 
 >>> import interp
 >>> vlm = interp.load("toy")
@@ -50,6 +51,7 @@ _EXPORTS = {
     "open_activations": "interp.activations",
     "Result": "interp.results",
     "Provenance": "interp.provenance",
+    "help": "interp.guide",
 }
 __all__ = ["InputError", "InputTypeError", "InterpError", "LayoutError", "__version__", *_EXPORTS, *_SUBMODULES]
 
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     )
     from interp.activations import Activations, capture, open_activations
     from interp.data import Data
+    from interp.guide import help
     from interp.models import VLM, Batch, CheckReport, Positions, Structure, load
     from interp.provenance import Provenance
     from interp.results import Result

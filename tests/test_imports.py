@@ -20,6 +20,7 @@ BELOW = {
     "provenance": {"displays"},
     "files": set(),
     "results": {"displays", "errors", "provenance", "files"},
+    "guide": {"displays", "errors"},
     "statistics": {"errors", "arguments", "progress"},
     "geometry": {"results", "statistics"},
     "probes": {"results", "statistics"},

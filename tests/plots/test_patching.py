@@ -54,7 +54,7 @@ def test_titles_say_which_grid_it_is():
         "Patching resid_pre (denoise, exact): share of the clean answer that comes back (mean of 2 pairs)"
     )
     figure = plots.figure(a_grid([0, 1], singles(3), rows=1, direction="noise", method="gradient"))
-    assert figure.layout.title.text == (
+    assert figure.layout.title.text.replace("<br>", " ") == (
         "Patching resid_pre (noise, gradient): share of the clean answer that is left (1 pair)"
     )
 

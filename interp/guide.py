@@ -1,0 +1,162 @@
+"""Which call answers which question: one table, from which `interp.help` and docs/index.md are made.
+
+>>> import interp
+>>> interp.help("steer")
+Guide: which call answers which question
+  change a run: add or remove a direction, scale
+      interp.interventions.Steer, interp.interventions.Project, interp.interventions.Scale
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interp.displays.brief import Display
+from interp.displays.hypertext import boxed, heading, table
+from interp.errors import InputTypeError, shown
+
+# Each question with the room of its calls, the calls, and the page of the docs that explains them.
+QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
+    ("load a model, and see its parts and the proofs of them", "", "load VLM Structure CheckReport", "models"),
+    ("put texts and images into a batch, and name its positions", "", "VLM.prepare Batch Positions", "conventions"),
+    ("get logits, continue a text, write a trace of your own", "", "VLM.logits VLM.generate VLM.trace", "conventions"),
+    ("find the parts of a model that nothing else wraps", "models", "find_structure", "models"),
+    ("say where data come from: a folder, a table, pairs", "", "Data", "capture"),
+    ("store the states of a data set, and open them again", "", "capture open_activations Activations", "capture"),
+    ("draw scenes and pairs with known answers", "toy", "scenes pairs evaluate parse_caption", "toy"),
+    ("change a run: write or remove states", "interventions", "Patch Ablate Skip", "conventions"),
+    ("change a run: cut or reweigh attention", "interventions", "Knockout Truncate Reweight", "conventions"),
+    ("change a run: add or remove a direction, scale", "interventions", "Steer Project Scale", "conventions"),
+    ("write an intervention or a readout of your own", "interventions", "Edit Read", "extending"),
+    ("run reads and edits of your own in one trace", "models", "run_forward reads_of_states Intervention", "extending"),
+    ("find where an answer is carried", "patching", "patch_sweep attribution_patch", "patching"),
+    (
+        "measure a change of the logits",
+        "patching",
+        "logit_difference probability cross_entropy kl_divergence",
+        "patching",
+    ),
+    ("move an intervention through the depth", "patching", "flow layer_sweep layer_contribution", "sweeps"),
+    ("make a model of the layers of two", "patching", "transplant", "sweeps"),
+    ("read a state in the vocabulary", "lens", "logit_lens tuned_lens TunedLens unnormed_lens", "lens"),
+    (
+        "find what produced a logit, and what heads attend to",
+        "readouts",
+        "direct_logit_attribution attention_share attention_masses",
+        "readouts",
+    ),
+    ("put vectors into words", "words", "vocabulary_decomposition dictionary_of spread_of", "words"),
+    ("put heads into words, and scale them", "words", "head_pursuit scale_heads", "words"),
+    ("describe the projector and its tokens", "words", "projector_report word_alignment neighbours_kept", "words"),
+    ("count visual tokens as words", "words", "visual_token_stats quantise", "words"),
+    ("decode a property of states", "probes", "probe_layers LinearProbe fit_batched", "probes"),
+    (
+        "measure the dimension of a cloud",
+        "geometry",
+        "intrinsic_dimension dimension_scaling plateau participation_ratio spectral_entropy eigenvalues",
+        "geometry",
+    ),
+    (
+        "compare two clouds by their neighbours",
+        "geometry",
+        "neighbor_overlap mutual_knn cknna cycle_knn information_imbalance label_overlap overlap_chance overlap_interval",
+        "geometry",
+    ),
+    (
+        "compare two clouds as wholes",
+        "geometry",
+        "cka rsa procrustes svcca pwcca principal_angles distance_correlation id_correlation",
+        "geometry",
+    ),
+    ("compare all layers of two modalities", "geometry", "compare alignment_matrix modality_gap", "geometry"),
+    (
+        "find clusters and densities",
+        "geometry",
+        "density_peaks find_peaks log_density homogeneity adjusted_rand",
+        "geometry",
+    ),
+    (
+        "find which features carry a space",
+        "geometry",
+        "learn_weights differentiable_imbalance massive_features",
+        "geometry",
+    ),
+    (
+        "prepare a cloud",
+        "geometry",
+        "standardise clamp distinct_rows nearest_neighbors approximate_neighbors",
+        "geometry",
+    ),
+    ("follow states through the layers", "geometry", "curvature curvature_per_example", "geometry"),
+    ("add a measure of your own", "geometry", "register_measure unregister_measure", "extending"),
+    (
+        "put an interval or a p on a number",
+        "statistics",
+        "bootstrap_mean bootstrap_ratio bootstrap_shares permutation_p shuffle_labels wilson_interval BlockOrder",
+        "conventions",
+    ),
+    ("save, load and compare results", "", "Result Provenance", "results"),
+    ("draw a result, write the figure to a file", "plots", "figure save_figure Series series_figure", "results"),
+    (
+        "draw patching, sweeps and knockouts",
+        "plots",
+        "patching_figure patch_figure patch_on_image sweep_figure flow_figure",
+        "patching",
+    ),
+    ("draw lenses", "plots", "lens_figure lens_on_image tuned_lens_figure", "lens"),
+    ("draw readouts", "plots", "attribution_figure heads_figure mass_figure share_figure", "readouts"),
+    ("draw words", "plots", "decomposition_figure projector_figure pursuit_figure tokens_figure", "words"),
+    ("draw probes and answers", "plots", "probe_figure accuracy_figure", "probes"),
+    (
+        "draw geometry",
+        "plots",
+        "alignment_figure alignment_figures bypass_figure diagonal_figure comparison_figure imbalance_figure dimension_figure "
+        "estimates_figure scaling_figure correlation_figure density_figure gap_figure peaks_figure weights_figure",
+        "geometry",
+    ),
+    ("hand states to TransformerLens's tools", "interop", "to_transformer_lens", "capture"),
+)
+
+
+@dataclass(frozen=True)
+class Guide(Display):
+    """The questions of one look-up, as (question, calls, page) each."""
+
+    rows: tuple[tuple[str, tuple[str, ...], str], ...]
+
+    def __repr__(self) -> str:
+        lines = ["Guide: which call answers which question"]
+        for question, calls, _ in self.rows:
+            lines += [f"  {question}", f"      {', '.join(calls)}"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(question, ", ".join(calls), f"docs/{page}.md") for question, calls, page in self.rows]
+        return boxed(heading("Which call answers which question"), table(("to do this", "call", "see"), rows))
+
+
+def help(word: str | None = None) -> Guide:
+    """Which call answers which question: all of them, or those that name a word.
+
+    >>> help("projector").rows[0][1][0]
+    'interp.words.projector_report'
+
+    Raises `InputTypeError` for a word that is no string: for one object Python's own ``help(object)`` prints its docstring.
+    """
+    if word is not None and not isinstance(word, str):
+        raise InputTypeError(f"word={shown(word)} is a {type(word).__name__}: expected a word, or Python's own help()")
+    rows = [(question, _calls(room, names), page) for question, room, names, page in QUESTIONS]
+    wanted = (word or "").lower()
+    return Guide(tuple(row for row in rows if wanted in f"{row[0]} {' '.join(row[1])} {row[2]}".lower()))
+
+
+def _calls(room: str, names: str) -> tuple[str, ...]:
+    return tuple(".".join(part for part in ("interp", room, name) if part) for name in names.split())
+
+
+def as_markdown() -> str:
+    """The whole table as the page docs/index.md has it."""
+    lines = ["| to do this | call | see |", "|---|---|---|"]
+    for question, calls, page in help().rows:
+        lines.append(f"| {question} | {', '.join(f'`{call}`' for call in calls)} | [{page}]({page}.md) |")
+    return "\n".join(lines)
