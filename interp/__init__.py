@@ -1,9 +1,9 @@
 """interp: mechanistic interpretability of vision-language models.
 
 `interp.load` wraps a model, `vlm.prepare` makes a batch of images and texts, and `interp.capture` stores activations;
-`interp.patching`, `interp.lens`, `interp.readouts`, `interp.words`, `interp.probes` and `interp.geometry` analyse them. `interp.help()`
-says which call answers which question. Importing this package is fast: torch, nnsight and transformers are imported on first
-use.
+`interp.patching`, `interp.lens`, `interp.readouts`, `interp.words`, `interp.probes` and `interp.geometry` analyse them.
+`interp.help()` says which call answers which question. Importing this package is fast: torch, nnsight and transformers are
+imported on first use.
 
 >>> import interp
 >>> vlm = interp.load("toy")

@@ -103,7 +103,7 @@ def _other(value: Any) -> str:
         return f"{name} of {len(value)} rows: {', '.join(map(str, list(value.columns)[:8]))}"
     if hasattr(value, "convert") and hasattr(value, "mode"):
         return f"{name} {value.size[0]}x{value.size[1]} {value.mode}"
-    if isinstance(value, type | Callable) and hasattr(value, "__qualname__"):  # type: ignore[arg-type]
+    if isinstance(value, type | Callable) and hasattr(value, "__qualname__"):
         return value.__qualname__
     if is_dataclass(value):
         return f"{name}({', '.join(f'{each.name}={brief(getattr(value, each.name))}' for each in fields(value)[:6])})"
@@ -123,7 +123,7 @@ def _joined(items: list[str], count: int, marks: tuple[str, str], single: bool =
     text = f"{marks[0]}{', '.join(items)}{more}{marks[1]}"
     if len(text) <= _LONGEST:
         return text
-    kept = []
+    kept: list[str] = []
     for item in items:
         if kept and sum(map(len, kept)) + len(item) > _LONGEST - 20:
             break

@@ -134,7 +134,7 @@ def _library() -> str:
 
 def running_cell() -> tuple[Any, int] | None:
     """The id of the cell that runs (its number where it has none) and the number of this run; None outside a kernel."""
-    ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    ipython: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if getattr(ipython, "kernel", None) is None:
         return None
     metadata = ipython.kernel.get_parent().get("metadata", {})

@@ -8,6 +8,7 @@ a token such as ``<image>`` would disappear from an axis: every string that come
 from __future__ import annotations
 
 import html
+import importlib
 import re
 import textwrap
 import unicodedata
@@ -107,9 +108,8 @@ class PageFigure(go.Figure):
         if plotly.io.renderers.default not in _AUTOMATIC:
             super()._ipython_display_()
             return
-        from IPython.display import display
-
-        display(self._repr_mimebundle_(), raw=True)
+        # Whoever asks for a display has IPython, which this package itself does not need.
+        importlib.import_module("IPython.display").display(self._repr_mimebundle_(), raw=True)
 
 
 def fit_title(figure: go.Figure) -> go.Figure:
