@@ -169,13 +169,13 @@ def test_a_mean_over_several_pictures_is_drawn_on_none(toy, colour_pairs):
     figure = result.plot()
     assert figure == plots.patch_on_image(result)
     assert not figure.layout.images
-    assert "(mean of 2 pairs with different pictures), layer" in figure.layout.title.text
+    assert "(mean of 2 pairs with different pictures), layer" in figure.layout.title.text.replace("<br>", " ")
     np.testing.assert_array_equal(shown(figure.data[3]), result.effect[3].view(6, 6).numpy())
     assert [list(figure.data[3].x), list(figure.data[3].y)] == [list(range(7))] * 2
     assert figure.data[3].customdata[2][5][0] == "patch 2,5"
     every = attribution_patch(toy, clean, corrupted, metric=metric)
     assert every.plot() == plots.patch_figure(every)
-    assert "(7 other positions not shown)" in plots.patch_on_image(every).layout.title.text
+    assert "(7 other positions not shown)" in plots.patch_on_image(every).layout.title.text.replace("<br>", " ")
 
 
 def test_the_patches_of_two_images_are_on_no_one_grid():
@@ -216,7 +216,7 @@ def test_boxes_need_not_be_of_one_size_and_those_without_area_are_left_out():
     assert list(figure.data[0].y) == [0, 20, 40]
     a, b, c, _ = result.effect[1].tolist()
     assert [list(row) for row in figure.data[1].z] == [[a, b], [None, c]]
-    assert "(1 other position not shown)" in figure.layout.title.text
+    assert "(1 other position not shown)" in figure.layout.title.text.replace("<br>", " ")
 
 
 def test_any_boxes_have_a_lattice():

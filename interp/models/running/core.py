@@ -16,7 +16,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,6 +57,7 @@ class Core(Display):
         self.maker = maker
         self.processor, self.tokenizer = maker.processor, maker.tokenizer
         self._measure = measure
+        self._small: bool | None = None
         # The batch that traits are measured on where the model does not run on text alone.
         self.checked_on: Batch | None = None
         # Rows of up to so many columns are known to fit into the model's positions.
@@ -80,10 +80,13 @@ class Core(Display):
         """The precision of the weights: of the first floating-point ones, since quantised models begin with integers."""
         return next(weights.dtype for weights in self.model.parameters() if weights.is_floating_point())
 
-    @cached_property
+    @property
     def is_small(self) -> bool:
         """Whether the model has so few weights that it runs faster on one thread; see `interp.models.running.threads`."""
-        return sum(weights.numel() for weights in self.model.parameters()) < SMALL
+        # Kept by hand: a trace that names the model is sent with its class, and a cached property cannot be.
+        if self._small is None:
+            self._small = sum(weights.numel() for weights in self.model.parameters()) < SMALL
+        return self._small
 
     @property
     def vocab_size(self) -> int:
