@@ -19,7 +19,7 @@ from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError, InputTypeError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker, ModelInputs
-from interp.models.copies import Unsendable, copied, pickled
+from interp.models.copying import Unsendable, copied, pickled
 from interp.models.layout.checks import CheckReport, measure, run_checks
 from interp.models.layout.image_positions import find_images
 from interp.models.running.core import Core, Origin
