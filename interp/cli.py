@@ -301,9 +301,9 @@ def _image_token(vlm: VLM) -> str | None:
 
 
 def _show_architectures(as_json: bool) -> None:
-    from interp.models.architectures import architectures
+    from interp.models.architectures import architectures, language_models
 
-    rows = architectures()
+    rows = [*architectures(), *language_models()]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return

@@ -66,6 +66,19 @@ def stage1():
 
 
 @pytest.fixture(scope="session")
+def bare(stage1):
+    """The language model that the toy was built on, alone: a class of transformers without a tower, and a tokenizer."""
+    from transformers import LlamaForCausalLM
+
+    import interp
+
+    model = LlamaForCausalLM(stage1.model.config.get_text_config()).eval()
+    model.model.load_state_dict(stage1.model.model.language_model.state_dict())
+    model.lm_head.load_state_dict(stage1.model.lm_head.state_dict())
+    return interp.load(model=model, processor=stage1.tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def remote_toy():
     """The toy through nnsight's simulation of NDIF: every trace is serialised and run as if on a server."""
     import interp

@@ -191,6 +191,18 @@ def test_the_doctor_speaks_json(capfd):
     )
 
 
+def test_the_doctor_reads_a_language_model_alone(bare, tmp_path, capfd):
+    bare.model.save_pretrained(tmp_path)
+    bare.tokenizer.save_pretrained(tmp_path)
+    assert cli.run(["doctor", str(tmp_path), "--json"]) == 0
+    diagnosis = json.loads(capfd.readouterr().out)
+    assert (diagnosis["architecture"], diagnosis["image_token"]) == ("LlamaForCausalLM", None)
+    assert {proof["name"]: proof["outcome"] for proof in diagnosis["checks"]} == dict.fromkeys(
+        ("layers", "readout", "identity", "effect", "sites", "last"), "passed"
+    )
+    assert cli.run(["doctor", str(tmp_path)]) == 0
+
+
 def test_the_doctor_knows_every_architecture(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["doctor", "--architectures", "--json"]) == 0

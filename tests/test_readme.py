@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import interp
 from interp import cli
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,15 @@ def test_the_pages_about_capturing_run(here):
     assert (names["resid"] == acts["resid"][...]).all()
     assert len(names["both"].ids) == len(names["first"].ids) + 2
     assert names["cache"]["pattern", 3].shape == (2, 4, 37, 37)
+
+
+def test_the_page_about_models_runs():
+    _, example = examples("docs/models.md", "python")
+    names: dict = {"interp": interp}
+    exec(compile(example, "docs/models.md", "exec"), names)
+    assert not names["lm"].takes_images
+    assert names["hybrid"].takes_images
+    assert names["hybrid"].name.endswith("layers [0, 1, 2, 3] of LlamaForCausalLM")
 
 
 def test_the_page_about_the_toy_runs():

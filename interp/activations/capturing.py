@@ -28,6 +28,7 @@ from interp.activations.extraction import (
     kind_of,
     known_sites,
     layers_of,
+    refuse_images,
     with_positions,
 )
 from interp.activations.plan import make_plan
@@ -100,6 +101,7 @@ def capture(
         rows_per_shard = checked_int(rows_per_shard, "rows_per_shard", least=1)
     data = as_data(data, columns=columns, prompt=prompt, chat=chat, on_error=on_error)
     chosen = _layers_by_site(vlm, sites, layers)
+    refuse_images(vlm, chosen, positions)
     selection = CaptureRequest(chosen, positions, reduce, _dtype(dtype), _interventions(interventions), seed)
     source = source_of(data)
     _check_masks(source, selection)

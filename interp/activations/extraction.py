@@ -8,7 +8,7 @@ never shows. The examples of `vision`, the states of the image tower, and of `pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp.activations.container import Places, means
 from interp.arguments import as_ints
-from interp.errors import InputError, RowError, shown
+from interp.errors import InputError, LayoutError, RowError, shown
 from interp.models import VLM, Batch, Intervention
 from interp.models.batches.positions import is_kind
 from interp.models.layout.patches import patches_of, take_patches
@@ -60,6 +60,17 @@ def layers_of(vlm: VLM, site: str, layers: Any) -> tuple[int, ...]:
             f"layers={layers!r}: {site!r} of {vlm.name!r} has {known}: expected such numbers, 'all', or a dict by site"
         )
     return tuple(layer % count for layer in chosen)
+
+
+def refuse_images(vlm: VLM, sites: Iterable[str], positions: Any) -> None:
+    """Refuse what a language model alone does not have. Raises `LayoutError` for a site of images, `InputError` for their
+    positions."""
+    sites = list(sites)
+    patched = [site for site in sites if site in PATCHED]
+    if patched and not vlm.takes_images:
+        raise LayoutError(f"{vlm.name!r} takes no image, so it has no site {patched[0]}: expected one of the decoder")
+    if sites != patched:
+        vlm.refuse_image_positions(positions)
 
 
 def is_mask(positions: Any) -> bool:

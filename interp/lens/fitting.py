@@ -86,6 +86,7 @@ def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar | None 
 
     Raises `InputError` where no position is selected and where a state is not finite.
     """
+    vlm.refuse_image_positions(positions)
     states, numbers, before = [], [], 0
     for batch in batches:
         rows, columns = batch.positions.select(positions).nonzero(as_tuple=True)

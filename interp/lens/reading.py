@@ -150,6 +150,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     one token, and where states or their readings are no numbers; and what `VLM.refuse_unfit` raises.
     """
     vlm.refuse_unfit(batch, request.interventions)
+    vlm.refuse_image_positions(request.positions)
     mask = batch.positions.select(request.positions)
     if not mask.any():
         raise InputError(

@@ -31,7 +31,7 @@ class Architecture:
     `sites` counts, for each site beside the states, in how many of the `layers` layers it was proved; a missing site
     was proved in none. `patches` has those of the sites "vision" and "projector" that exist, with "by row" where rows must
     run alone. `blocks` counts the blocks of the image tower, None without one, and `weighed` those whose attention weights
-    can be replaced.
+    can be replaced. `takes_images` is False for a language model alone.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Architecture:
     weighed: int = 0
     continuous: bool | None = None
     bidirectional_images: bool | None = None
+    takes_images: bool = True
 
     @property
     def lacks(self) -> list[str]:
@@ -57,6 +58,8 @@ class Architecture:
         counts = {site: self.sites.get(site, 0) for site in SITES}
         partial = {site: count for site, count in counts.items() if count != self.layers}
         of_layers = [f"{site} {count}/{self.layers}" if count else site for site, count in partial.items()]
+        if not self.takes_images:
+            return of_layers
         patched = [site.split()[0] for site in self.patches]
         weights = [self.vision_pattern or "vision_pattern"] if self.weighed != self.blocks else []
         return [*of_layers, *(site for site in ("vision", "projector") if site not in patched), *weights]
@@ -69,13 +72,27 @@ class Architecture:
 
 
 def architectures() -> list[Architecture]:
-    """The table, and as untested every other image-text-to-text architecture of the installed transformers."""
+    """The models that take images, and as untested every other image-text-to-text architecture of the installed transformers."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
-    rows = [Architecture(**row) for row in json.loads(TABLE.read_text(), object_hook=_with_tuples)]
+    rows = _rows()
     others = NAMES.keys() - {row.name for row in rows}
     why = "not in the table: its proofs decide when it is loaded"
-    return rows + [Architecture(name, str(NAMES[name]), "untested", why) for name in sorted(others)]
+    untested = [Architecture(name, str(NAMES[name]), "untested", why) for name in sorted(others)]
+    return [row for row in rows if row.takes_images] + untested
+
+
+def language_models() -> list[Architecture]:
+    """The language models alone, a spread of those that transformers has.
+
+    >>> next(row.verdict for row in language_models() if row.name == "llama")
+    'supported'
+    """
+    return [row for row in _rows() if not row.takes_images]
+
+
+def _rows() -> list[Architecture]:
+    return [Architecture(**row) for row in json.loads(TABLE.read_text(), object_hook=_with_tuples)]
 
 
 def _with_tuples(fields: dict) -> dict:

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from interp.errors import InputError, InterpError, LayoutError
-from interp.models.layout.discovery import find_structure
+from interp.models.layout.discovery import find_structure, takes_images
 from interp.models.running.structure import Structure
 from interp.models.running.training_mode import refuse_training
 from interp.models.vlm import VLM
 
-TASK = "image-text-to-text"
+IMAGES, TEXTS = "image-text-to-text", "text-generation"
 TOY_MODELS = ("base", "stage1", "tuned")
 _QUANTISED = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")  # nnsight takes these in the place of a dtype
 _DEFAULTS = {"trust_remote_code": False, "dtype": "auto"}
@@ -43,7 +43,7 @@ def load(
     check: bool = True,
     **from_pretrained: Any,
 ) -> VLM:
-    """Load a vision-language model and prove its layout.
+    """Load a vision-language model, or a causal language model alone, and prove its layout.
 
     >>> import interp
     >>> interp.load("toy").structure.n_layers
@@ -51,7 +51,8 @@ def load(
 
     `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``), a local folder (with or
     without its processor), or a repository of the Hugging Face hub. Or pass a transformers `model` in hand, in eval mode;
-    it stays on its device and in its precision. `processor` replaces the one that was saved beside the weights.
+    it stays on its device and in its precision. `processor` replaces the one that was saved beside the weights; a language
+    model that takes no images needs a tokenizer alone.
     `device="auto"` is the first GPU if there is one (under torchrun each process has its own), else the CPU;
     `dtype="auto"` is the precision that the checkpoint declares.
     `remote=True` runs traces on NDIF and loads no weights here; `remote="local"` is nnsight's simulation of that.
@@ -68,14 +69,12 @@ def load(
     if (repo is None) == (model is None):
         raise InputError("expected either a name, as in load('toy'), or a model in hand, load(model=...)")
     on_server = _is_server(remote)
-    if processor is not None and not hasattr(processor, "tokenizer"):
-        raise InputError(
-            f"processor is a {type(processor).__name__}: expected a processor, which has a tokenizer and takes images too"
-        )
+    _check_processor(processor)
     options = {"revision": revision, "attn_implementation": attn_implementation, **from_pretrained}
     options |= {"trust_remote_code": trust_remote_code, "dtype": _dtype(dtype)}
     if model is not None:
         _check_in_hand(model, device, on_server, options)
+        _check_processor(processor, takes_images(model))
         wrapped, name = _wrap(model, processor), getattr(model, "name_or_path", "") or type(model).__name__
     else:
         name = str(repo)
@@ -152,27 +151,62 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
     """A folder or a repository as a model of nnsight; a folder without a processor as a model in hand without one."""
     from nnsight import TransformersModel
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     options = {name: value for name, value in options.items() if name != "attn_implementation" or value}
     placement = {} if "device_map" in options else {"device": device}
+    origin: dict[str, Any] = {
+        name: options[name] for name in ("revision", "trust_remote_code", "subfolder", "token") if name in options
+    }
+    task = IMAGES
     try:
+        task = _task_of(source, options.get("config"), origin)
+        _check_processor(processor, task == IMAGES)
         if not dispatch:
             # Without weights there is no device, and nnsight does not look for the processor.
-            origin = {name: options[name] for name in ("revision", "trust_remote_code")}
-            processor = processor or AutoProcessor.from_pretrained(source, **origin)
-            return TransformersModel(source, task=TASK, **_parts(processor), **options)
+            processor = processor or (AutoProcessor if task == IMAGES else AutoTokenizer).from_pretrained(
+                source, **origin
+            )
+            return TransformersModel(source, task=task, **_parts(processor, task), **options)
         if processor is not None or not _lacks_processor(source):
-            return TransformersModel(source, task=TASK, dispatch=True, **_parts(processor), **placement, **options)
-        return _wrap(AutoModelForImageTextToText.from_pretrained(source, **{"device_map": device, **options}), None)
+            return TransformersModel(
+                source, task=task, dispatch=True, **_parts(processor, task), **placement, **options
+            )
+        kind = AutoModelForImageTextToText if task == IMAGES else AutoModelForCausalLM
+        return _wrap(kind.from_pretrained(source, **{"device_map": device, **options}), None)
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1] if "original errors" in lines[0] else lines[0]  # a pipeline puts its own message last
         raise InputError(
-            f"{source!r} cannot be loaded as a model for {TASK} ({reason}): expected 'toy', a folder or a hub repository"
+            f"{source!r} cannot be loaded as a model for {task} ({reason}): expected 'toy', a folder or a hub repository"
         ) from error
+
+
+def _task_of(source: str, config: Any, origin: Mapping[str, Any]) -> str:
+    """What a checkpoint is for, by its config: image-text-to-text where transformers has a model for that, else
+    text-generation.
+
+    Raises `InputError` for a checkpoint of a model without a language head, which transformers would draw at random.
+    """
+    import transformers
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    config = config if config is not None else AutoConfig.from_pretrained(source, **origin)
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    if not getattr(getattr(transformers, saved, None), "can_generate", lambda: True)():
+        raise InputError(
+            f"{source!r} holds a {saved}, which generates no text: expected a model for {IMAGES} or {TEXTS}, with its "
+            "language head"
+        )
+    # Code that comes with a checkpoint says which of transformers' loaders it is for.
+    own = getattr(config, "auto_map", None) or {}
+    of_texts = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own
+    of_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in own
+    return TEXTS if of_texts and not of_images else IMAGES
 
 
 def _lacks_processor(source: str) -> bool:
@@ -181,8 +215,22 @@ def _lacks_processor(source: str) -> bool:
     return folder.is_dir() and not any(list(folder.glob(f"*{part}*")) for part in ("processor", "tokenizer"))
 
 
-def _parts(processor: Any) -> dict[str, Any]:
-    return {} if processor is None else {"processor": processor, "tokenizer": getattr(processor, "tokenizer", None)}
+def _parts(processor: Any, task: str) -> dict[str, Any]:
+    """The arguments of nnsight for a processor, or for a tokenizer alone."""
+    if processor is None:
+        return {}
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return {"tokenizer": tokenizer} if task == TEXTS else {"processor": processor, "tokenizer": tokenizer}
+
+
+def _check_processor(processor: Any, for_images: bool = False) -> None:
+    """Refuse what is neither a processor nor a tokenizer, and for a model that takes images a tokenizer alone."""
+    is_tokenizer = callable(getattr(processor, "convert_ids_to_tokens", None))
+    if processor is None or hasattr(processor, "tokenizer") or (is_tokenizer and not for_images):
+        return
+    expected = "a processor, which has a tokenizer and takes images too"
+    expected += "" if for_images else "; for a language model alone its tokenizer"
+    raise InputError(f"processor is a {type(processor).__name__}: expected {expected}")
 
 
 def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, options: dict[str, Any]) -> None:
@@ -208,7 +256,8 @@ def _wrap(model: nn.Module, processor: Any) -> Any:
     """A model in hand as a model of nnsight, with the parts of its processor if there is one."""
     from nnsight import NNsight, TransformersModel
 
-    return NNsight(model) if processor is None else TransformersModel(model, task=TASK, **_parts(processor))
+    task = IMAGES if takes_images(model) else TEXTS
+    return NNsight(model) if processor is None else TransformersModel(model, task=task, **_parts(processor, task))
 
 
 def _prove(vlm: VLM, own_structure: bool) -> None:

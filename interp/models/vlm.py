@@ -1,8 +1,8 @@
 """A vision-language model and its parts: a thin layer over nnsight's `TransformersModel`.
 
 A `VLM` adds to nnsight what a VLM needs: where its parts are (`structure`), batches of images and texts with their
-positions (`prepare`), and forward passes and generation with interventions. What it does not offer, the objects underneath
-do: `vlm.model`, `vlm.processor`, `vlm.tokenizer` and `vlm.nnsight`.
+positions (`prepare`), and forward passes and generation with interventions. A language model alone is a `VLM` that takes no
+images. What it does not offer, the objects underneath do: `vlm.model`, `vlm.processor`, `vlm.tokenizer` and `vlm.nnsight`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker, ModelInputs
 from interp.models.copying import Unsendable, copied, pickled
 from interp.models.layout.checks import CheckReport, measure, run_checks
+from interp.models.layout.discovery import takes_images
 from interp.models.layout.image_positions import find_images
 from interp.models.running.core import Core, Origin
 from interp.models.running.greedy import end_ids
@@ -42,7 +43,7 @@ class Intervention(Protocol):
 
 
 class VLM(Core):
-    """A vision-language model, its parts and how to run it. Made by `interp.load`.
+    """A vision-language model, or a language model alone, its parts and how to run it. Made by `interp.load`.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -57,19 +58,22 @@ class VLM(Core):
         self.nnsight = wrapped  # the model's `arguments` are read through it
         processor = getattr(wrapped, "processor", None)
         tokenizer = getattr(wrapped, "tokenizer", None) or getattr(processor, "tokenizer", None)
+        with_images = structure.image_token_id is not None or takes_images(self.model)
         patch_size = getattr(getattr(self.model.config, "vision_config", None), "patch_size", None)
         # Some models keep the embeddings of their image tokens in a second table.
         tables = [table for table in resolve(self.model, structure.embed).parameters() if table.ndim == 2]
         inputs = ModelInputs(
             image_token_id=structure.image_token_id,
             vocab_size=max(structure.vocab_size, sum(map(len, tables))),
-            find_images=partial(find_images, self),
+            find_images=partial(find_images, self) if with_images else None,
+            takes_images=with_images,
             patch_size=patch_size if isinstance(patch_size, int) else None,
             token_types=[name for name in self.arguments if name.endswith("token_type_ids")],
             named=list(self.arguments),
             takes=None if self.takes("any other") else list(self.arguments),
         )
-        maker = BatchMaker(processor, tokenizer, inputs)
+        # As in transformers, the processor of a model that takes texts alone is its tokenizer.
+        maker = BatchMaker(processor if with_images else tokenizer, tokenizer, inputs)
         super().__init__(wrapped, structure, Origin(name, revision, remote), maker, measure)
         # Results of trials on this model that sweeps need once; see `interp.patching.cells`.
         self.tried: dict[tuple[Any, ...], Any] = {}
@@ -121,10 +125,10 @@ class VLM(Core):
         patches of the row's image ``[rows, columns]``. Pass one dict for all rows, ``{"object": "red 3"}``, where a value may
         also be a list with one span for each row, or a list with one dict for each row.
 
-        Raises `InputError` for an empty batch, a path without an image, another number of placeholders than images, image
-        tokens without pixels or pixels without image tokens, an encoding without the token types that tell the model
-        where images are, ids outside the vocabulary, a span that cannot be found, and a chat template that fails or leaves
-        out what you wrote.
+        Raises `InputError` for an empty batch, a path without an image, another number of placeholders than images, an image
+        for a language model alone, image tokens without pixels or pixels without image tokens, an encoding without the token
+        types that tell the model where images are, ids outside the vocabulary, a span that cannot be found, and a chat
+        template that fails or leaves out what you wrote.
         """
         if encoding is not None:
             if texts is not None or images is not None:

@@ -190,6 +190,7 @@ def layer_contribution(
     positions = tuple(positions) if isinstance(positions, Iterator) else positions
     plans = [[Skip(layers=layers, positions=positions)] for layers in windows]
     _check_plans(vlm, batches, plans, interventions)
+    vlm.refuse_image_positions(positions)
     masks, n_positions, n_control = _controls(batches, positions, seed)
     has_control = control and bool(n_control.any())
     with progress_bar("layer contribution", len(batches) * len(plans) * (1 + has_control), "runs", progress) as bar:

@@ -181,6 +181,8 @@ def attention_share(
     weights were proved.
     """
     vlm.refuse_unfit(batch, interventions)
+    for positions in (queries, keys):
+        vlm.refuse_image_positions(positions)
     masks = (batch.positions.select(queries), batch.positions.select(keys))
     return _shares(vlm, batch, {(name_of_positions(queries), name_of_positions(keys)): masks}, interventions, seed)[0]
 
@@ -210,6 +212,8 @@ def attention_masses(
         raise InputError(f"kinds={shown(kinds)}: expected two different names of positions, as in ('image', 'text')")
     vlm.refuse_unfit(batch, interventions)
     first, second = kinds
+    for kind in kinds:
+        vlm.refuse_image_positions(kind)
     masks = {kind: batch.positions.select(kind) for kind in kinds}
     both = torch.stack([mask.any(dim=1) for mask in masks.values()]).all(dim=0)[:, None]
     pairs = {(a, b): (masks[a] & both, masks[b] & both) for a in kinds for b in kinds}

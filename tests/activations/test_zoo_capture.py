@@ -9,13 +9,13 @@ import torch
 import interp
 import zoo
 from interp.interventions import Ablate, Knockout
-from interp.models.architectures import architectures
+from interp.models.architectures import architectures, language_models
 from interp.models.layout.patches import patches_of
 from interp.models.running.attention import eager
 from interp.models.running.places import HEADED
 from zoo.table import batch, load, report
 
-TABLE = {row.name: row for row in architectures()}
+TABLE = {row.name: row for row in (*architectures(), *language_models())}
 SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]
 # Sites of which layers differ in the number of heads or in their width: these have no stack over all layers.
 UNEVEN = {
@@ -93,7 +93,8 @@ def test_patches_beside_the_stream(name):
     """The tower's states and the projector's output in one call with `resid`: a mean is that of a row's own patches."""
     vlm, rows = known(name), batch(name)
     sites = ["resid", *(site for site in ("vision", "projector") if has(name, site))]
-    each, mean = (capture(name, sites, positions="image", reduce=reduce) for reduce in ("none", "mean"))
+    positions = "image" if vlm.takes_images else "text"
+    each, mean = (capture(name, sites, positions=positions, reduce=reduce) for reduce in ("none", "mean"))
     for site in sites:
         assert each.places(site).rows.unique().tolist() == [0, 1]
         for row in (0, 1):
@@ -111,16 +112,18 @@ def has(name, site):
     return True
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", [name for name in SUPPORTED if "pattern" in TABLE[name].sites])
 def test_a_cut_edge_has_no_weight(name):
-    """Image to last, in the last layer with a pattern; what other queries see stays as it was."""
+    """Image (of a language model alone: two tokens) to last, in the last layer with a pattern; what other queries see stays
+    as it was."""
     vlm, rows = known(name), batch(name)
     layer = max(layer for layer, place in enumerate(vlm.trait("pattern")) if place)
-    cut = Knockout(source="image", target="last", layers=layer)
+    source = "image" if vlm.takes_images else [1, 3]
+    cut = Knockout(source=source, target="last", layers=layer)
     before, after = (capture(name, "pattern", layers=layer, interventions=edits) for edits in ([], [cut]))
     for row, real in enumerate(rows.positions["all"]):
         old, new = (acts["pattern"][0, acts.rows == row] for acts in (before, after))
-        image = rows.positions["image"][row][real].nonzero().flatten()
+        image = rows.positions.select(source)[row][real].nonzero().flatten()
         assert (old[-1][:, image] != 0).any()
         assert (new[-1][:, image] == 0).all()
         close(new[-1].sum(dim=-1), torch.ones(new.shape[1]))

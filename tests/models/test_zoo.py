@@ -9,14 +9,18 @@ import torch
 import interp
 import zoo
 from interp.interventions import Knockout, Patch
-from interp.models.architectures import architectures
+from interp.models.architectures import architectures, language_models
 from interp.models.running.masks import PATTERNED
 from interp.models.running.trace import run_generate
 from zoo.table import PAGE, as_page, batch, load, report, tabulate
 
-TABLE = {row.name: row for row in architectures()}
+TABLE = {row.name: row for row in (*architectures(), *language_models())}
 README = Path(__file__).parents[2] / "README.md"
 SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]
+PICTURED = [name for name in SUPPORTED if TABLE[name].takes_images]
+TEXTS = [name for name in SUPPORTED if not TABLE[name].takes_images]
+# In these transformers lists the states that leave layers, and not the one that enters the first.
+LEAVING_ALONE = ("mamba",)
 REFUSED = [name for name, row in TABLE.items() if row.verdict == "refused"]
 
 
@@ -55,10 +59,11 @@ def test_the_table_is_what_the_zoo_shows():
 
 
 def test_enough_architectures_are_supported():
-    assert len(SUPPORTED) >= 65
-    assert set(zoo.NAMES) == set(TABLE)
+    assert len(PICTURED) >= 65
+    assert len(TEXTS) >= 10
+    assert {*zoo.NAMES, *zoo.TEXTS} == set(TABLE)
     readme = " ".join(README.read_text().split())
-    assert f"Of the {len(TABLE)} image-text-to-text architectures of transformers {len(SUPPORTED)} pass" in readme
+    assert f"Of the {len(zoo.NAMES)} image-text-to-text architectures of transformers {len(PICTURED)} pass" in readme
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -81,7 +86,23 @@ def test_a_refusal_is_one_line_that_says_why(name):
     assert TABLE[name].why in said
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_language_model_alone_has_no_image(name):
+    vlm, rows = load(name), batch(name)
+    structure = vlm.structure
+    assert not vlm.takes_images
+    assert (structure.vision, structure.blocks, structure.projector, structure.image_token_id) == (None,) * 4
+    assert "image" not in set(report(name).to_frame()["name"])
+    assert not rows.positions["image"].any()
+    assert torch.equal(rows.positions["after_image"], rows.positions["all"])
+    for site in ("vision", "projector"):
+        with pytest.raises(interp.LayoutError, match=f"has no .*site {site}"):
+            interp.capture(vlm, [rows], sites=site, progress=False)
+    with pytest.raises(interp.InputError, match=r"takes no image, pass positions='text'"):
+        interp.capture(vlm, [rows], progress=False)
+
+
+@pytest.mark.parametrize("name", PICTURED)
 def test_image_positions_are_the_image_tokens(name):
     vlm, rows = load(name), batch(name)
     image = rows.positions["image"]
@@ -100,7 +121,8 @@ def test_captured_states_are_transformers_hidden_states(name):
     theirs = hidden_states(run(name))
     real = rows.positions["all"]
     assert acts.shape[0] == vlm.structure.n_layers + 1
-    for ours, wanted in zip(acts[:-1], theirs[:-1], strict=True):
+    of_both = acts[1:] if name in LEAVING_ALONE else acts[:-1]
+    for ours, wanted in zip(of_both, theirs[:-1], strict=True):
         torch.testing.assert_close(ours, wanted[real].float(), rtol=1e-5, atol=1e-5)
     # transformers' last one is final-normed
     with torch.no_grad():
@@ -126,7 +148,7 @@ def test_the_lens_on_the_last_state_gives_the_logits(name):
 def test_a_patch_is_what_a_hook_would_do(name):
     vlm, rows = load(name), batch(name)
     layer, width = 1, vlm.structure.d_model
-    place = rows.positions["last_image"]
+    place = rows.positions["last_image" if vlm.takes_images else "last"]
     patch = Patch(site="resid_pre", layers=layer, positions=place, value=torch.full((width,), 0.5))
     ours = vlm.logits(rows, interventions=[patch], positions="all")
     theirs = run(name, layer, lambda state: torch.where(place[..., None], torch.tensor(0.5), state)).logits
@@ -135,11 +157,12 @@ def test_a_patch_is_what_a_hook_would_do(name):
     assert (ours - vlm.logits(rows, positions="all"))[real].abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", [name for name in SUPPORTED if {*TABLE[name].attention} & {*PATTERNED}])
 def test_a_knockout_reaches_its_targets_alone(name):
     vlm, rows = load(name), batch(name)
     layer = max(index for index, kind in enumerate(vlm.structure.attention) if kind in PATTERNED)
-    cut = Knockout(source="image", target="after_image", layers=layer)
+    source, kind = ("image", "after_image") if vlm.takes_images else ([0, 1], "last")
+    cut = Knockout(source=source, target=kind, layers=layer)
     states = [
         interp.capture(
             vlm, [rows], sites="resid_post", positions="all", reduce="none", interventions=edits, progress=False
@@ -148,7 +171,7 @@ def test_a_knockout_reaches_its_targets_alone(name):
     ]
     before, after = (acts["resid_post"][...][layer] for acts in states)
     moved = (before - after).abs().amax(dim=-1) > 1e-4 * before.abs().max()
-    target = rows.positions["after_image"][rows.positions["all"]]
+    target = rows.positions[kind][rows.positions["all"]]
     assert moved[target].any()
     assert not moved[~target].any()
 

@@ -6,20 +6,20 @@ import torch
 import interp
 import zoo
 from interp.interventions import Knockout, Patch, Reweight
-from interp.models.architectures import architectures
+from interp.models.architectures import architectures, language_models
 from interp.models.running.resume import leftmost
 from interp.patching import attribution_patch, cells, logit_difference, patch_sweep
 from interp.patching.metrics import bind_to_rows
 from zoo.table import load, report
 
-SUPPORTED = [row.name for row in architectures() if row.verdict == "supported"]
+SUPPORTED = [row.name for row in (*architectures(), *language_models()) if row.verdict == "supported"]
 # Recurrences and convolutions see no single positions, and indexers keep more than keys and values.
 FROM_LAYERS = {
     *("dots3_note", "inkling_mm_model", "lfm2_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
-    *("nemotron_h_omni", "qwen3_5", "qwen3_5_moe"),
+    *("nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "mamba", "qwen3_next"),
 }
-# Layers that hand their keys and values, or what they have indexed, to later layers.
-WHOLE = {"gemma4", "mistral_large4"}
+# Layers that hand their keys and values, or what they have indexed, to later layers; a bias made for the rows of one batch.
+WHOLE = {"gemma4", "mistral_large4", "bloom"}
 POSITION, LAYER = list(cells._WAYS)
 
 

@@ -126,3 +126,90 @@ def test_models_that_do_not_fit(toy, tiny):
     half = interp.load("toy:stage1", device="cpu", dtype="float16")
     with pytest.raises(interp.InputError, match=r"float32 .* in the recipient and float16"):
         transplant(toy, half, [1])
+
+
+# A language model alone, and the VLM that was built on it ---------------------------------------------------------------
+
+LANGUAGE = ("layers", "norm", "head", "embed")
+TEXTS = ["a red 3 at top . what colour is the 3 ?", "a blue 4 . where is the 4 ?"]
+
+
+def test_a_language_model_and_its_vlm_exchange_their_layers(bare, toy, stage1, rows):
+    """All of the language model makes the toy its first stage, and back, exactly."""
+    assert torch.equal(
+        transplant(toy, bare, "all", LANGUAGE).logits(rows), transplant(toy, stage1, "all", LANGUAGE).logits(rows)
+    )
+    assert torch.equal(transplant(toy, bare, [2, -3]).logits(rows), transplant(toy, stage1, [2, -3]).logits(rows))
+    tuned = transplant(bare, toy, "all", LANGUAGE)
+    assert not tuned.takes_images
+    assert torch.equal(tuned.logits(tuned.prepare(TEXTS)), toy.logits(toy.prepare(TEXTS)))
+    assert tuned.generate(tuned.prepare(TEXTS), 3) == toy.generate(toy.prepare(TEXTS), 3)
+    assert tuned.name == "LlamaForCausalLM with layers, norm, head, embed [0, 1, 2, 3, 4, 5, 6, 7] of toy"
+    assert not torch.equal(bare.logits(bare.prepare(TEXTS)), tuned.logits(tuned.prepare(TEXTS)))
+    part = transplant(bare, toy, [4], parts=("layers", "norm"))
+    by_hand = copy.deepcopy(bare.model)
+    by_hand.model.layers[4].load_state_dict(toy.model.model.language_model.layers[4].state_dict())
+    by_hand.model.norm.load_state_dict(toy.model.model.language_model.norm.state_dict())
+    texts = bare.prepare(TEXTS)
+    with torch.no_grad():
+        wanted = by_hand(**bare.inputs_of(texts)).logits[:, -1]
+    torch.testing.assert_close(part.logits(part.prepare(TEXTS)), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def grown(bare):
+    """The same language model with room for five more tokens, as where an image token is added."""
+    model = copy.deepcopy(bare.model)
+    model.resize_token_embeddings(80, mean_resizing=False)
+    return interp.load(model=model, check=False)
+
+
+def test_layers_of_a_model_whose_vocabulary_grew_fit(toy, bare, grown, rows):
+    assert torch.equal(
+        transplant(toy, grown, [1], ("layers", "norm")).logits(rows),
+        transplant(toy, bare, [1], ("layers", "norm")).logits(rows),
+    )
+    for part in ("head", "embed"):
+        with pytest.raises(
+            interp.InputError, match=r"\(75, 128\) .* \(80, 128\) .*leave it out of parts where one voc"
+        ):
+            transplant(toy, grown, parts=(part,))
+
+
+def test_a_language_model_has_no_projector_to_give(toy, bare):
+    for pair in ((toy, bare), (bare, toy)):
+        with pytest.raises(interp.InputError, match="'LlamaForCausalLM' has no projector of its own: leave it out"):
+            transplant(*pair, parts=("projector",))
+
+
+def changed(bare, **fields):
+    """A model of the same kind, with other fields in its config."""
+    config = copy.deepcopy(bare.model.config)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return interp.load(model=type(bare.model)(config).eval(), check=False)
+
+
+def test_language_models_that_do_not_fit(toy, bare, tiny):
+    with pytest.raises(interp.InputError, match="the number of layers is 8 in the recipient and 4 in the donor"):
+        transplant(toy, changed(bare, num_hidden_layers=4), [1])
+    with pytest.raises(interp.InputError, match=r"mlp.* is .* \(.*\) .* in the recipient and .* in the donor"):
+        transplant(toy, changed(bare, intermediate_size=72), [1])
+    with pytest.raises(interp.InputError, match=r"rotary_emb.inv_freq, which all layers use, is not the same"):
+        transplant(toy, changed(bare, rope_parameters={"rope_type": "default", "rope_theta": 77.0}), [1])
+    gpt2 = interp.load(model=zoo.build("gpt2"), check=False)
+    with pytest.raises(
+        interp.InputError, match=r"layers\.1 is a LlamaDecoderLayer in the recipient and a GPT2Block in"
+    ):
+        transplant(interp.load(model=zoo.build("llama"), check=False), gpt2, [1])
+
+
+def test_one_tensor_takes_no_two(bare):
+    """Head and embedding that are tied in the recipient would both become the donor's head."""
+    tied = changed(bare, tie_word_embeddings=True)
+    with pytest.raises(interp.InputError, match="head and embed are one tensor in the recipient and two in the donor"):
+        transplant(tied, bare, parts=("head",))
+    both = transplant(tied, bare, "all", LANGUAGE)
+    texts = both.prepare(encoding=bare.prepare(TEXTS).inputs)
+    assert torch.equal(both.logits(texts), bare.logits(bare.prepare(TEXTS)))
+    assert tied.model.lm_head.weight is tied.model.model.embed_tokens.weight

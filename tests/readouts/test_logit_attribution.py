@@ -11,15 +11,16 @@ import interp
 import zoo
 from interp.interventions import Ablate, Skip, Steer
 from interp.lens import AttributionResult, Component, direct_logit_attribution
-from interp.models.architectures import architectures
+from interp.models.architectures import architectures, language_models
 from interp.models.running.attention import eager
 from interp.readouts import attention_shares, frozen_norm, logit_attribution
 from interp.readouts.frozen_norm import as_it_is, before_norm, freeze, without_mean
 
-TABLE = {row.name: row for row in architectures()}
+TABLE = {row.name: row for row in (*architectures(), *language_models())}
 SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]
-UNPROVED = {"gemma4": "mlp_out", "muse_spark": "attn_out"}
-NO_HEADS = {"kosmos-2": r"\(z\) was proved in no layer", "inkling_mm_model": "the norm after the attention of layer 0"}
+UNPROVED = {"gemma4": "mlp_out", "muse_spark": "attn_out", "bloom": "attn_out", "falcon": "attn_out"}
+NO_HEADS = {name: r"\(z\) was proved in no layer" for name in ("kosmos-2", "gpt_oss", "mamba")}
+NO_HEADS |= {"inkling_mm_model": "the norm after the attention of layer 0"}
 
 
 SHIPPED = {
@@ -132,7 +133,8 @@ def test_all_terms_are_the_logit_before_its_cap(name):
     if cap is not None:
         logits = cap * torch.atanh(logits / cap)
     options = [{}] if name in NO_HEADS else [{}, {"heads": True}]
-    options += [{"sources": ("image", "text")}] if name not in NO_HEADS and any(vlm.trait("weighed")) else []
+    sources = ("image", "text") if vlm.takes_images else ("text",)
+    options += [{"sources": sources}] if name not in NO_HEADS and any(vlm.trait("weighed")) else []
     for option in options:
         result = direct_logit_attribution(vlm, rows, 5, **option)
         torch.testing.assert_close(result.totals.double(), logits, atol=1e-5, rtol=0)

@@ -47,20 +47,21 @@ def report(name: str) -> CheckReport:
 
 def measure(name: str) -> Architecture:
     """The row of an architecture: the outcome of its proofs on text, then on rows with pictures."""
-    kind = str(zoo.NAMES[name])
+    kind = zoo.NAMES.get(name) or zoo.TEXTS[name]
     if name in NEEDS_TIMM:
         return Architecture(name, kind, "untested", "its tower needs the package timm")
     try:
         vlm = interp.load(model=zoo.build(name), device="cpu", check=False)
     except interp.LayoutError as error:
-        return Architecture(name, kind, "refused", _reason(str(error), kind))
+        return Architecture(name, kind, "refused", _reason(str(error), kind), takes_images=name in zoo.NAMES)
     on_text = vlm.check().checks
     proofs = on_text
-    if zoo.ENTRIES[name].picture and all(check.outcome != "failed" for check in on_text):
+    if (zoo.ENTRIES[name].picture or name in zoo.TEXTS) and all(check.outcome != "failed" for check in on_text):
         proofs = vlm.check(vlm.prepare(encoding=zoo.encode(name))).checks
     failed = [check for check in proofs if check.outcome != "passed"]
     if failed:
-        return Architecture(name, kind, "refused", f"{failed[0].name}: {failed[0].detail}")
+        why = f"{failed[0].name}: {failed[0].detail}"
+        return Architecture(name, kind, "refused", why, takes_images=name in zoo.NAMES)
     structure = vlm.structure
     return Architecture(
         name=name,
@@ -68,7 +69,7 @@ def measure(name: str) -> Architecture:
         verdict="supported",
         proofs=tuple(check.name for check in proofs),
         text_alone=on_text[0].outcome == "passed",
-        images="effect" if structure.image_token_id is None else "token",
+        images=None if not vlm.takes_images else "effect" if structure.image_token_id is None else "token",
         readout=structure.readout.kind + (", suppressed" if structure.readout.suppressed else ""),
         attention=tuple(sorted(set(structure.attention))),
         layers=structure.n_layers,
@@ -77,19 +78,24 @@ def measure(name: str) -> Architecture:
         **_tower_weights(vlm),
         continuous=structure.continuous,
         bidirectional_images=structure.bidirectional_images,
+        takes_images=vlm.takes_images,
     )
 
 
 def _sites(vlm: VLM) -> dict[str, int]:
     """The number of layers that have each site, for the sites that some layer has."""
-    traits = {site: vlm.trait(trait) for site, trait in _SITES.items()}
-    counts = {site: sum(place is not None and place is not False for place in trait) for site, trait in traits.items()}
+    counts: dict[str, int] = {}
+    for site, trait in _SITES.items():
+        try:
+            counts[site] = sum(place is not None and place is not False for place in vlm.trait(trait))
+        except LayoutError:  # the weights of attention that cannot be switched are not seen
+            continue
     return {site: count for site, count in counts.items() if count}
 
 
 def _patches(vlm: VLM, name: str) -> Iterator[str]:
     """The sites whose examples are patches, for two rows at once or for one alone."""
-    for site in PATCHED:
+    for site in PATCHED if vlm.takes_images else ():
         for rows, words in ((zoo.encode(name), site), (zoo.encode(name, rows=((3, 6),)), f"{site} by row")):
             try:
                 patches_of(vlm, vlm.prepare(encoding=rows), site)
@@ -103,7 +109,7 @@ def _patches(vlm: VLM, name: str) -> Iterator[str]:
 
 def _tower_weights(vlm: VLM) -> dict[str, int]:
     """The number of blocks of the tower, and of those whose attention weights are proved."""
-    blocks = vlm.trait("vision_weighed")
+    blocks = vlm.trait("vision_weighed") if vlm.takes_images else ()
     return {"blocks": len(blocks), "weighed": sum(isinstance(each, TowerWeights) for each in blocks)} if blocks else {}
 
 
@@ -113,18 +119,20 @@ def _reason(message: str, kind: str) -> str:
 
 
 def tabulate() -> list[Architecture]:
-    return [measure(name) for name in sorted(zoo.NAMES)]
+    return [measure(name) for name in sorted({**zoo.NAMES, **zoo.TEXTS})]
 
 
 def as_page(rows: list[Architecture]) -> str:
     """The table for readers, as Markdown."""
+    texts = [row for row in rows if not row.takes_images]
+    rows = [row for row in rows if row.takes_images]
     counts = ", ".join(
         f"{sum(row.verdict == kind for row in rows)} {kind}" for kind in ("supported", "refused", "untested")
     )
     head = [
         "# Architectures",
         "",
-        f"The {len(rows)} image-text-to-text architectures of transformers {transformers.__version__}: {counts}. Each row was",
+        f"{len(rows)} image-text-to-text architectures of transformers {transformers.__version__}: {counts}. Each row was",
         "measured on a tiny random model built from the architecture's own config class; `docs/models.md` lists the proofs.",
         "All have `resid`, `resid_pre` and `resid_post`. A site that only some layers have is followed by their number; linear",
         "attention and convolutions have no sites with heads. The examples of `vision` and `projector` are patches; by row means",
@@ -135,7 +143,22 @@ def as_page(rows: list[Architecture]) -> str:
         "| architecture | verdict | text alone | images by | readout | attention | sites | traits or reason |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *map(_line, rows)]) + "\n"
+    foot = [
+        "",
+        "## Language models alone",
+        "",
+        f"{len(texts)} of the language models of transformers, chosen for how they differ. Any other is taken or refused by its",
+        "own proofs when it is loaded.",
+        "",
+        "| architecture | verdict | readout | attention | sites | reason |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *map(_line, rows), *foot, *map(_line_of_text, texts)]) + "\n"
+
+
+def _line_of_text(row: Architecture) -> str:
+    cells = [f"`{row.name}`", row.verdict, row.readout or "", ", ".join(row.attention), _sites_of(row), row.why]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _line(row: Architecture) -> str:

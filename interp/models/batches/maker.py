@@ -48,7 +48,8 @@ class ModelInputs:
     `image_token_id` is the id of its image token. A model without one has `find_images`, which returns the image positions
     of an encoding, Bool `[batch, seq]`. `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor
     that has none. `token_types` are the inputs that tell the model's forward pass where images are. `named` are all inputs
-    that it names, and `takes` those that it takes, None where it takes any.
+    that it names, and `takes` those that it takes, None where it takes any. `takes_images` is False for a language
+    model alone.
     """
 
     image_token_id: int | None = None
@@ -58,6 +59,7 @@ class ModelInputs:
     token_types: Sequence[str] = ()
     named: Sequence[str] = ()
     takes: Sequence[str] | None = None
+    takes_images: bool = True
 
 
 class BatchMaker:
@@ -95,6 +97,8 @@ class BatchMaker:
                 f"{len(texts)} texts and {len(entries)} images: expected one entry of images a text, None for none"
             )
         unopened = [images_in(entry) for entry in entries]
+        if not self.model_inputs.takes_images:
+            _refuse_images(texts, unopened)
         _match_placeholders(texts, unopened)
         pictures = _open_all(unopened)
         prompts = [as_chat(self.processor, text) for text in texts] if chat else texts
@@ -118,6 +122,8 @@ class BatchMaker:
     def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
         """A batch from a processor's output. Its rows may be padded on either side; its spans are masks or ints."""
         inputs = inputs_in(encoding, self.model_inputs.takes)
+        if pixels_of(inputs) and not self.model_inputs.takes_images:
+            raise InputError(f"the encoding has {pixels_of(inputs)[0]}, but this model takes no image: leave it out")
 
         def no_wording(row: int) -> Wording:
             raise InputError(f"the text of row {row} of an encoding is not known: give its spans as masks or ints")
@@ -167,6 +173,9 @@ class BatchMaker:
     ) -> Batch:
         """The batch of an encoding, checked; `images` where they are known."""
         model = self.model_inputs
+        if not model.takes_images:
+            # Tokenizers give token types to any model, and a language model that does not name them takes none.
+            inputs = {n: tensor for n, tensor in inputs.items() if n in model.token_types or "token_type_ids" not in n}
         check_ids(inputs, model.vocab_size, model.image_token_id)
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask", torch.ones_like(ids))
@@ -191,7 +200,7 @@ class BatchMaker:
     def _wording(self, row: int, text: str, prompts: Sequence[TokenizerInput], batch: Batch) -> Wording:
         """How the user's text of this row became its tokens."""
         ids = batch.inputs["input_ids"][row][batch.positions["all"][row]].tolist()
-        offsets = offsets_of(self.processor.tokenizer, prompts[row], ids) if prompts else None
+        offsets = offsets_of(self.tokenizer, prompts[row], ids) if prompts else None
         if offsets is None:
             raise InputError(
                 f"the text of row {row} cannot be followed to its tokens: give its spans as masks or lists of ints"
@@ -323,6 +332,18 @@ def _as_rows(name: str, entries: Any, expected: str) -> list[Any]:
         kind = type(entries).__name__
         raise InputError(f"{name}={shown(entries)} is one {kind}: expected a list of {expected}, one entry a row")
     return list(entries)
+
+
+def _refuse_images(texts: Sequence[str], images: Sequence[Sequence[Any]]) -> None:
+    """Refuse images, and places for them in texts, for a language model alone."""
+    faults = {}
+    for row, (text, own) in enumerate(zip(texts, images, strict=True)):
+        if own:
+            faults[row] = ("", f" has {len(own)} images, but this model takes no image: pass texts alone")
+        elif PLACEHOLDER in text:
+            faults[row] = (f"text {text!r} of ", f" has {PLACEHOLDER}, but this model takes no image: leave it out")
+    if faults:
+        raise RowError(faults)
 
 
 def _match_placeholders(texts: Sequence[str], images: Sequence[Sequence[Any]]) -> None:

@@ -188,7 +188,12 @@ class KnownBoxes:
 
 def is_kind(name: str) -> bool:
     """Whether a name is that of a kind of position; a span cannot have it."""
-    return name in NAMES or _NUMBERED.fullmatch(name) is not None
+    return name in NAMES or is_of_images(name)
+
+
+def is_of_images(name: str) -> bool:
+    """Whether the positions of this name are image tokens alone, so that a row without an image has none."""
+    return name in ("image", "last_image", "image_content") or _NUMBERED.fullmatch(name) is not None
 
 
 def row_index(row: Any, rows: int) -> int:

@@ -63,6 +63,8 @@ def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[s
     """
     if processor is None:
         raise InputError("this model was loaded without a processor: pass encoding=, or load it with processor=")
+    if not hasattr(processor, "tokenizer"):
+        return _tokenize(processor, texts)
     own = str(getattr(processor, "image_token", None) or PLACEHOLDER)
     inputs, prompts = _process(processor, [text.replace(PLACEHOLDER, own) for text in texts], images)
     if any(images) and prompts and "input_ids" in inputs:
@@ -73,15 +75,19 @@ def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[s
     return inputs, prompts
 
 
+def _tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+    """As `encode`, for a model that takes no images, whose processor is a tokenizer."""
+    recorder = _Recorder(tokenizer)
+    options = _options(tokenizer, texts)
+    encoding = _first_that_works(lambda: recorder(list(texts), **options))
+    return dict(encoding), recorder.prompts
+
+
 def _process(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
     """As `encode`, for texts that hold the processor's own placeholders."""
     processor = copy.copy(processor)
     recorder = processor.tokenizer = _Recorder(getattr(processor, "tokenizer", None))
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "padding_side": "left"}
-    start = getattr(recorder, "bos_token", None)
-    if start and all(text.startswith(start) for text in texts):
-        # A chat template writes the first token itself; the model has never seen two.
-        options["add_special_tokens"] = False
+    options = _options(recorder, texts)
     nested = [list(row) for row in images] if any(images) else None
     flat = None if nested is None else [image for row in nested for image in row]
     encoding = _first_that_works(
@@ -92,6 +98,16 @@ def _process(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict
     # Labels are for training: with them, a model computes a loss that nobody asked for.
     inputs = {name: value for name, value in encoding.items() if isinstance(value, Tensor) and name != "labels"}
     return inputs, recorder.prompts if len(recorder.prompts) == len(texts) else []
+
+
+def _options(tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """The options with which texts are tokenized: padded on the left, and with one token at most that begins a text."""
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "padding_side": "left"}
+    start = getattr(tokenizer, "bos_token", None)
+    if start and all(text.startswith(start) for text in texts):
+        # A chat template writes the first token itself; the model has never seen two.
+        options["add_special_tokens"] = False
+    return options
 
 
 def _first_that_works(*calls: Callable[[], Any]) -> Any:

@@ -28,6 +28,8 @@ from interp.models.running.trace import Visit, run_for_visits
 
 # Two ways to compute one sum agree to this many roundings, root mean square over the equations.
 ROUNDINGS = 2.0
+# The names of one field in different configs: the largest size that a logit can have.
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # A measured factor stands for a number from which it differs by no more than this.
 _NEAR = 1e-3
 
@@ -173,7 +175,7 @@ def solve_readout(plain: Tensor, logits: Tensor, config: Any) -> LogitScaling:
     suppressed = tuple((logits <= torch.finfo(logits.dtype).min / 2).all(dim=0).nonzero().flatten().tolist())
     free = ~torch.isin(torch.arange(logits.shape[-1]), torch.tensor(suppressed, dtype=torch.long))
     x, y = plain[:, : logits.shape[-1]][:, free].double(), logits[:, free].double()
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = next((value for name in _CAPS if (value := getattr(config, name, None)) is not None), None)
     if cap is not None:
         inside = y.abs() < 0.9 * cap
         x, y = x[inside], cap * torch.atanh(y[inside] / cap)

@@ -5,7 +5,7 @@ On text alone, when a model is loaded. *layers*: every layer runs once, in order
 state back unchanged changes nothing. *effect*: writing another state changes the logits, at every layer. *sites*:
 attn_out and mlp_out add up to the stream. *last*: the logits depend on the last real token and on no padding, on either
 side. On the first batch with an image: *image*: another picture changes the states that enter layer 0 at the image
-positions and nowhere else.
+positions and nowhere else. A model that takes no images has no such proof.
 
 Sites with heads are proved when one is first used, see `interp.models.layout.heads` and `interp.models.layout.patterns`.
 
@@ -102,11 +102,14 @@ def run_checks(core: Core, batch: Batch | None = None) -> tuple[CheckReport, Tra
     where the model's states are not finite, with the layer.
     """
     trials = trials_for(core, batch)
+    names = [name for name in PROOFS if core.takes_images or name != "image"]
     if trials.batch is None:
-        return CheckReport(tuple(_pending(name, trials.reason) for name in PROOFS)), {}
+        # A batch with an image may still show what a model needs one for; a language model alone has no other batch.
+        failed = () if core.takes_images else (_check("layers", False, float("nan"), "a run", trials.reason),)
+        return CheckReport((*failed, *(_pending(name, trials.reason) for name in names[len(failed) :]))), {}
     layers, visits = _layers(core, trials.batch)
     if layers.outcome == "failed":
-        others = (_pending(name, "not tried: the layers are not where they should be") for name in PROOFS[1:])
+        others = (_pending(name, "not tried: the layers are not where they should be") for name in names[1:])
         return CheckReport((layers, *others)), {}
     untouched = _untouched(core, trials.batch)
     readout, traits = _readout(core, untouched)
@@ -118,7 +121,7 @@ def run_checks(core: Core, batch: Batch | None = None) -> tuple[CheckReport, Tra
     checks = [layers, readout, _identity(core, trials.batch, untouched), _effect(core, trials.batch, untouched)]
     checks += [*sites, _last(core, trials.batch)]
     if trials.pictured is None:
-        checks.append(_pending("image", trials.reason))
+        checks += [_pending("image", trials.reason)] if core.takes_images else []
     else:
         checks.append(_image(core, trials.pictured))
         traits |= _measure_images(core, trials.pictured)

@@ -1,9 +1,10 @@
-"""Finding the parts of a vision-language model by what they are, not by what they are called.
+"""Finding the parts of a model by what they are, not by what they are called.
 
 transformers gives every model the same accessors: its decoder, its input and output embeddings, its image encoder,
-the id of its image token. The other parts are found by their form: a list of layers as deep as the config says, a norm
-beside it as wide as the stream, a child of a layer with one of the names of attention. A part is written down as its
-dotted path. Nothing depends on a model's name; the tables here hold the names of *parts*.
+the id of its image token. A language model alone has no image encoder and no image token. The other parts are found by
+their form: a list of layers as deep as the config says, a norm beside it as wide as the stream, a child of a layer with one
+of the names of attention. A part is written down as its dotted path. Nothing depends on a model's name; the tables here hold
+the names of *parts*.
 
 The result is only a claim: `interp.models.layout.checks` proves it by effect when the model is loaded. A part that is found
 wrongly can be passed: ``load(..., structure={"norm": "model.norm"})``.
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from interp.errors import LayoutError
+from interp.models.running.masks import PATTERNED
 from interp.models.running.structure import Structure, check_layers, checked_structure
 
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "conv", "mixer")
@@ -46,12 +48,14 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
     'model.language_model.norm'
 
     Parts `given` by field name are taken as they are, and so is a whole `Structure`, except for its measured traits, which
-    are measured again. Raises `LayoutError` with the name of a part that is missing, or with the reason why the model's
-    images are not in a decoder's stream; `InputError` for a given part that the model does not have.
+    are measured again. Raises `LayoutError` with the name of a part that is missing, or with the reason why the model is
+    no decoder with a language head whose images, if it takes any, are in its stream; `InputError` for a given part that
+    the model does not have.
     """
     own = checked_structure(model, given)
     _refuse_other_kinds(model)
-    config = _text_config(model, own)
+    config = model.config.get_text_config(decoder=True)
+    _require(model, config, own, {"n_layers": "num_hidden_layers", "d_model": "hidden_size"})
     depth = own["n_layers"] if "n_layers" in own else int(config.num_hidden_layers)
     width = own["d_model"] if "d_model" in own else int(config.hidden_size)
     parts = _find_parts(model, own, depth, width)
@@ -59,6 +63,9 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
     paths = {id(module): path for path, module in model.named_modules()}
     heads = own.get("heads") or _counts(config, "num_attention_heads", depth, own.get("n_heads"))
     attn = own.get("attn") or tuple(_find_part(layer, _ATTENTION_NAMES, _is_mlp) for layer in layers)
+    attention = own.get("attention") or _kinds_of_attention(config, layers, attn)
+    if set(attention) & set(PATTERNED):
+        _require(model, config, own, {"n_heads": "num_attention_heads"})
     fields = {
         **{field: paths.get(id(module)) for field, module in parts.items()},
         "image_token_id": _first_int(model.config, _IMAGE_TOKEN),
@@ -71,7 +78,7 @@ def find_structure(model: Any, given: Structure | Mapping[str, Any] | None = Non
         "heads": heads,
         "attn": attn,
         "mlp": tuple(_find_part(layer, _MLP_NAMES, _is_mixer) for layer in layers),
-        "attention": _kinds_of_attention(config, layers, attn),
+        "attention": attention,
     }
     return Structure(**{**fields, **own})
 
@@ -95,18 +102,22 @@ def _find_parts(model: Any, own: Mapping[str, Any], depth: int, width: int) -> d
         raise LayoutError(
             f"{name}: no final norm of width {width} stands beside the decoder's layers, expected one; {_STILL}"
         )
-    vision = part("vision", lambda: _find_vision(model, layers))
+    with_images = own.get("image_token_id") is not None or takes_images(model)
+    vision = part("vision", lambda: _find_vision(model, layers) if with_images else None)
     embed = part("embed", model.get_input_embeddings)
     head = part("head", lambda: _find_head(model, vision, embed, width))
     for what, module in (("output embeddings (the unembedding)", head), ("input embeddings", embed)):
         if module is None or id(module) not in modules:
-            raise LayoutError(f"{name} gives no {what}: expected a model for image-text-to-text with a language head")
-    if own.get("image_token_id") is None and not takes_images(model):
+            raise LayoutError(
+                f"{name} gives no {what}: expected a model for image-text-to-text or text-generation with a language head"
+            )
+    if not with_images and _first_int(model.config, _IMAGE_TOKEN) is not None:
         raise LayoutError(
-            f"{name} takes no image: no image tokens are in its stream, expected a vision-language model; {_STILL}"
+            f"{name} takes no image, but its config names an image token, expected a vision-language model or a language "
+            f"model without one; {_STILL}"
         )
     blocks = part("blocks", lambda: _find_blocks(vision))
-    projector = part("projector", lambda: _find_projector(model, (layers, blocks), vision))
+    projector = part("projector", lambda: _find_projector(model, (layers, blocks), vision) if with_images else None)
     parts = {"layers": layers, "norm": norm, "head": head, "embed": embed, "vision": vision, "blocks": blocks}
     return {**parts, "projector": projector}
 
@@ -121,35 +132,34 @@ def takes_images(model: Any) -> bool:
 
 
 def _refuse_other_kinds(model: Any) -> None:
-    """Raise for a model whose images are never tokens in the stream of one decoder."""
+    """Raise for a model that is no decoder of text, or whose images are never tokens in its stream."""
     name = type(model).__name__
     text_config = model.config.get_text_config(decoder=True)
     if any(getattr(c, "is_encoder_decoder", False) for c in (model.config, text_config)):
         raise LayoutError(
-            f"{name} is an encoder-decoder: its image tokens are not in one decoder stream, expected a decoder; {_STILL}"
+            f"{name} is an encoder-decoder, so not all of its tokens are in one stream, expected a decoder; {_STILL}"
         )
+    if not takes_images(model) and not getattr(model, "can_generate", lambda: True)():
+        raise LayoutError(f"{name} generates no text, expected a causal language model or a VLM; {_STILL}")
     # A resampler between tower and decoder may have cross-attention of its own.
     decoder = model.get_decoder()
     for path, module in (model if decoder is None else decoder).named_modules():
         last = path.rpartition(".")[2]
         if "cross" in last and "att" in last and next(module.parameters(), None) is not None:
             raise LayoutError(
-                f"{name}: the image enters by cross-attention ({path}), expected image tokens in the decoder's stream; "
+                f"{name}: another stream enters by cross-attention ({path}), expected all tokens in the decoder's stream; "
                 f"{_STILL}"
             )
 
 
-def _text_config(model: Any, own: Mapping[str, Any]) -> Any:
-    """The language model's config. Raises `LayoutError` for a field that neither it nor the user has."""
-    config = model.config.get_text_config(decoder=True)
-    fields = {"n_layers": "num_hidden_layers", "d_model": "hidden_size", "n_heads": "num_attention_heads"}
+def _require(model: Any, config: Any, own: Mapping[str, Any], fields: Mapping[str, str]) -> None:
+    """Raise `LayoutError` for a field that neither the language model's config nor the user has."""
     for field, name in fields.items():
         if field not in own and not any(_by_layer(config, name, depth=1)):
             raise LayoutError(
                 f"{type(model).__name__}: its {type(config).__name__} does not say {name}, expected a language model's "
                 f"config; pass structure= with {field}"
             )
-    return config
 
 
 # The parts ---------------------------------------------------------------------------------------------------------------
@@ -169,11 +179,14 @@ def _lists(root: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def _find_norm(model: nn.Module, layers: nn.Module, width: int) -> nn.Module | None:
-    """The last module beside the layers that has one weight vector as wide as the stream."""
+    """The last module beside the layers that has one weight vector as wide as the stream, or else is a norm without weights."""
     owner = next(module for module in model.modules() if any(child is layers for child in module.children()))
     beside = [child for child in owner.children() if child is not layers]
     norms = [child for child in beside if tuple(getattr(getattr(child, "weight", None), "shape", ())) == (width,)]
-    return norms[-1] if norms else None
+    # A norm may have no weights at all.
+    plain = [child for child in beside if "norm" in type(child).__name__.lower() and not list(child.parameters())]
+    found = norms or plain
+    return found[-1] if found else None
 
 
 def _find_head(model: Any, vision: nn.Module | None, embed: nn.Module, width: int) -> nn.Module | None:

@@ -82,6 +82,8 @@ def patches_of(core: Core, batch: Batch, site: str) -> Patches:
     """
     if site not in _PLACES:
         raise InputError(f"site={site!r} has no patches: use one of {', '.join(_PLACES)}")
+    if not core.takes_images:
+        raise LayoutError(f"{core.name!r} takes no image, so it has no site {site}: expected one of the decoder")
     if not batch.has_images:
         raise InputError(f"the batch has no image, so its {site} has no patches: expected images")
     kind, results = _kind(batch), _RESULTS.setdefault(core, {})

@@ -32,6 +32,9 @@ class Trials:
 
 def trials_for(core: Core, batch: Batch | None = None) -> Trials:
     """A caller's batch; without one, a few token ids, and a small picture where there is a processor."""
+    if not core.takes_images:
+        text, reason = (batch, "") if batch is not None else _text_batch(core)
+        return Trials(text, None, reason or "the model takes no image")
     if batch is not None:
         reason = "no image was in the batch: check(batch) with one tries it"
         return Trials(batch, batch if batch.has_images else None, reason)

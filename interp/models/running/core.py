@@ -26,6 +26,7 @@ from interp.displays import Display
 from interp.errors import InputError, InputTypeError, LayoutError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker
+from interp.models.batches.positions import is_of_images
 from interp.models.running.readout import Readout
 from interp.models.running.structure import Structure, resolve
 from interp.models.running.threads import SMALL
@@ -92,6 +93,16 @@ class Core(Display):
     def vocab_size(self) -> int:
         """The number of logits at a position."""
         return self.structure.vocab_size
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it takes images; a language model alone takes none."""
+        return self.maker.model_inputs.takes_images
+
+    def refuse_image_positions(self, positions: Any) -> None:
+        """Raise `InputError` where positions are those of images, and the model takes none."""
+        if not self.takes_images and isinstance(positions, str) and is_of_images(positions):
+            raise InputError(f"positions {positions!r}: {self.name!r} takes no image, pass positions='text' or others")
 
     # Parts, as envoys to be used inside a trace
 

@@ -84,7 +84,7 @@ _LAST_BEFORE = -1
 # The arguments of a tower's attention with the bounds of chunks, and with the cosines and sines of angles.
 BOUNDS, ANGLES = "cu_seqlens", "position_embeddings"
 MASK = ".*mask"
-CACHE = "(past_key_value|cache_params).*"
+CACHE = "(past_key_value|cache_params|layer_past).*"
 # The slots at a layer itself.
 _AROUND_LAYERS = {CALL: CallSlot(), "resid_pre": InputSlot(), "resid_post": OutputSlot()}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import interp
 import zoo
-from interp.models.architectures import architectures
+from interp.models.architectures import architectures, language_models
 from interp.models.layout import heads
 from interp.models.layout.heads import prove_heads
 from interp.models.running.attention import eager, implementation
@@ -21,8 +21,9 @@ from interp.models.running.steps import Edit, Read, whole
 from interp.models.running.structure import resolve
 from interp.models.running.trace import run_forward
 
-TABLE = {row.name: row for row in architectures()}
-SUPPORTED = [name for name, row in TABLE.items() if row.verdict == "supported"]
+TABLE = {row.name: row for row in (*architectures(), *language_models())}
+SUPPORTED = [row.name for row in architectures() if row.verdict == "supported"]
+TEXTS = [row.name for row in language_models() if row.sites.keys() >= {"z", "pattern"}]
 SITES_OF_HEADS = (*HEADED, "pattern")
 
 
@@ -106,7 +107,7 @@ def test_how_many_architectures_have_each_site():
     assert dict(whole_models) == {"q": 75, "k": 71, "v": 74, "z": 75, "pattern": 76, "weighed": 62}
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", SUPPORTED + TEXTS)
 def test_z_and_pattern_are_what_hooks_see(name):
     """z side by side goes into the output projection, whose weight sums it up over heads to what attention gives."""
     vlm, rows = loaded(name), batch(name)
@@ -120,12 +121,14 @@ def test_z_and_pattern_are_what_hooks_see(name):
         if ("z", layer) in ours:
             z, projection = ours["z", layer], resolve(vlm.model, in_layer(vlm, layer, vlm.structure.z[layer].module))
             assert z.shape[2] == vlm.structure.heads[layer]
-            each = torch.einsum("bphd,whd->bphw", z, projection.weight.unflatten(1, z.shape[2:]))
+            # GPT-2's has its weights the other way round.
+            weight = projection.weight.T if type(projection).__name__ == "Conv1D" else projection.weight
+            each = torch.einsum("bphd,whd->bphw", z, weight.unflatten(1, z.shape[2:]))
             total = each.sum(dim=2) + (0 if projection.bias is None else projection.bias)
             torch.testing.assert_close(total.reshape(gave[0].shape), gave[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", SUPPORTED + TEXTS)
 def test_all_sites_are_read_in_one_trace(name):
     """In whatever order the architecture computes them, and each is what it is when read alone."""
     vlm, rows = loaded(name), batch(name)
