@@ -89,7 +89,7 @@ def _paths(recipient: VLM, donor: VLM, part: str, layers: Sequence[int]) -> list
             f"({_kinds(recipient, donor)})"
         )
     ours, theirs = (_buffers_beside_layers(vlm) for vlm in (recipient, donor))
-    other = next((name for name in ours.keys() & theirs.keys() if not _are_equal(ours[name], theirs[name])), None)
+    other = next((name for name in ours if name in theirs and not _are_equal(ours[name], theirs[name])), None)
     if layers and other is not None:
         raise InputError(
             f"{other}, which all layers use, is not the same in recipient and donor: the donor's layers would not do in the "
