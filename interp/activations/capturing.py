@@ -35,6 +35,7 @@ from interp.activations.plan import make_plan
 from interp.activations.portions import Halving, Piece, Portion, Work, pieces, portions, read_portions, shard_rows
 from interp.activations.processes import Advance, Processes, processes, rows_bar
 from interp.activations.shards import Shard, add_hashes, in_memory
+from interp.activations.sink_counts import add_counts
 from interp.activations.store import Store, open_activations
 from interp.arguments import checked_choice, checked_int
 from interp.data.data import Data, as_data
@@ -86,6 +87,9 @@ def capture(
     file, a `datasets.Dataset` (or a stream of one), toy scenes; `columns`, `prompt`, `chat` and `on_error` are as in
     `Data`. With ``on_error="skip"`` rows that are at fault by themselves are left out, and the manifest lists them: those
     that cannot be read, that the processor refuses, and that have no selected position.
+
+    Where attention sinks are among the selected positions, the provenance notes in how many rows, and the manifest has
+    the count under "sinks". ``positions="content"`` is text without them, ``"image_content"`` image tokens without them.
 
     With `out` the activations are written to a folder, a shard at a time, and returned unread. Called again with the
     same arguments, `capture` goes on where it was stopped (`resume`) and writes damaged shards anew. Under `torchrun` each
@@ -294,6 +298,7 @@ class _Pass:
             data=add_hashes(each for number, each in hashes.items() if portion.batches or number not in skipped),
             source=portion.source,
             skipped=tuple(skipped[number] for number in sorted(skipped)),
+            sinks=add_counts(states.sinks for states, _ in parts),
         )
 
     def _extract(self, piece: Piece, portion: Portion, skip: Skip | None) -> list[tuple[BatchStates, tuple[int, ...]]]:

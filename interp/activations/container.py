@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.activations.lazy import LazyTensor
+from interp.activations.sink_counts import note_of
 from interp.arguments import as_ints
 from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
@@ -165,7 +166,9 @@ class Activations(Display, Mapping[str, Any]):
         parts = self.manifest.get("parts", [self.manifest])
         data = dict.fromkeys(part["data"] for part in parts)
         changes = dict.fromkeys(each for part in parts for each in part["interventions"])
-        return Provenance(**known, data=" + ".join(data), interventions=tuple(changes))
+        counts = ((part.get("sinks"), part["rows"]) for part in parts)
+        notes = tuple(note_of(count, rows) for count, rows in counts if count)
+        return Provenance(**known, data=" + ".join(data), interventions=tuple(changes), notes=notes)
 
     def to_frame(self) -> pd.DataFrame:
         """A frame with a row for each example of the first site: its number, the id and the number of its row, the column,

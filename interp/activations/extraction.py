@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.activations.container import Places, means
+from interp.activations.sink_counts import SinkCount, count_sinks, reads_for_sinks
 from interp.arguments import as_ints
 from interp.errors import InputError, LayoutError, RowError, shown
 from interp.models import VLM, Batch, Intervention
@@ -92,10 +93,15 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
     edits = vlm.edits_of(batch, selection.interventions)
     reads: list[Read] = []
     places: dict[str, Places] = {}
+    of_tokens = {site: layers for site, layers in selection.sites.items() if kind_of(site) == TOKENS}
+    mask = _selected_tokens(batch, selection, numbers) if of_tokens else None
     for site, layers in selection.sites.items():
         kind = kind_of(site)
-        find = _tokens if kind == TOKENS else _patches
-        examples = find(vlm, batch, site, selection, numbers)
+        examples = (
+            _patches(vlm, batch, site, selection, numbers)
+            if mask is None or kind != TOKENS
+            else _tokens(batch, mask, selection)
+        )
         places[kind] = examples.places
         function, arguments = _reduction(batch, site, examples, selection.dtype)
         if site == "resid":
@@ -105,8 +111,11 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
         else:
             of_site = [Read(layer, site, layer, function, arguments) for layer in layers]
         reads += [replace(read, key=(site, read.key)) for read in of_site]
-    values = run_forward(vlm, batch, edits, reads, logits=None)
-    return BatchStates({site: _stack(vlm, site, layers, values) for site, layers in selection.sites.items()}, places)
+    norms = reads_for_sinks(vlm, of_tokens, edits)
+    values = run_forward(vlm, batch, edits, [*reads, *norms], logits=None)
+    sinks = None if mask is None else count_sinks(vlm, batch, norms, values, mask)
+    tensors = {site: _stack(vlm, site, layers, values) for site, layers in selection.sites.items()}
+    return BatchStates(tensors, places, sinks)
 
 
 def _reduction(
@@ -139,21 +148,25 @@ def _stack(vlm: VLM, site: str, layers: Sequence[int], values: Mapping[Any, Tens
 # Tokens ------------------------------------------------------------------------------------------------------------------
 
 
-def _tokens(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, numbers: Sequence[int]) -> _Examples:
+def _selected_tokens(batch: Batch, selection: CaptureRequest, numbers: Sequence[int]) -> Bool[Tensor, "batch seq"]:
     """The selected tokens, or the one of each row that the reduction picks."""
     mask = _selected(batch, selection.positions)
     empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         before = f"positions={shown(selection.positions)} selects no position of "
         raise RowError(dict.fromkeys(empty, (before, ": expected one or more in each row")))
-    if selection.reduce == "mean":
-        return _Examples(True, (mask,), means(len(mask)))
     if selection.reduce == "last":
-        mask = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    elif selection.reduce == "sample":
+        return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    if selection.reduce == "sample":
         of_row = [row.nonzero().flatten() for row in mask]
         sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
-        mask = torch.zeros_like(mask).scatter(1, torch.stack(sample)[:, None], True)
+        return torch.zeros_like(mask).scatter(1, torch.stack(sample)[:, None], True)
+    return mask
+
+
+def _tokens(batch: Batch, mask: Bool[Tensor, "batch seq"], selection: CaptureRequest) -> _Examples:
+    if selection.reduce == "mean":
+        return _Examples(True, (mask,), means(len(mask)))
     rows, columns = mask.nonzero(as_tuple=True)
     real = batch.positions["all"].long().cumsum(dim=1) - 1
     return _Examples(False, (rows, columns), Places(rows, real[rows, columns]))
@@ -243,10 +256,12 @@ class CaptureRequest:
 
 @dataclass(frozen=True)
 class BatchStates:
-    """`[state, example, ...]` of each site, and the places of each kind of example, rows counted within the batch."""
+    """`[state, example, ...]` of each site, the places of each kind of example, rows counted within the batch, and the
+    count of attention sinks among the tokens."""
 
     tensors: dict[str, Tensor]
     places: dict[str, Places]
+    sinks: SinkCount | None = None
 
 
 @dataclass(frozen=True)

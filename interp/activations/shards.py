@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.activations.container import Activations, Places, cat_examples
 from interp.activations.extraction import kind_of
+from interp.activations.sink_counts import SinkCount, add_counts
 from interp.errors import InputError
 
 FORMAT = "interp-activations-1"
@@ -60,6 +61,7 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         "examples": {kind: sum(entry["examples"].get(kind, 0) for entry in entries) for kind in kinds},
         "skipped": skipped,
         "not_finite": not_finite,
+        "sinks": add_counts(entry.get("sinks") for entry in entries),
         "shards": [{name: entry[name] for name in entry if name not in _OF_ALL} for entry in entries],
         "ids": [each for entry in entries for each in entry["ids"]],
         "labels": labels,
@@ -125,7 +127,7 @@ class Shard:
     """The activations of consecutive rows: `[state, example, ...]` for each site, and the places of the examples.
 
     The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
-    hash of texts and pictures, `source` one of the rows' ids, texts and labels.
+    hash of texts and pictures, `source` one of the rows' ids, texts and labels. `sinks` counts attention sinks.
     """
 
     tensors: Mapping[str, Tensor]
@@ -135,6 +137,7 @@ class Shard:
     data: str
     source: str
     skipped: tuple[Mapping[str, Any], ...] = ()
+    sinks: SinkCount | None = None
 
     def count_not_finite(self) -> dict[str, dict[str, Any]]:
         """For each site that has examples with NaN or infinity: how many these are over all layers, the first of the site's
@@ -162,6 +165,7 @@ class Shard:
             "source": self.source,
             "skipped": [dict(each) for each in self.skipped],
             "not_finite": self.count_not_finite(),
+            "sinks": None if self.sinks is None else dict(self.sinks),
             "ids": list(self.ids),
             "labels": {label: list(values) for label, values in self.labels.items()},
         }

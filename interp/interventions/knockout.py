@@ -45,7 +45,7 @@ class Knockout(Reusable):
     for all. A position in both still attends to itself unless `self_edges` is True. With `mode` "pre_softmax" the rest of a
     row of attention sums to 1; with "post_softmax" it keeps its weights and sums to less.
 
-    In generation the cut holds for new tokens too. Each is "text", "all", "last" and "after_image", so a knockout from
+    In generation the cut holds for new tokens too. Each is "text", "content", "all", "last" and "after_image", so a knockout from
     "image" to "last" cuts off every new token from the image. A target stays cut when it is no longer the last.
 
     Raises `InputError` for an unknown position, layer, head or mode, for no layer or head, for a name or ints that select

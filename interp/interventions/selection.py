@@ -6,8 +6,9 @@ masks. A `Selection` brings them together for one site, and `AtSite` is the base
 Nothing here may be empty. A sweep over a range that came out empty would look like an intervention without an effect, so
 an empty list of layers or heads is an error, and so are positions that select nothing.
 
-Generation adds tokens after the prompt. A new token is "text", "all", "last" and "after_image", so an intervention on one of
-these names changes new tokens too. Every other name, ints and masks select positions of the prompt alone.
+Generation adds tokens after the prompt. A new token is "text", "content", "all", "last" and "after_image", so an
+intervention on one of these names changes new tokens too. Every other name, ints and masks select positions of the prompt
+alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from interp.models import VLM, Batch, Edit
 from interp.models.running.places import HEADED, STATES, proved_place
 
 # The names that select every new token of a generation.
-_NAMES_OF_NEW_TOKENS = ("text", "last", "all", "after_image")
+_NAMES_OF_NEW_TOKENS = ("text", "content", "last", "all", "after_image")
 
 
 def select_layers(vlm: VLM, layers: Any) -> list[int]:

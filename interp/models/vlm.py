@@ -26,6 +26,7 @@ from interp.models.layout.image_positions import find_images
 from interp.models.running.core import Core, Origin
 from interp.models.running.greedy import end_ids
 from interp.models.running.readiness import ready_inputs
+from interp.models.running.sinks import find_sinks
 from interp.models.running.steps import Edit
 from interp.models.running.structure import Structure, resolve
 from interp.models.running.trace import run_forward, run_generate
@@ -67,6 +68,7 @@ class VLM(Core):
             vocab_size=max(structure.vocab_size, sum(map(len, tables))),
             find_images=partial(find_images, self) if with_images else None,
             takes_images=with_images,
+            find_sinks=partial(find_sinks, self),
             patch_size=patch_size if isinstance(patch_size, int) else None,
             token_types=[name for name in self.arguments if name.endswith("token_type_ids")],
             named=list(self.arguments),
@@ -75,8 +77,6 @@ class VLM(Core):
         # As in transformers, the processor of a model that takes texts alone is its tokenizer.
         maker = BatchMaker(processor if with_images else tokenizer, tokenizer, inputs)
         super().__init__(wrapped, structure, Origin(name, revision, remote), maker, measure)
-        # Results of trials on this model that sweeps need once; see `interp.patching.cells`.
-        self.tried: dict[tuple[Any, ...], Any] = {}
 
     def __repr__(self) -> str:
         s = self.structure
@@ -183,10 +183,10 @@ class VLM(Core):
     def generate(self, batch: Batch, max_new_tokens: int = 20, interventions: Sequence[Intervention] = ()) -> list[str]:
         """Continue each row greedily: the new text only, up to the end-of-sequence token, without special tokens.
 
-        Interventions act on the prompt and on every new token, which counts as "text", "all", "last" and "after_image".
-        Those of single positions (`Patch`, ints, a mask) act on the prompt alone. Each token is the one that the model's own
-        logits prefer, and the cache is used: of the checkpoint's generation config nothing counts but the ids that end and pad
-        a row.
+        Interventions act on the prompt and on every new token, which counts as "text", "content", "all", "last" and
+        "after_image". Those of single positions (`Patch`, ints, a mask) act on the prompt alone. Each token is the one that the
+        model's own logits prefer, and the cache is used: of the checkpoint's generation config nothing counts but the ids that
+        end and pad a row.
 
         Raises what `logits` raises; the new tokens count among a row's positions.
         """

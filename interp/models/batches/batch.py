@@ -67,7 +67,11 @@ class Batch(Display):
         else:
             part = self._maker.from_encoding({name: self._rows_of(name, chosen, keep) for name in self.inputs})
         spans = {name: mask[chosen][:, keep] for name, mask in self.positions.spans.items()}
-        return replace(part, positions=part.positions.named(spans))
+        positions = part.positions.named(spans)
+        sinks = self.positions.sinks
+        if sinks is not None and sinks.known:
+            positions = replace(positions, sinks=sinks.part(chosen.tolist(), keep))
+        return replace(part, positions=positions)
 
     def _cut(self, rows: Tensor, keep: Tensor) -> Batch:
         """These rows and columns, cut out of this batch where nothing can make them anew."""

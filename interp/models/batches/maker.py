@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ from interp.models.batches.encodings import (
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, is_one_picture, open_image
 from interp.models.batches.keys import MAKERS, maker_of
-from interp.models.batches.positions import KnownBoxes, find_positions
+from interp.models.batches.positions import KnownBoxes, SinkMask, find_positions
 from interp.models.batches.prompts import PLACEHOLDER, Images, Refusal, TokenizerInput, encode, offsets_of
 from interp.models.batches.spans import Wording, find_spans
 
@@ -46,15 +46,16 @@ class ModelInputs:
     """What a model takes as inputs, as far as making a batch depends on it.
 
     `image_token_id` is the id of its image token. A model without one has `find_images`, which returns the image positions
-    of an encoding, Bool `[batch, seq]`. `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor
-    that has none. `token_types` are the inputs that tell the model's forward pass where images are. `named` are all inputs
-    that it names, and `takes` those that it takes, None where it takes any. `takes_images` is False for a language
-    model alone.
+    of an encoding, Bool `[batch, seq]`. `find_sinks` returns the attention sinks of a batch, Bool `[batch, seq]` too.
+    `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor that has none. `token_types` are the
+    inputs that tell the model's forward pass where images are. `named` are all inputs that it names, and `takes` those
+    that it takes, None where it takes any. `takes_images` is False for a language model alone.
     """
 
     image_token_id: int | None = None
     vocab_size: int | None = None
     find_images: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
+    find_sinks: Callable[[Batch], Tensor] | None = None
     patch_size: int | None = None
     token_types: Sequence[str] = ()
     named: Sequence[str] = ()
@@ -195,7 +196,11 @@ class BatchMaker:
             inputs = {**inputs, "position_ids": _own_positions(mask)}
         names = (lambda row: list(map(str, row))) if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens
         tokens = [list(names(row.tolist())) for row in ids]
-        return Batch(inputs, tokens, positions, texts, tuple(map(tuple, images or ())), self)
+        batch = Batch(inputs, tokens, positions, texts, tuple(map(tuple, images or ())), self)
+        if model.find_sinks is None:
+            return batch
+        sinks = SinkMask(partial(model.find_sinks, batch))
+        return replace(batch, positions=replace(positions, sinks=sinks))
 
     def _wording(self, row: int, text: str, prompts: Sequence[TokenizerInput], batch: Batch) -> Wording:
         """How the user's text of this row became its tokens."""

@@ -24,6 +24,8 @@ from interp.errors import InputError, RowError, shown
 from interp.models.batches.grids import Grid, Sheet, find_grid
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
+# The kinds without attention sinks, which only a run of the model can tell, and the kinds that they are a part of.
+WITHOUT_SINKS = {"content": "text", "image_content": "image"}
 
 # The names of the tokens of a row's first image, of its second, ...
 _NUMBERED = re.compile(r"image_\d+")
@@ -33,18 +35,24 @@ _NUMBERED = re.compile(r"image_\d+")
 class Positions(Display):
     """The kinds of position in a batch, by name: `positions["image"]` is Bool `[batch, seq]`.
 
-    =============== ==================================================================================
-    ``image``       image tokens
-    ``image_0``     those of each row's first image, ``image_1`` of its second, ...
-    ``special``     the tokenizer's special tokens, other than image tokens and padding
-    ``padding``     positions that the attention mask leaves out
-    ``text``        every other token
-    ``all``         everything but padding
-    ``last``        the last real token of each row
-    ``question``    text but the last token
-    ``last_image``  the last image token of each row that has one
-    ``after_image`` real tokens after a row's last image token (all of them where a row has no image)
-    =============== ==================================================================================
+    ================= ==================================================================================
+    ``image``         image tokens
+    ``image_0``       those of each row's first image, ``image_1`` of its second, ...
+    ``special``       the tokenizer's special tokens, other than image tokens and padding
+    ``padding``       positions that the attention mask leaves out
+    ``text``          every other token
+    ``all``           everything but padding
+    ``last``          the last real token of each row
+    ``question``      text but the last token
+    ``last_image``    the last image token of each row that has one
+    ``after_image``   real tokens after a row's last image token (all of them where a row has no image)
+    ``content``       text without attention sinks
+    ``image_content`` image tokens without attention sinks
+    ================= ==================================================================================
+
+    A sink is a token whose norm in some state is over 20 times that of other tokens, such as the first of a row. Its
+    state says nothing of the word or the patch, and outweighs all others in a mean. `content` and `image_content` run the
+    model once on the batch, at their first use; `interp.models.running.sinks` states the rule.
 
     The spans of the batch have their own names. A row without a second image has no position in ``image_1``. Where the
     image tokens of a batch cannot be divided among its images, these numbered names are missing.
@@ -58,16 +66,25 @@ class Positions(Display):
     masks: Mapping[str, Tensor]
     grids: Sequence[Sequence[Grid | None]] = field(default=(), repr=False)
     find_boxes: Callable[[int], list[Tensor | None]] | None = field(default=None, repr=False, compare=False)
+    sinks: SinkMask | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.masks:
+        if name not in self:
             raise InputError(
-                f"positions={name!r} is unknown: use one of {', '.join(self.masks)}, a list of ints or a mask"
+                f"positions={name!r} is unknown: use one of {', '.join(self.names)}, a list of ints or a mask"
             )
-        return self.masks[name]
+        if name in self.masks:
+            return self.masks[name]
+        assert self.sinks is not None  # as the name is among ours
+        return self.masks[WITHOUT_SINKS[name]] & ~self.sinks()
 
     def __contains__(self, name: str) -> bool:
-        return name in self.masks
+        return name in self.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that these positions know."""
+        return (*self.masks, *(() if self.sinks is None else WITHOUT_SINKS))
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.masks)
@@ -104,18 +121,20 @@ class Positions(Display):
     def repeated(self, times: int) -> Positions:
         """The positions of a one-row batch, for `times` equal rows."""
         masks = {name: mask.expand(times, -1) for name, mask in self.masks.items()}
-        return self._of_rows(masks, [0] * times)
+        sinks = self.sinks and self.sinks.repeated(times)
+        return self._of_rows(masks, [0] * times, sinks)
 
     def part(self, rows: Sequence[int], columns: Tensor) -> Positions:
         """The positions of these rows at these columns (Bool `[seq]`), cut out of this batch's."""
         masks = {name: mask[list(rows)][:, columns] for name, mask in self.masks.items()}
+        sinks = self.sinks and self.sinks.part(rows, columns)
         # A row that has no second image has no positions of that name.
-        return self._of_rows({n: m for n, m in masks.items() if m.any() or not _NUMBERED.fullmatch(n)}, rows)
+        return self._of_rows({n: m for n, m in masks.items() if m.any() or not _NUMBERED.fullmatch(n)}, rows, sinks)
 
-    def _of_rows(self, masks: Mapping[str, Tensor], rows: Sequence[int]) -> Positions:
+    def _of_rows(self, masks: Mapping[str, Tensor], rows: Sequence[int], sinks: SinkMask | None) -> Positions:
         """These masks, with the grids and the boxes of these rows of this batch."""
         find_boxes = None if self.find_boxes is None else BoxesOfRows(self.find_boxes, tuple(rows))
-        return Positions(masks, [self.grids[row] for row in rows], find_boxes)
+        return Positions(masks, [self.grids[row] for row in rows], find_boxes, sinks)
 
     def select(self, positions: Any) -> Tensor:
         """Any value of an argument `positions=` of this package, as a Bool `[batch, seq]` mask.
@@ -136,7 +155,7 @@ class Positions(Display):
         indices = as_ints(positions)
         if indices is None:
             raise InputError(
-                f"positions={shown(positions)}: expected a name ({', '.join(self.masks)}), a list of ints or a bool mask"
+                f"positions={shown(positions)}: expected a name ({', '.join(self.names)}), a list of ints or a bool mask"
             )
         masks, faults = [], dict[int, tuple[str, str]]()
         for row in range(len(real)):
@@ -186,9 +205,52 @@ class KnownBoxes:
         return self.rows[row]
 
 
+class SinkMask:
+    """Which tokens of a batch are attention sinks: called, it gives Bool `[batch, seq]`, found at the first call by `find`.
+
+    What `find` needs is the model. A copy from another process or from a file has none, so it knows the sinks if they
+    were known when it was made.
+    """
+
+    def __init__(self, find: Callable[[], Tensor] | None = None, mask: Tensor | None = None) -> None:
+        self._find, self._mask = find, mask
+
+    def __call__(self) -> Tensor:
+        if self._mask is None:
+            if self._find is None:
+                raise InputError(
+                    "content and image_content need a run of the model, which a stored batch does not have: read them before "
+                    "it is stored, or make the batch with vlm.prepare"
+                )
+            self._mask = self._find()
+        return self._mask
+
+    @property
+    def known(self) -> bool:
+        """Whether the model has been run for it."""
+        return self._mask is not None
+
+    def repeated(self, times: int) -> SinkMask:
+        """Those of a one-row batch, for `times` equal rows."""
+        return self._like(lambda mask: mask.expand(times, -1))
+
+    def part(self, rows: Sequence[int], columns: Tensor) -> SinkMask:
+        """Those of these rows at these columns (Bool `[seq]`)."""
+        return self._like(lambda mask: mask[list(rows)][:, columns])
+
+    def _like(self, change: Callable[[Tensor], Tensor]) -> SinkMask:
+        return SinkMask(lambda: change(self()), None if self._mask is None else change(self._mask))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SinkMask:
+        return self  # what it gives never changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SinkMask, (None, self._mask)
+
+
 def is_kind(name: str) -> bool:
     """Whether a name is that of a kind of position; a span cannot have it."""
-    return name in NAMES or is_of_images(name)
+    return name in NAMES or name in WITHOUT_SINKS or is_of_images(name)
 
 
 def is_of_images(name: str) -> bool:

@@ -35,6 +35,7 @@ from interp.models.running.core import Core
 from interp.models.running.finite import holds_no_numbers
 from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
+from interp.models.running.sinks import measure_usual_norms
 from interp.models.running.steps import Edit, Read, disturb, take_each, whole
 from interp.models.running.trace import Visit, cause_not_finite, run_for_visits, run_forward, run_unrefused
 from interp.results import Result, StoredValue
@@ -161,6 +162,7 @@ _MEASUREMENTS: Mapping[str, Callable[[Core, Batch], tuple[Traits, str]]] = {
     "pattern": lambda core, batch: ({"pattern": prove_pattern(core, batch)}, ""),
     "weighed": lambda core, batch: ({"weighed": prove_plain_means(core, batch)}, ""),
     "trims": lambda core, batch: ({"trims": _trims(core, batch)}, ""),
+    "usual_norms": lambda core, batch: ({"usual_norms": measure_usual_norms(core, batch)}, ""),
     **dict.fromkeys(("continuous", "bidirectional_images"), lambda core, batch: (_measure_images(core, batch), "")),
     "vision_weighed": lambda core, batch: ({"vision_weighed": prove_tower_weights(core, batch)}, ""),
 }

@@ -59,6 +59,8 @@ class Core(Display):
         self.processor, self.tokenizer = maker.processor, maker.tokenizer
         self._measure = measure
         self._small: bool | None = None
+        # Results of trials on this model that are needed once.
+        self.tried: dict[tuple[Any, ...], Any] = {}
         # The batch that traits are measured on where the model does not run on text alone.
         self.checked_on: Batch | None = None
         # Rows of up to so many columns are known to fit into the model's positions.

@@ -100,6 +100,8 @@ class Structure(Display):
     - `trims` is True where layers leave out positions for which no logits are asked.
     - `continuous` is False where something is added to the stream between layers (DeepStack).
     - `bidirectional_images` is True where an image token sees image tokens after it.
+    - `usual_norms` is the median norm of ordinary tokens at each state, measured when sinks are first looked for; see
+      `interp.models.running.sinks`.
     - `vision_weighed` has for each block of the tower where its attention weights are, or the reason why that could not be
       proved. It is measured when the tower's weights are first edited.
     """
@@ -135,6 +137,7 @@ class Structure(Display):
     trims: bool | None = None
     continuous: bool | None = None
     bidirectional_images: bool | None = None
+    usual_norms: tuple[float, ...] | None = None
     vision_weighed: tuple[TowerWeights | str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
