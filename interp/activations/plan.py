@@ -19,6 +19,7 @@ from interp.activations.container import Activations
 from interp.activations.extraction import CaptureRequest, kind_of
 from interp.models import VLM, Batch
 from interp.models.running.attention import implementation, tower_implementation
+from interp.models.running.offloading import weights_here
 from interp.provenance import fingerprint, package_versions
 
 # How many numbers of each weight its hash is made of.
@@ -91,12 +92,21 @@ def _hash_line(value: Any, parts: Iterable[Tensor]) -> str:
 def fingerprint_of_weights(model: Any) -> str | None:
     """A hash of the names, shapes, types and some numbers of all weights; None where they are not in memory (on NDIF)."""
     digest = hashlib.sha256()
-    for name, weights in model.named_parameters():
-        if weights.is_meta:
-            return None
-        flat = weights.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLE)
-        sample = flat[::step].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(weights.shape)}{weights.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
+    # Tied weights once: in memory they are one tensor, and offloaded they are two names for it.
+    names = {name for name, _ in model.named_parameters()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    names -= {name for name, source in tied.items() if source in names}
+    for path, module in model.named_modules():
+        with weights_here(module):
+            for own, weights in module.named_parameters(recurse=False):
+                name = f"{path}.{own}" if path else own
+                if name not in names:
+                    continue
+                if weights.is_meta:
+                    return None
+                flat = weights.detach().reshape(-1)
+                step = max(1, flat.numel() // _SAMPLE)
+                sample = flat[::step].to("cpu", torch.float32)
+                digest.update(f"{name}{tuple(weights.shape)}{weights.dtype}".encode())
+                digest.update(sample.numpy().tobytes())
     return digest.hexdigest()

@@ -36,6 +36,7 @@ from interp.lens.fitting import (
 )
 from interp.lens.reading import Lens, LensResult, Request, read_states
 from interp.models import VLM, Batch, Intervention
+from interp.models.running.offloading import weights_here
 from interp.progress import progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
@@ -217,11 +218,13 @@ def readout_hash(vlm: VLM) -> str | None:
     """A hash of all that the final norm and the head hold; None where some of it is not in memory."""
     digest = hashlib.sha256()
     for path in (vlm.structure.norm, vlm.structure.head):
-        for name, tensor in vlm.model.get_submodule(path).state_dict().items():
-            if not isinstance(tensor, Tensor):
-                continue
-            if tensor.is_meta:
-                return None
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        module = vlm.model.get_submodule(path)
+        with weights_here(module):
+            for name, tensor in module.state_dict().items():
+                if not isinstance(tensor, Tensor):
+                    continue
+                if tensor.is_meta:
+                    return None
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

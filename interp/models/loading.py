@@ -17,6 +17,7 @@ from torch import nn
 
 from interp.errors import InputError, InterpError, LayoutError
 from interp.models.layout.discovery import find_structure, takes_images
+from interp.models.running.offloading import device_first, run_device, send_inputs_where_it_runs
 from interp.models.running.structure import Structure
 from interp.models.running.training_mode import refuse_training
 from interp.models.vlm import VLM
@@ -80,7 +81,13 @@ def load(
         name = str(repo)
         source = _locate(repo, on_server)
         wrapped = _open(source, processor, dispatch=not on_server, device=_device(device), **options)
-    vlm = VLM(wrapped, find_structure(wrapped._module, structure), _public_name(name), revision, remote)
+    vlm = VLM(
+        send_inputs_where_it_runs(wrapped),
+        find_structure(wrapped._module, structure),
+        _public_name(name),
+        revision,
+        remote,
+    )
     if check and vlm.device.type != "meta":
         _prove(vlm, structure is not None)
     return vlm
@@ -151,7 +158,7 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
     """A folder or a repository as a model of nnsight; a folder without a processor as a model in hand without one."""
     from nnsight import TransformersModel
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -166,15 +173,17 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
         _check_processor(processor, task == IMAGES)
         if not dispatch:
             # Without weights there is no device, and nnsight does not look for the processor.
-            processor = processor or (AutoProcessor if task == IMAGES else AutoTokenizer).from_pretrained(
-                source, **origin
-            )
+            processor = processor or _processor_of(source, task, origin)
             return TransformersModel(source, task=task, **_parts(processor, task), **options)
+        kind = AutoModelForImageTextToText if task == IMAGES else AutoModelForCausalLM
+        if "device_map" in options and options["dtype"] not in _QUANTISED and not _lacks_processor(source):
+            # nnsight loads with a pipeline, which takes the first place of the map for a device: a disk is none.
+            processor = processor or _processor_of(source, task, origin)
+            return _wrap(kind.from_pretrained(source, **options), processor)
         if processor is not None or not _lacks_processor(source):
             return TransformersModel(
                 source, task=task, dispatch=True, **_parts(processor, task), **placement, **options
             )
-        kind = AutoModelForImageTextToText if task == IMAGES else AutoModelForCausalLM
         return _wrap(kind.from_pretrained(source, **{"device_map": device, **options}), None)
     except InputError:
         raise
@@ -242,9 +251,9 @@ def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, opti
     if others:
         raise InputError(f"{', '.join(others)} cannot be set for a model in hand: load it with that, or pass its name")
     refuse_training(model)
-    if not on_server and all(weights.is_meta for weights in model.parameters()):
+    place = run_device(model)
+    if not on_server and place.type == "meta":
         raise InputError(f"the {kind} has no weights here, only the meta device: load them, or pass remote=True")
-    place = next(model.parameters()).device
     target = place if device == "auto" else _device(device)
     if (target.type, target.index or 0) != (place.type, place.index or 0):
         raise InputError(
@@ -252,12 +261,20 @@ def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, opti
         )
 
 
+def _processor_of(source: str, task: str, origin: Mapping[str, Any]) -> Any:
+    """The processor that was saved beside the weights; a language model's is its tokenizer."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    return (AutoProcessor if task == IMAGES else AutoTokenizer).from_pretrained(source, **origin)
+
+
 def _wrap(model: nn.Module, processor: Any) -> Any:
     """A model in hand as a model of nnsight, with the parts of its processor if there is one."""
     from nnsight import NNsight, TransformersModel
 
     task = IMAGES if takes_images(model) else TEXTS
-    return NNsight(model) if processor is None else TransformersModel(model, task=task, **_parts(processor, task))
+    with device_first(model):
+        return NNsight(model) if processor is None else TransformersModel(model, task=task, **_parts(processor, task))
 
 
 def _prove(vlm: VLM, own_structure: bool) -> None:

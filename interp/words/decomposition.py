@@ -34,6 +34,7 @@ from interp.displays import Display
 from interp.errors import InputError, shown
 from interp.models import VLM
 from interp.models.batches.targets import word_of
+from interp.models.running.offloading import weights_here
 from interp.models.running.structure import resolve
 from interp.provenance import Provenance
 from interp.results import Result
@@ -109,12 +110,12 @@ def dictionary_of(vlm: VLM, part: str) -> Dictionary:
     if part not in ("embed", "head"):
         raise InputError(f"part={shown(part)}: expected 'embed' (words as inputs) or 'head' (words as outputs)")
     module = resolve(vlm.model, getattr(vlm.structure, part))
-    if any(weights.is_meta for weights in module.parameters()):
+    if vlm.device.type == "meta":
         raise InputError(f"{vlm.name!r} has no weights here: expected a model loaded on this machine")
     tokens = torch.arange(vlm.structure.vocab_size, device=vlm.device)
-    with torch.no_grad():
+    with torch.no_grad(), weights_here(module):
         # The embedding is called as a module, since some models scale its rows.
-        rows = module(tokens) if part == "embed" else module.weight[: len(tokens)]
+        rows = module(tokens) if part == "embed" else module.weight[: len(tokens)].clone()
     words = tuple(word_of(vlm, token) for token in tokens.tolist())
     return Dictionary(rows.detach().to(torch.promote_types(rows.dtype, torch.float32)), words)
 

@@ -27,6 +27,7 @@ from interp.errors import InputError, InputTypeError, LayoutError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker
 from interp.models.batches.positions import is_of_images
+from interp.models.running.offloading import run_device
 from interp.models.running.readout import Readout
 from interp.models.running.structure import Structure, resolve
 from interp.models.running.threads import SMALL
@@ -76,7 +77,8 @@ class Core(Display):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where the model runs, also with offloaded weights; "meta" for a model without weights on this machine."""
+        return run_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
