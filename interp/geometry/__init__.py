@@ -26,6 +26,7 @@ from interp.geometry.imbalance import differentiable_imbalance, information_imba
 from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
 from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
+from interp.geometry.outlying import outlying_rows
 from interp.geometry.overlap import (
     cycle_knn,
     label_overlap,
@@ -84,6 +85,7 @@ __all__ = [
     "mutual_knn",
     "nearest_neighbors",
     "neighbor_overlap",
+    "outlying_rows",
     "overlap_chance",
     "overlap_interval",
     "participation_ratio",

@@ -31,6 +31,7 @@ from interp.arguments import as_number, checked_flag
 from interp.errors import InputError
 from interp.geometry.clouds import States, as_paired_states, check_k, checked_within
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks
+from interp.geometry.outlying import notes_of_outlying
 from interp.geometry.registry import measure_of
 from interp.progress import quiet
 from interp.provenance import Provenance
@@ -275,7 +276,7 @@ def alignment_matrix(
         floor,
         grid.parts,
         None if grid.influence is None else _flipped(grid.influence, seed),
-        provenance=Provenance(seed=seed),
+        provenance=Provenance(seed=seed, notes=notes_of_outlying(visual=first, textual=second)),
     )
 
 

@@ -31,6 +31,7 @@ from interp.geometry.clouds import States, as_paired_states, the_site
 from interp.geometry.copies import distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
+from interp.geometry.outlying import notes_of_outlying
 from interp.geometry.overlap import label_classes
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure
@@ -172,6 +173,7 @@ def compare(
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
     notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out",) if len(out) else ()
+    notes += notes_of_outlying(visual=first, textual=second)
     numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
     return GeometryComparison(
         measure=[each.measure for each in readings],

@@ -13,6 +13,11 @@ Euclidean distance. `massive_features` names them. There are three ways out, and
 - `standardise` gives every feature mean 0 and standard deviation 1, so that all count the same, also those of noise;
 - `metric="cosine"` in measures of neighbours removes the length of rows, though not the large features.
 
+A few attention sinks among the examples (`interp.geometry.outlying`) have massive features of their own: they make up the
+spread of these features, and after `standardise` all other examples agree in them. So drop `outlying_rows` first. Of 1,363
+tokens of SmolLM2 at state 16, with 100 sinks among them, 375 features of 576 are massive, without the sinks 18. The
+participation ratio is 1.0 as they are, 1.6 after `standardise`, 57 without the sinks, and 136 after both.
+
 Do the same to all layers and modalities that you compare.
 """
 
@@ -81,6 +86,8 @@ def standardise(x: Cloud) -> Cloud:
     Constant features become 0. Returns an array for an array, else a tensor on the device of `x`; computed in float64 and
     returned in the precision of `x` (float32 for less).
 
+    A few outlying rows make up the spread of their features: see `outlying_rows`, and drop those first.
+
     Raises the errors of `as_cloud`.
 
     >>> standardise(torch.tensor([[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]])).tolist()
@@ -117,7 +124,8 @@ def massive_features(states: States, times: float = TIMES) -> Int[Tensor, " feat
     """The features with a value more than `times` typical deviations from their median, in any of `states`.
 
     `states` is a cloud `[example, feature]` or a stack of them `[state, example, feature]`; see `clamp` for the typical
-    deviation.
+    deviation. Features that a few outlying rows alone make massive are among them: without those rows,
+    ``massive_features(x[kept])``, they are not; see `outlying_rows`.
 
     Raises `InputError` where more than half of all features are constant, so that the typical deviation is 0, and for
     `times` of 0 or less.
