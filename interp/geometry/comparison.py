@@ -172,8 +172,9 @@ def compare(
     names = [measure.name for measure in measures]
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
-    notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out",) if len(out) else ()
-    notes += notes_of_outlying(visual=first, textual=second)
+    notes = notes_of_outlying(visual=first, textual=second)
+    if len(out):
+        notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out", *notes)
     numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
     return GeometryComparison(
         measure=[each.measure for each in readings],

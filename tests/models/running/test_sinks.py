@@ -54,7 +54,8 @@ def test_the_toy_has_none(request, name):
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "instructblip", "internvl"])
 def test_random_models_have_none(name):
     assert not find_sinks(zoo_load(name), zoo_batch(name)).any()
-    assert all(value > 0 for value in zoo_load(name).trait("usual_norms"))
+    if name != "instructblip":  # it does not run on text alone, so a row is its own reference
+        assert all(value > 0 for value in zoo_load(name).trait("usual_norms"))
 
 
 def test_a_row_has_the_same_sinks_alone_and_beside_others(vlm, batch, few):
