@@ -41,7 +41,7 @@ LINES = 20
         (len, "len"),
         (object(), "object(...)"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_in_a_part_of_a_line(value, text):
     assert brief(value) == text
