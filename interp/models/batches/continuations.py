@@ -3,17 +3,19 @@
 To a model "red" behind a space and "red" on a new line are two words with two tokens. Which of them can follow a prompt
 is decided by how the prompt ends, so the word is written behind it as people write:
 
-=============================================  =====================
-the prompt ends in                             a word is written
-=============================================  =====================
-a letter, a digit, ``:``, ``?``, ``.``, ...    behind a space
-a space, a newline                             directly
-a special token, as ``<|assistant|>``          directly
-an opening bracket or quote                    directly
-a script that is written without spaces        directly
-=============================================  =====================
+==================================================================  =====================
+the prompt ends in                                                  a word is written
+==================================================================  =====================
+a letter, a digit, ``:``, ``?``, ``.``, ...                         behind a space
+a space, a newline                                                  directly
+a special token, as ``<|assistant|>``                               directly
+an opening bracket, quote, backtick, ``**`` or tag as ``<answer>``  directly
+a joint without a space before it: ``a/``, ``re-``, ``x=``, ``_``   directly
+a script that is written without spaces                             directly
+==================================================================  =====================
 
-A word that begins with whitespace is taken as it is: the caller says what stands before it. So is one that begins with
+A mark that opens and closes alike, as ``"``, opens where its line has an odd number of it, and never behind a letter. A
+word that begins with whitespace is taken as it is: the caller says what stands before it. So is one that begins with
 closing punctuation, a special token, and a word of a script that is written without spaces.
 
 The tokenizer then reads prompt and word together, and the tokens behind the prompt's own are the word's. Some tokenizers
@@ -23,6 +25,7 @@ the word is then made of the tokens with which *these* read on as the same text.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +33,12 @@ from typing import Any
 
 # Beginnings of the Unicode names of characters of scripts that are written without spaces between words.
 _SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "IDEOGRAPHIC", "FULLWIDTH")
+# Marks that open and close alike; a quote between letters is an apostrophe. One star may be a bullet or a product.
+_MARKS = re.compile(r"\*\*|`+|\"|(?<!\w)'|'(?!\w)")
+# The end of an opening tag, of a joint of two words with nothing between them, and the sign of a price.
+_GLUED = re.compile(
+    r"(?<!\w)<(?!unk>)[A-Za-z][^<>]*(?<!/)>$|[\w)\]}\"'][-/\\@=~\u2013\u2014]$|:[/\\]+$|[^\W_]_$|(^|\(|(^|\D)\s)[$£€]$"
+)
 # Text that ends before the word, for the tokens that a word has where nothing before it can merge with it.
 _APART = ("", "\n", "(")
 
@@ -65,10 +74,16 @@ def written_behind(ending: Ending, word: str, special: bool = False) -> str:
 
 
 def _opens(text: str) -> bool:
-    """Whether a text ends in an opening bracket or quote. A straight quote opens where nothing stands before it."""
+    """Whether the word belongs right behind the end of a text: behind an opening bracket, quote or tag, or a joint."""
     if unicodedata.category(text[-1]) in ("Ps", "Pi"):
         return True
-    return text[-1] in "\"'" and (len(text) == 1 or text[-2].isspace() or _opens(text[:-1]))
+    line = text.rpartition("\n")[2]
+    marks = list(_MARKS.finditer(line))
+    if marks and marks[-1].end() == len(line):
+        mark, before = marks[-1].group(), line[: marks[-1].start()]
+        alike = sum(each.group() == mark for each in marks)
+        return (not before or before[-1].isspace() or alike % 2 == 1) and not before[-1:].isalnum()
+    return bool(_GLUED.search(line))
 
 
 def _closes(word: str) -> bool:

@@ -14,6 +14,7 @@ import interp
 import processors
 from alphabets import TOKENIZERS
 from interp.lens import direct_logit_attribution, logit_lens
+from interp.models.batches.continuations import Ending, written_behind
 from interp.models.batches.maker import BatchMaker, ModelInputs
 from interp.models.batches.targets import target_ids, target_ids_of, word_id
 from interp.patching import layer_sweep, patch_sweep, probability
@@ -41,8 +42,24 @@ PROMPTS = {
     'the colour is "': "",
     "the colour is “": "",
     "这是": "",
+    'colour="': "",
+    '"is it?"': " ",
+    "colour/": "",
+    "<answer>": "",
+    "**colour:**": " ",
+    "colour: **": "",
 }
 WORDS = ("red", " red", "Red", "reddish", "3", "12", "sind", "Äpfel", "🙂", "\n", " ")
+# Ends of prompts in code, markup and lists, behind which a word is written directly and behind a space.
+DIRECTLY = (
+    'x = "', 'print("', '{"a": "b", "c":"', "f('", "{'a': '", "x='", '"', "the colour `", "```", "**", "It is **", "the <b>",
+    '<a href="x">', "a/", "re-", "5+3=", "under_", "foo@", "http://", "C:\\", "word—", "costs $", "($", 'said “so” and “',
+)  # fmt: skip
+BEHIND_A_SPACE = (
+    'said "yes"', '"yes,"', "it's \"so\"", "the dog'", "`x`", "``x``", 'the 5"', "2 *", "-", "- red\n-", "x ==", "x =", "->",
+    "List<int>", "a </b>", "<br/>", "<unk>", "____", "a _", "50%", "C#", "C++", "red /", "3 <", "1. red\n2.", "(a)", "is —",
+    "word --", "5 €",
+)  # fmt: skip
 # Words before which no space is written, whatever the prompt ends in.
 DIRECT = (".", ",", "</s>", "<|turn|>", "红色")
 
@@ -104,6 +121,11 @@ def test_the_token_with_which_the_tokenizer_goes_on(name, prompt):
         if name in LOSSLESS:  # also where a prompt and a word would have become one token
             assert tokenizer.decode([*own, found]).endswith(prompt + written)
     assert merged or name not in LOSSLESS or prompt != "the colour is "
+
+
+def test_how_a_word_is_written_behind_code_and_markup():
+    written = {text: written_behind(Ending(text, (), closed=False), "red") for text in (*DIRECTLY, *BEHIND_A_SPACE)}
+    assert written == dict.fromkeys(DIRECTLY, "red") | dict.fromkeys(BEHIND_A_SPACE, " red")
 
 
 def test_a_prompt_that_ends_in_a_space_reads_on_without_another():
