@@ -31,6 +31,44 @@ class Rated(Reads):
             setattr(self, name, rate)
 
 
+class HandsItselfOn(nn.Module):
+    """The flag is read by a function that no method names."""
+
+    def forward(mlp, x):
+        return drop(mlp, x)
+
+
+class Asks(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, getattr(self, "training"))  # noqa: B009
+
+
+class Called(nn.Module):
+    def __call__(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+    def forward(self, x):
+        return x
+
+
+class Plain(nn.Linear):
+    """Uses itself in every harmless way."""
+
+    def forward(self, x):
+        doubled = next(self.weight * 2 for _ in range(2))
+        return super(Plain, self).forward(x) + super().forward(x) + (lambda y: y @ self.weight)(x) + x @ doubled  # noqa: UP008
+
+
+def drop(module, x):
+    return nn.functional.dropout(x, 0.5, module.training)
+
+
+def replaced(module):
+    own = module.forward
+    module.forward = lambda x: nn.functional.dropout(own(x), 0.5, module.training)
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
@@ -48,6 +86,11 @@ class Rated(Reads):
         (Rated(attention_dropout=0.0), False),
         (Rated(attention_dropout=0.0, jitter_noise=0.1), True),
         (Rated(lora_dropout=nn.Identity()), False),
+        (HandsItselfOn(), True),
+        (Asks(), True),
+        (Called(), True),
+        (Plain(2, 2), False),
+        (replaced(nn.Linear(2, 2)), True),
     ],
 )
 def test_what_depends_on_training(module, expected):
@@ -85,6 +128,11 @@ def differs(module):
         nn.RReLU(),
         nn.LayerNorm(8),
         Reads(),
+        HandsItselfOn(),
+        Asks(),
+        Called(),
+        Plain(8, 8),
+        replaced(nn.Linear(8, 8)),
     ],
 )
 def test_it_is_what_a_run_shows(module):
