@@ -113,7 +113,7 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
         reads += [replace(read, key=(site, read.key)) for read in of_site]
     norms = reads_for_sinks(vlm, of_tokens, edits)
     values = run_forward(vlm, batch, edits, [*reads, *norms], logits=None)
-    sinks = None if mask is None else count_sinks(vlm, batch, norms, values, mask)
+    sinks = None if mask is None else count_sinks(vlm, batch, edits, norms, values, mask)
     tensors = {site: _stack(vlm, site, layers, values) for site, layers in selection.sites.items()}
     return BatchStates(tensors, places, sinks)
 

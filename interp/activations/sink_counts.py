@@ -31,7 +31,12 @@ def reads_for_sinks(vlm: VLM, sites: Mapping[str, Sequence[int]], edits: Sequenc
 
 
 def count_sinks(
-    vlm: VLM, batch: Batch, reads: Sequence[Read], values: Mapping[Any, Tensor], mask: Bool[Tensor, "batch seq"]
+    vlm: VLM,
+    batch: Batch,
+    edits: Sequence[Edit],
+    reads: Sequence[Read],
+    values: Mapping[Any, Tensor],
+    mask: Bool[Tensor, "batch seq"],
 ) -> SinkCount | None:
     """The count of a batch from what these reads gave, at the positions of the mask; None without sinks."""
     states = [read.key[1] for read in reads]
@@ -42,12 +47,14 @@ def count_sinks(
         return None
     images = batch.positions["image"]
     kinds = {"content": ~images, "image_content": images}
+    # These names know the model as it is. They leave out no sink that is there because of an edit.
+    left_out = {name: kind & ~batch.positions[name] if edits else kind for name, kind in kinds.items()}
     place = int(ratios.flatten(1).amax(dim=1).argmax())
     return {
         "rows": int(sinks.any(dim=1).sum()),
         "ratio": round(ratios[place].max().item(), 1),
         "state": states[place],
-        "without": [name for name, kind in kinds.items() if (sinks & kind).any()],
+        "without": [name for name, tokens in left_out.items() if (sinks & tokens).any()],
     }
 
 
@@ -63,9 +70,12 @@ def add_counts(counts: Iterable[SinkCount | None]) -> SinkCount | None:
 
 def note_of(count: SinkCount, rows: int) -> str:
     """The count as a line of a provenance; `rows` are all of the capture."""
-    instead = " and ".join(f'positions="{name}"' for name in count["without"])
+    names = " and ".join(f'positions="{name}"' for name in count["without"])
+    instead = (
+        f"{names} leaves them out" if names else "the interventions make them, so no name of positions leaves them out"
+    )
     return (
         f"tokens of outlying norm (attention sinks) are among the positions in {count['rows']} of {rows} rows, with norms of "
         f"up to {count['ratio']:g} times the usual one (state {count['state']}), which outweigh all else in means and distances: "
-        f"{instead} leaves them out"
+        f"{instead}"
     )

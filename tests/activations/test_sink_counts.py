@@ -137,3 +137,17 @@ def test_what_an_intervention_writes_counts_as_it_is_in_the_run(toy):
     far = Steer(direction=torch.ones(128), layers=2, positions=[1], scale=1000.0)
     acts = interp.capture(toy, TEXTS[:3], positions="text", interventions=[far], progress=False)
     assert acts.manifest["sinks"]["rows"] == 3
+
+
+def test_sinks_of_interventions_are_left_out_by_no_name(toy, vlm):
+    """The names know the model as it is."""
+    scenes = interp.toy.scenes(3, seed=1)
+    push = Steer(direction=torch.ones(toy.structure.d_model), scale=5000.0, layers=[2], positions=[10])
+    for positions in ("image", "image_content"):
+        acts = interp.capture(toy, scenes, positions=positions, interventions=[push], progress=False)
+        assert acts.manifest["sinks"]["without"] == []
+        assert note(acts)[0].endswith("the interventions make them, so no name of positions leaves them out")
+    # A sink of the model itself has its name also where something is changed.
+    push = Steer(direction=torch.ones(vlm.structure.d_model), scale=0.1, layers=[2], positions=[10])
+    acts = interp.capture(vlm, scenes, positions="image", interventions=[push], progress=False)
+    assert acts.manifest["sinks"]["without"] == ["image_content"]

@@ -83,7 +83,7 @@ def _usual_norms(core: Core) -> Tensor | None:
     if ("usual_norms",) in core.tried:
         return None
     try:
-        return torch.tensor(core.trait("usual_norms"))
+        return torch.tensor(core.trait("usual_norms"), dtype=torch.float32)
     except InterpError:
         core.tried["usual_norms",] = "cannot be measured"
         return None
