@@ -105,8 +105,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator, StoredValue):
         """Standardise `X` [example, feature] and choose hyperplanes that separate the classes of `y` [example]."""
         checked_choice(self.kind, "kind", KINDS)
         check_strength(self.C)
-        if isinstance(y, list | tuple) or str(getattr(y, "dtype", "")) == "object":
-            read_labels(y)  # what numpy would turn into strings: missing labels, and 1 beside "1"
+        if not _are_numbers(y):
+            read_labels(y)  # what numpy would turn into strings or numbers: missing labels, and 1 beside "1"
         X, y = validate_data(self, _array(X), y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
@@ -149,8 +149,17 @@ class LinearProbe(ClassifierMixin, BaseEstimator, StoredValue):
         return powers / powers.sum(axis=1, keepdims=True)
 
     def score(self, X: Features, y: Any, sample_weight: Any = None) -> float:
-        """The accuracy on `X` and `y`."""
-        return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
+        """The accuracy on `X` and `y`.
+
+        Raises `InputError` where there is not one label an example, where some are missing, and where they look like the classes
+        but are of another kind (1 and "1").
+        """
+        predicted = self.predict(X)
+        labels, numbers = read_labels(y, len(predicted))
+        classes = self.classes_.tolist()
+        _, joint = read_labels([*classes, *labels], name="the labels of fit and score")
+        right = joint[np.searchsorted(self.classes_, predicted)] == joint[len(classes) :][numbers]
+        return float(np.average(right, weights=sample_weight))
 
     def get_state(self) -> dict[str, Any]:
         """The fitted probe as arrays and plain values; `from_state` makes it again."""
@@ -171,6 +180,13 @@ class LinearProbe(ClassifierMixin, BaseEstimator, StoredValue):
 def _power_of_two(sizes: np.ndarray) -> np.ndarray:
     """The powers of two just below these sizes, in their precision, and 1 for 0: division by them rounds nothing."""
     return np.where(sizes > 0, np.ldexp(np.ones_like(sizes), np.frexp(sizes)[1] - 1), 1)
+
+
+def _are_numbers(labels: Any) -> bool:
+    """Whether scikit-learn reads these as the numbers that they are, and refuses NaN among them."""
+    if isinstance(labels, torch.Tensor) or not hasattr(labels, "__len__") or getattr(labels, "ndim", 1) != 1:
+        return True
+    return type(labels) is np.ndarray and labels.dtype.kind in "fiubc"
 
 
 def _array(x: Features) -> Any:

@@ -4,6 +4,7 @@ import doctest
 import importlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -119,3 +120,36 @@ def test_refusals():
 @pytest.mark.parametrize("module", ["", ".batched", ".linear", ".probe_result", ".probing"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(f"interp.probes{module}")).failed == 0
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.ma.array([1, 2, 3] * 4, mask=[True] + [False] * 11),
+        np.array([float("nan"), *["a", "b", "c"] * 3, "a", "b"]),
+        pd.Series([None, *["a", "b"] * 5, "a"]),
+        pd.Categorical([None, *["a", "b"] * 5, "a"]),
+        pd.array([None, *[1, 2] * 5, 1], dtype="Int64"),
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_a_missing_label_is_no_class(labels):
+    x = np.random.default_rng(0).normal(size=(12, 3))
+    with pytest.raises(InputError, match="1 of 12 labels are missing"):
+        LinearProbe().fit(x, labels)
+    with pytest.raises(InputError, match="1 of 12 labels are missing"):
+        LinearProbe().fit(x, [1, 2, 3] * 4).score(x, labels)
+
+
+def test_a_score_compares_labels_of_one_kind():
+    x = np.random.default_rng(0).normal(size=(12, 3))
+    probe = LinearProbe().fit(x, [0, 1] * 6)
+    predicted = probe.predict(x)
+    assert probe.score(x, predicted) == probe.score(x, predicted.astype(float)) == probe.score(x, list(predicted)) == 1
+    assert probe.score(x, 1 - predicted) == probe.score(x, predicted + 7) == 0
+    assert probe.score(x, [*predicted[:9], *(1 - predicted[9:])]) == 0.75
+    with pytest.raises(InputError, match="the labels of fit and score have both"):
+        probe.score(x, predicted.astype(str))
+    for wrong in ([1], predicted[:, None]):  # numpy would compare every label with every other
+        with pytest.raises(InputError, match="expected one"):
+            probe.score(x, wrong)
