@@ -188,7 +188,8 @@ class VLM(Core):
         model's own logits prefer, and the cache is used: of the checkpoint's generation config nothing counts but the ids that
         end and pad a row.
 
-        Raises what `logits` raises; the new tokens count among a row's positions.
+        Raises what `logits` raises; the new tokens count among a row's positions. Raises `InputError` for an encoding that is
+        padded on the right.
         """
         max_new_tokens = checked_int(max_new_tokens, "max_new_tokens", least=1)
         if self.tokenizer is None:

@@ -265,8 +265,11 @@ def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens
     The first pass is of the prompt, each later one of one new token. The cache keeps the keys and values as they were made,
     edits and all. So the result is that of passes of the growing text in which every position is edited as it was when it
     came.
+
+    Raises `InputError` for a row that ends in padding.
     """
     core.refuse_foreign(batch)
+    _refuse_padding_behind(batch)
     # The last new token is not fed to the model.
     model, inputs = core.nnsight, ready_inputs(core, batch.inputs, max_new_tokens - 1)
     options = greedy_options(core, max_new_tokens, **ends)
@@ -302,6 +305,16 @@ def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens
                 raise
             refuse_no_numbers(core, batch, torch.tensor(torch.nan), "logits")
     return ids
+
+
+def _refuse_padding_behind(batch: Batch) -> None:
+    """The next token is read at the last column: behind padding, no token of the row would have chosen it."""
+    padded = (~batch.positions["all"][:, -1]).nonzero().flatten().tolist()
+    if padded:
+        raise InputError(
+            f"row {padded[0]} ends in padding, behind which nothing can be generated: expected padding on the left, pass "
+            "padding_side='left' to the processor, or texts= to prepare"
+        )
 
 
 # Who sees whom -----------------------------------------------------------------------------------------------------------

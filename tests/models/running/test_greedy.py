@@ -145,3 +145,19 @@ def test_the_simulation_of_a_server_follows_no_config_either(remote_toy, toy, fe
         assert remote_toy.generate(batch, 2) == toy.generate(batch, 2)
     finally:
         config.suppress_tokens = before
+
+
+def test_padding_on_the_right_is_refused(toy):
+    """The first new token would be the one that follows the padding."""
+    texts = ["where is the 3 ?", "a red 3 at top . what colour is the 3 ?"]
+    batch = toy.prepare(texts=texts)
+    rows = [row[real] for row, real in zip(batch.inputs["input_ids"], batch.positions["all"], strict=True)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    right = toy.prepare(encoding={"input_ids": ids, "attention_mask": real})
+    torch.testing.assert_close(toy.logits(right), toy.logits(batch))
+    with pytest.raises(interp.InputError, match="row 0 ends in padding, behind which nothing can be generated"):
+        toy.generate(right)
+    assert [toy.generate(right.row(row)) for row in range(2)] == [toy.generate(batch.row(row)) for row in range(2)]
+    left = toy.prepare(encoding=batch.inputs)
+    assert toy.generate(left) == toy.generate(batch)
