@@ -5,7 +5,7 @@ On text alone, when a model is loaded. *layers*: every layer runs once, in order
 state back unchanged changes nothing. *effect*: writing another state changes the logits, at every layer. *sites*:
 attn_out and mlp_out add up to the stream. *last*: the logits depend on the last real token and on no padding, on either
 side. On the first batch with an image: *image*: another picture changes the states that enter layer 0 at the image
-positions and nowhere else. A model that takes no images has no such proof.
+positions and nowhere else, and the same picture changes nothing. A model that takes no images has no such proof.
 
 Sites with heads are proved when one is first used, see `interp.models.layout.heads` and `interp.models.layout.patterns`.
 
@@ -27,7 +27,12 @@ from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.layout.additions import ROUNDINGS, solve_readout, solve_sum, tolerance, visits_to_parts
 from interp.models.layout.heads import prove_heads
-from interp.models.layout.image_positions import images_see_later_tokens, moved_by_pictures, moved_by_projector
+from interp.models.layout.image_positions import (
+    apart,
+    images_see_later_tokens,
+    moved_by_pictures,
+    moved_by_projector,
+)
 from interp.models.layout.patterns import prove_pattern, prove_plain_means
 from interp.models.layout.tower_weights import prove_tower_weights
 from interp.models.layout.trials import padded_on_the_other_side, trials_for
@@ -37,7 +42,14 @@ from interp.models.running.places import HEADED
 from interp.models.running.readout import Readout
 from interp.models.running.sinks import measure_usual_norms
 from interp.models.running.steps import Edit, Read, disturb, take_each, whole
-from interp.models.running.trace import Visit, cause_not_finite, run_for_visits, run_forward, run_unrefused
+from interp.models.running.trace import (
+    Visit,
+    cause_not_finite,
+    run_for_visits,
+    run_forward,
+    run_unrefused,
+    run_until_layers,
+)
 from interp.results import Result, StoredValue
 
 if TYPE_CHECKING:
@@ -344,10 +356,16 @@ def _moved_by_noise(core: Core, batch: Batch, positions: str) -> Tensor:
 def _image(core: Core, batch: Batch) -> Check:
     """Another picture, and noise on the projector's output, move image positions alone, and some in every row that has
     any. Image positions that stay hold a constant (a newline between tiles) or, in towers that quantise, the same code.
+    The same picture moves nothing, but for rounding.
     """
+    one, other = (run_until_layers(core, batch.inputs) for _ in range(2))
+    drawn, bound = apart(one, other), max(1e-3, 8 * torch.finfo(one.dtype).eps)
+    if drawn > bound:
+        random = "two runs of one picture differ: its features are drawn at random, as with dropout that is always on"
+        return _check("image", False, drawn, f"<= {bound:.1e}", random)
     expected = batch.positions["image"]
-    projected = moved_by_projector(core, batch.inputs)
-    moved = moved_by_pictures(core, batch.inputs) | projected
+    projected = moved_by_projector(core, batch.inputs, other)
+    moved = moved_by_pictures(core, batch.inputs, one) | projected
     others, inside = int((moved & ~expected).sum()), int((moved & expected).sum())
     wrong = others + int((expected.any(dim=1) & ~moved.any(dim=1)).sum())
     through = "the pixels and the projector" if projected.any() else "the pixels"

@@ -31,9 +31,9 @@ def find_images(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
     return moved_by_pictures(core, inputs) | moved_by_projector(core, inputs)
 
 
-def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The positions whose state 0 depends on the pixels, Bool `[batch, seq]`."""
-    before = run_until_layers(core, inputs)
+def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor], before: Tensor | None = None) -> Tensor:
+    """The positions whose state 0 depends on the pixels, Bool `[batch, seq]`; `before` is state 0 where it is known."""
+    before = run_until_layers(core, inputs) if before is None else before
     if holds_no_numbers(before.abs()):
         cause = cause_of(core, lambda reads: run_until_reads(core, inputs, reads), has_images=True)
         raise InputError(cause or f"the states that enter {core.name!r} are not finite in {core.dtype}")
@@ -66,13 +66,21 @@ def other_picture(inputs: Mapping[str, Tensor], generator: torch.Generator) -> d
     return {**inputs, **others}
 
 
-def moved_by_projector(core: Core, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The positions whose state 0 depends on the first output of the projector, Bool `[batch, seq]`."""
+def moved_by_projector(core: Core, inputs: Mapping[str, Tensor], before: Tensor | None = None) -> Tensor:
+    """The positions whose state 0 depends on the first output of the projector, Bool `[batch, seq]`; for `before` see
+    `moved_by_pictures`."""
     path = core.structure.projector
     # Some models call a method of the projector, which no trace shows.
     if path is None or (envoy := resolve(core.nnsight, path)).path not in run_for_visits(core, inputs, [envoy]):
         return torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
-    return _moved(run_until_layers(core, inputs), run_until_layers(core, inputs, [Edit("projector", 0, disturb)]))
+    before = run_until_layers(core, inputs) if before is None else before
+    return _moved(before, run_until_layers(core, inputs, [Edit("projector", 0, disturb)]))
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """How far two states are apart, as a part of the largest entry."""
+    size = one.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((one.float() - other.float()).abs().max() / size)
 
 
 def images_see_later_tokens(core: Core, batch: Batch) -> bool | None:

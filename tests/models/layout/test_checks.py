@@ -295,3 +295,15 @@ def test_a_trait_is_measured_alone(toy):
     assert vlm.trait("attn_out") == toy.structure.attn_out
     assert vlm.trait("trims") is False
     assert vlm.trait("continuous") is True
+
+
+def test_image_features_that_are_drawn_at_random_are_refused(toy):
+    """Dropout that no mode turns off: of the proofs on text alone none can see it."""
+    hf = copy.deepcopy(toy.model)
+    handle = hf.model.multi_modal_projector.register_forward_hook(
+        lambda module, args, output: torch.nn.functional.dropout(output, 0.1)
+    )
+    with pytest.raises(interp.LayoutError, match="the proof 'image': two runs of one picture differ: its features are"):
+        interp.load(model=hf, processor=toy.processor, device="cpu")
+    handle.remove()
+    interp.load(model=hf, processor=toy.processor, device="cpu")
