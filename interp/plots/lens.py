@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # How many words the menu has by default: the most frequent ones.
 _WORDS = 60
+# The height of the menu, in pixels.
+_MENU = 36
 _FRAME = "#ffd166"
 _VEIL = [(0.0, "rgba(15,23,32,0.45)"), (1.0, "rgba(0,90,140,0.85)")]
 
@@ -114,6 +116,9 @@ def lens_on_image(
     sources = ["enters layer 0", *(f"leaves layer {layer}" for layer in range(states - 1))]
     titles = [f"{title}: state {index} of {states - 1} ({source})" for index, source in enumerate(sources)]
     add_slider(figure, list(map(str, range(states))), titles, first, "state ")
+    if menu:  # the slider stands below the menu
+        figure.update_layout(height=figure.layout.height + _MENU, margin={"b": figure.layout.margin.b + _MENU})
+        figure.layout.sliders[0].pad.t += _MENU
     return figure
 
 

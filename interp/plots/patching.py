@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _MOST_ROWS = 48
 # The height of a row's name, in pixels.
 _NAME_HEIGHT = 16
+# The names that fit below a heatmap of plotly's default width, in the usual letters and in small ones of `_SMALL` pixels.
+_NAMES, _SMALL_NAMES, _SMALL = 44, 60, 9
 # How much of the picture each colour hides, from one end of the scale to the other.
 _OPACITY = (0.9, 0.75, 0.0, 0.75, 0.9)
 _VEIL = [(share, translucent(colour, opacity)) for (share, colour), opacity in zip(EFFECT_SCALE, _OPACITY, strict=True)]
@@ -124,8 +126,8 @@ def patch_on_image(
     others = len(result.columns) - len(patches)
     remark = f" ({others} other position{'s' * (others > 1)} not shown)" if others else ""
     titles = [f"{title}, layer {number}{remark}" for number in result.layers]
+    figure.update_layout(margin={"t": 68})  # the metric stands between title and picture
     add_slider(figure, list(map(str, result.layers)), titles, first, "layer ")
-    figure.update_layout(margin={"t": 64})
     _add_ends(figure, result)
     return figure
 
@@ -220,8 +222,11 @@ def _draw_panels(
     for cells in layout.panels:
         figure.add_trace(drawer.heatmap(cells, across, down, colorscale=EFFECT_SCALE))
     angle = 0 if layout.x == "head" else -90
-    figure.update_xaxes(tickvals=across, ticktext=layout.columns, tickangle=angle, showgrid=False)
-    # Skip names that would overlap.
+    # Skip names that would overlap; the last position, where the answer is read, keeps its name.
+    named = across[:: -math.ceil(len(across) / _SMALL_NAMES)][::-1]
+    names_of = [layout.columns[column] for column in named]
+    font = {"size": _SMALL} if len(named) > _NAMES else None
+    figure.update_xaxes(tickvals=named, ticktext=names_of, tickfont=font, tickangle=angle, showgrid=False)
     step = math.ceil(_NAME_HEIGHT * len(down) / max(height - 200, 1))
     figure.update_yaxes(tickvals=down[::step], ticktext=layout.rows[::step], showgrid=False)
     _add_ends(figure, result)

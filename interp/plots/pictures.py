@@ -78,8 +78,10 @@ def add_slider(figure: go.Figure, names: Sequence[str], titles: Sequence[str], f
     for index, trace in enumerate(figure.data):
         trace.visible = index % len(names) == first
     slider = {"active": first, "steps": steps, "currentvalue": {"prefix": prefix}, "pad": {"t": 8}}
-    figure.update_layout(title={"text": titles[first]}, sliders=[slider])
-    fit_title(figure)
+    # The longest title says how much room there must be.
+    longest = max(titles, key=lambda title: wrapped(title).count("<br>"))
+    fit_title(figure.update_layout(title={"text": longest}, sliders=[slider]))
+    figure.update_layout(title={"text": wrapped(titles[first])})
 
 
 def lattice(

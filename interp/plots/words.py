@@ -37,6 +37,7 @@ def decomposition_figure(result: DecompositionResult, title: str | None = None, 
         marker={"color": COLOURS[0]},
         hovertemplate="%{x}: %{y} vectors<extra></extra>",
     )
+    figure.update_xaxes(type="category")  # plotly would put a word such as "3" on an axis of numbers
     return figure
 
 

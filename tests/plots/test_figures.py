@@ -142,6 +142,7 @@ def test_a_word_is_found_on_the_image(toy, few):
     figure = plots.lens_on_image(read, few[1].image, (6, 6), row=1, state=2)
     frames = drawn(figure, "scatter")
     assert [trace.visible for trace in frames] == [state == 2 for state in range(9)]
+    assert figure.layout.sliders[0].pad.t >= 8 + 33  # below the menu, which is 33 pixels high
     nothing, *buttons = figure.layout.updatemenus[0].buttons
     assert nothing.args[0]["x"] == ([],) * 9 or nothing.args[0]["x"] == [[]] * 9
     for button in (buttons[0], buttons[-1]):

@@ -48,6 +48,18 @@ def singles(count):
 # As a heatmap ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("count", "size"), [(20, None), (44, None), (45, 9), (60, 9), (61, None), (600, 9)])
+def test_the_names_of_positions_never_overlap(count, size):
+    axis = plots.patch_figure(a_grid([0, 1], singles(count))).layout.xaxis
+    width = 620 / len(axis.tickvals)  # of plotly's 700 pixels
+    assert axis.tickfont.size == size
+    assert width >= (size or 13)
+    assert axis.tickvals[-1] == count - 1  # the last position keeps its name
+    steps = np.diff(axis.tickvals)
+    assert (steps == steps[0]).all()
+    assert list(axis.ticktext) == [label(f"<{number}>") for number in axis.tickvals]
+
+
 def test_titles_say_which_grid_it_is():
     figure = plots.figure(a_grid([0, 1], singles(3)))
     assert figure.layout.title.text.replace("<br>", " ") == (
@@ -175,7 +187,13 @@ def test_a_mean_over_several_pictures_is_drawn_on_none(toy, colour_pairs):
     assert figure.data[3].customdata[2][5][0] == "patch 2,5"
     every = attribution_patch(toy, clean, corrupted, metric=metric)
     assert every.plot() == plots.patch_figure(every)
-    assert "(7 other positions not shown)" in plots.patch_on_image(every).layout.title.text.replace("<br>", " ")
+    some = plots.patch_on_image(every)
+    assert "(7 other positions not shown)" in some.layout.title.text.replace("<br>", " ")
+    # The line with the metric stands above the picture: each further line of a title makes room for itself.
+    lines = [each.layout.title.text.count("<br>") + 1 for each in (figure, some)]
+    assert lines == [2, 3]
+    assert some.layout.margin.t - figure.layout.margin.t == 20
+    assert figure.layout.margin.t >= 12 + 20 * lines[0] + 14
 
 
 def test_the_patches_of_two_images_are_on_no_one_grid():

@@ -25,6 +25,13 @@ def test_tokens_that_read_alike_are_one_word():
     assert found.plot().layout.title.text == "Words taken: 100.0% explained"
 
 
+def test_words_that_are_digits_are_names_and_no_numbers():
+    words = Dictionary(torch.eye(3), ("7", "3", "12"))
+    found = vocabulary_decomposition(torch.tensor([[2.0, 1, 0], [0, 2, 1]]), words, k=2, draws=0)
+    assert found.plot().layout.xaxis.type == "category"
+    assert set(found.plot().data[0].x) == {"7", "3", "12"}
+
+
 def test_heads_are_drawn_by_their_margin():
     scores, null = torch.tensor([[0.5, 0.1], [0.2, torch.nan]]), torch.tensor([[0.1, 0.2], [0.2, torch.nan]])
     found = HeadResult(scores, null, torch.full((2, 2), 0.5), (3, 7), ((("a",), ("b",)), (("c",),)), ("a", "b", "c"))
