@@ -3,22 +3,27 @@
 >>> import interp
 >>> interp.help("steer")
 Guide: which call answers which question
-  change a run: add or remove a direction, scale
+  change a run: add or remove a direction, scale (docs/conventions.md)
       interp.interventions.Steer, interp.interventions.Project, interp.interventions.Scale
 """
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
-from interp.displays.brief import Display
+from interp.displays.brief import WIDTH, Display
 from interp.displays.hypertext import boxed, heading, table
 from interp.errors import InputTypeError, shown
+
+_INDENT = "      "
+# The beginning of a word that is looked for, at the shortest: "ablation" is found by "abla".
+_SHORTEST = 4
 
 # Each question with the room of its calls, the calls, and the page of the docs that explains them.
 QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("load a model, and see its parts and the proofs of them", "", "load VLM Structure CheckReport", "models"),
-    ("put texts and images into a batch, and name its positions", "", "VLM.prepare Batch Positions", "conventions"),
+    ("make a batch, and name its positions, without attention sinks", "", "VLM.prepare Batch Positions", "conventions"),
     ("get logits, continue a text, write a trace of your own", "", "VLM.logits VLM.generate VLM.trace", "conventions"),
     ("find the parts of a model that nothing else wraps", "models", "find_structure", "models"),
     ("say where data come from: a folder, a table, pairs", "", "Data", "capture"),
@@ -84,7 +89,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "prepare a cloud",
         "geometry",
-        "standardise clamp distinct_rows nearest_neighbors approximate_neighbors",
+        "outlying_rows standardise clamp distinct_rows nearest_neighbors approximate_neighbors",
         "geometry",
     ),
     ("follow states through the layers", "geometry", "curvature curvature_per_example", "geometry"),
@@ -125,9 +130,12 @@ class Guide(Display):
     rows: tuple[tuple[str, tuple[str, ...], str], ...]
 
     def __repr__(self) -> str:
+        if not self.rows:
+            return "Guide: no row names this word, interp.help() lists them all"
         lines = ["Guide: which call answers which question"]
-        for question, calls, _ in self.rows:
-            lines += [f"  {question}", f"      {', '.join(calls)}"]
+        for question, calls, page in self.rows:
+            named = textwrap.wrap(", ".join(calls), WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+            lines += [f"  {question} (docs/{page}.md)", *named]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -138,16 +146,30 @@ class Guide(Display):
 def help(word: str | None = None) -> Guide:
     """Which call answers which question: all of them, or those that name a word.
 
+    A notebook and Python's prompt show what this returns, in a script print it. If no row names the word, the rows that name its
+    beginning are taken.
+
     >>> help("projector").rows[0][1][0]
     'interp.words.projector_report'
+    >>> help("ablation").rows[0][1]
+    ('interp.interventions.Patch', 'interp.interventions.Ablate', 'interp.interventions.Skip')
 
     Raises `InputTypeError` for a word that is no string: for one object Python's own ``help(object)`` prints its docstring.
     """
     if word is not None and not isinstance(word, str):
         raise InputTypeError(f"word={shown(word)} is a {type(word).__name__}: expected a word, or Python's own help()")
     rows = [(question, _calls(room, names), page) for question, room, names, page in QUESTIONS]
-    wanted = (word or "").lower()
-    return Guide(tuple(row for row in rows if wanted in f"{row[0]} {' '.join(row[1])} {row[2]}".lower()))
+    wanted = _plain(word or "")
+    wanted = wanted.removesuffix("s") if len(wanted) > _SHORTEST else wanted  # knockouts, and the call Knockout too
+    for length in range(len(wanted), min(len(wanted), _SHORTEST) - 1, -1):
+        chosen = tuple(row for row in rows if wanted[:length] in _plain(f"{row[0]} {' '.join(row[1])} {row[2]}"))
+        if chosen:
+            return Guide(chosen)
+    return Guide(())
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().replace("_", " ")
 
 
 def _calls(room: str, names: str) -> tuple[str, ...]:

@@ -44,6 +44,12 @@ def test_no_call_stands_twice():
     assert len(NAMED) == len(set(NAMED))
 
 
+def test_it_fits_a_terminal():
+    lines = repr(interp.help()).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "(docs/geometry.md)" in repr(interp.help("cka"))
+
+
 def test_the_page_is_made_of_it():
     assert guide.as_markdown() in (DOCS / "index.md").read_text()
     assert all((DOCS / f"{page}.md").is_file() for *_, page in interp.help().rows)
@@ -53,6 +59,15 @@ def test_it_is_searched_by_a_word():
     assert "interp.models.run_forward" in repr(interp.help("Edit")) + repr(interp.help("run_forward"))
     assert len(interp.help("geometry").rows) > 5
     assert interp.help("no such thing").rows == ()
+    assert repr(interp.help("no such thing")) == "Guide: no row names this word, interp.help() lists them all"
+    assert interp.help("Logit lens").rows == interp.help("logit_lens").rows == interp.help("tunedlens").rows
+    for form, call in (
+        ("ablation", "Ablate"),
+        ("steering", "Steer"),
+        ("knockouts", "Knockout"),
+        ("sinks", "Positions"),
+    ):
+        assert any(each.endswith(call) for row in interp.help(form).rows for each in row[1]), form
     assert "<table" in interp.help("lens")._repr_html_()
     with pytest.raises(interp.InputTypeError, match="expected a word"):
         interp.help(interp.load)

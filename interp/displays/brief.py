@@ -75,7 +75,7 @@ def brief(value: Any, digits: int = 6) -> str:
         return repr(value)
     if isinstance(value, str):
         # The start of a long text is enough: the repr of all of a document takes long.
-        return _cut(repr(value if len(value) <= 2 * _LONGEST else value[: 2 * _LONGEST]))
+        return shortened(repr(value if len(value) <= 2 * _LONGEST else value[: 2 * _LONGEST]))
     if isinstance(value, Display):
         return _inline(repr(value), type(value).__name__)
     if getattr(value, "shape", None) is not None and hasattr(value, "dtype"):
@@ -115,6 +115,8 @@ def _other(value: Any) -> str:
 def _several(values: list[Any], marks: tuple[str, str], digits: int) -> str:
     if len(values) > 2 and all(isinstance(each, str | int | None) and each == values[0] for each in values):
         return f"{len(values)} x {values[0]!r}"
+    if len(values) > 2 and {brief(each, digits) for each in values} == {f"{type(values[0]).__name__}(...)"}:
+        return f"{len(values)} x {type(values[0]).__name__}"
     return _joined([brief(each, digits) for each in values[:_ENTRIES]], len(values), marks, single=marks[0] == "(")
 
 
@@ -127,7 +129,7 @@ def _joined(items: list[str], count: int, marks: tuple[str, str], single: bool =
     for item in items:
         if kept and sum(map(len, kept)) + len(item) > _LONGEST - 20:
             break
-        kept.append(_cut(item, _LONGEST - 20))
+        kept.append(shortened(item, _LONGEST - 20))
     more = f", ... {count} in all" if count > len(kept) else ""
     return f"{marks[0]}{', '.join(kept)}{more}{marks[1]}"
 
@@ -138,5 +140,10 @@ def _inline(text: str, name: str) -> str:
     return text if len(text) <= _LONGEST else f"{name}(...)"
 
 
-def _cut(text: str, longest: int = _LONGEST) -> str:
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """The beginning of a text that is longer than this, with three dots after it.
+
+    >>> shortened("a long text", 8)
+    'a lon...'
+    """
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

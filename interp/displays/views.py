@@ -199,6 +199,10 @@ def _activations(acts: Any) -> str:
 
 
 def _scenes(scenes: Any) -> str:
+    if scenes.modality == "text":
+        captions = [(scene.id, scene.caption) for scene in scenes.scenes[:_ROWS]]
+        more = note(f"... of {len(scenes.scenes)} captions") if len(scenes.scenes) > _ROWS else ""
+        return boxed(heading("Captions", f"{len(scenes.scenes)} of them"), table(("scene", "text"), captions), more)
     shown = [picture(scene.image, f"{scene.id}: {scene.caption}") for scene in scenes.scenes[:_PICTURES]]
     more = note(f"... of {len(scenes.scenes)} scenes") if len(scenes.scenes) > _PICTURES else ""
     return boxed(heading("Scenes", f"{len(scenes.scenes)} of them"), "".join(shown), more)

@@ -19,7 +19,7 @@ same factor.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Steer(AtSite):
     False
     """
 
-    direction: Any = field(repr=False)
+    direction: Any
     layers: Any
     positions: Any
     scale: float
@@ -144,7 +144,7 @@ class Project(AtSite):
     True
     """
 
-    direction: Any = field(repr=False)
+    direction: Any
     layers: Any
     positions: Any
     site: str = "resid_pre"

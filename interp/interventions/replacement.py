@@ -17,7 +17,7 @@ it does *with* them. Additions to the stream between layers (DeepStack) stay:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ class Patch(AtSite):
     site: str
     layers: Any
     positions: Any
-    value: Any = field(repr=False)
+    value: Any
     heads: int | Iterable[int] | None = None
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:

@@ -15,6 +15,7 @@ import interp
 from interp import geometry, interventions, patching
 from interp.displays import Display, brief
 from interp.displays.brief import MOST_LINES, WIDTH
+from interp.models.layout.checks import Check, CheckReport
 
 LINES = 20
 
@@ -108,6 +109,44 @@ def test_an_intervention_is_one_line_with_all_digits():
     ablate = interventions.Ablate(site="resid_pre", layers=range(3), positions=mask, value="zero")
     assert repr(ablate).count("\n") == repr(steer).count("\n") == 0
     assert "positions=Tensor[1, 400] bool, 0 True" in repr(ablate)
+
+
+def test_a_value_of_an_intervention_is_its_type_and_shape(mixed):
+    steer = interventions.Steer(direction=torch.randn(128), layers=1, positions="last", scale=1.0)
+    patch = interventions.Patch(site="z", layers=0, positions="last", value=mixed.row(0))
+    project = interventions.Project(direction=torch.randn(2, 128), layers=1, positions="last")
+    assert "direction=Tensor[128] float32" in repr(steer)
+    assert "direction=Tensor[2, 128] float32" in repr(project)
+    assert "value=Batch(...)" in repr(patch)
+
+
+def test_many_objects_of_one_kind_are_counted():
+    assert brief([Anything("x" * 300)] * 3) == "3 x Anything"
+    assert brief([Anything("x" * 300)] * 2) == "[Anything(...), Anything(...)]"
+    assert brief([Anything(1), Anything(2), Anything(2)]).startswith("[Anything(value=1, other=None), ")
+    assert repr(interp.toy.scenes(6, seed=0)) == "SceneDataset(scenes=6 x Scene, modality='image')"
+
+
+def test_proofs_are_a_line_each(toy):
+    first, *lines = repr(toy.check()).splitlines()
+    assert first == "CheckReport(7 passed)"
+    assert [line.split()[:2] for line in lines] == [
+        [name, "passed:"] for name in ("layers", "readout", "identity", "effect", "sites", "last", "image")
+    ]
+    assert max(map(len, lines)) <= WIDTH
+    report = CheckReport((Check("image", "pending", float("nan"), "== 0", "no\npicture " * 90),))
+    assert repr(report).splitlines()[1].startswith("  image    pending: no picture no")
+    assert len(repr(report).splitlines()) == 2
+    assert "not measured (== 0)" in repr(CheckReport((Check("image", "failed", float("nan"), "== 0", "x"),)))
+
+
+def test_completions_name_all_positions(toy, mixed):
+    named = toy.prepare(texts=["a red 3 at top ."], spans={"digit": "3"}).positions
+    for positions in (mixed.positions, named):
+        names = positions._ipython_key_completions_()
+        assert {"image", "content", "image_content"} <= set(names)
+        assert all(positions[name].dtype == torch.bool for name in names)
+    assert "digit" in names
 
 
 def test_objects_that_users_meet(toy, mixed, few):

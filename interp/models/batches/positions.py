@@ -87,7 +87,7 @@ class Positions(Display):
         return (*self.masks, *(() if self.sinks is None else WITHOUT_SINKS))
 
     def _ipython_key_completions_(self) -> list[str]:
-        return list(self.masks)
+        return list(self.names)
 
     def __repr__(self) -> str:
         counts = [f"{name} {int(mask.sum())}" for name, mask in self.masks.items()]

@@ -16,6 +16,7 @@ measurements on the way (see `interp.models.layout.additions`) become the traits
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.displays.brief import WIDTH, shortened
 from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.layout.additions import ROUNDINGS, solve_readout, solve_sum, tolerance, visits_to_parts
@@ -96,6 +98,14 @@ class CheckReport(Result):
     """
 
     checks: tuple[Check, ...] = ()
+
+    def __repr__(self) -> str:
+        counts = Counter(check.outcome for check in self.checks)
+        lines = [f"CheckReport({', '.join(f'{count} {outcome}' for outcome, count in counts.items())})"]
+        for each in self.checks:
+            what = each.detail if each.outcome == "pending" else f"{each.measured} ({each.bound}), {each.detail}"
+            lines.append(shortened(f"  {each.name:<8} {each.outcome}: {' '.join(what.split())}", WIDTH))
+        return "\n".join(lines)
 
     @property
     def passed(self) -> bool:
