@@ -48,13 +48,39 @@ def test_the_pages_about_capturing_run(here):
     assert names["cache"]["pattern", 3].shape == (2, 4, 37, 37)
 
 
-def test_the_page_about_models_runs():
-    _, example = examples("docs/models.md", "python")
+def test_the_page_about_models_runs(tmp_path):
+    _, *rest = examples("docs/models.md", "python")  # the first one loads models that are not here
     names: dict = {"interp": interp}
-    exec(compile(example, "docs/models.md", "exec"), names)
+    for number, example in enumerate(rest):
+        file = tmp_path / f"{number}.py"
+        file.write_text(example)  # a trace reads its own lines
+        exec(compile(example, str(file), "exec"), names)
+    (answer,) = re.findall(r"vlm\.generate\(batch, max_new_tokens=5\) +# \[\"(.*?)\"\]", rest[0])
+    assert names["vlm"].generate(names["batch"], max_new_tokens=5) == [answer]
+    assert names["state"].shape == (1, 43, 128)
     assert not names["lm"].takes_images
     assert names["hybrid"].takes_images
     assert names["hybrid"].name.endswith("layers [0, 1, 2, 3] of LlamaForCausalLM")
+
+
+def test_the_page_of_conventions_runs():
+    (example,) = examples("docs/conventions.md", "python")
+    names: dict = {}
+    exec(compile(example, "docs/conventions.md", "exec"), names)
+    assert names["vlm"].generate(names["batch"]) == ["green"]
+    assert names["batch"].positions["digit"].sum() == 1
+    said = re.findall(r"(0\.\d\d|1\.00) [a-z ]*sight|and (0\.\d\d) where", example)
+    seen, blind = (float(one or other) for one, other in said)
+    assert round(names["seen"], 2) == seen
+    assert round(names["unseen"], 2) == blind
+
+
+@pytest.mark.parametrize("page", ["lens", "patching", "results"])
+def test_the_other_pages_run(page, here):
+    names: dict = {}
+    for example in examples(f"docs/{page}.md", "python"):
+        exec(compile(example, f"docs/{page}.md", "exec"), names)
+    assert "vlm" in names
 
 
 def test_the_page_about_the_toy_runs():

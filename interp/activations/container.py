@@ -167,8 +167,11 @@ class Activations(Display, Mapping[str, Any]):
         data = dict.fromkeys(part["data"] for part in parts)
         changes = dict.fromkeys(each for part in parts for each in part["interventions"])
         counts = ((part.get("sinks"), part["rows"]) for part in parts)
-        notes = tuple(note_of(count, rows) for count, rows in counts if count)
-        return Provenance(**known, data=" + ".join(data), interventions=tuple(changes), notes=notes)
+        notes = [note_of(count, rows) for count, rows in counts if count]
+        for part in parts:
+            for site, about in part.get("not_finite", {}).items():
+                notes.append(f"{about['states']} examples of {site!r} are not finite, the first at {about['layer']}")
+        return Provenance(**known, data=" + ".join(data), interventions=tuple(changes), notes=tuple(notes))
 
     def to_frame(self) -> pd.DataFrame:
         """A frame with a row for each example of the first site: its number, the id and the number of its row, the column,

@@ -130,6 +130,7 @@ def test_captures_count_it_and_say_so(broken, tmp_path):
         assert note["states"] == int(wrong.sum()) > 0
         assert note["layer"] == int(wrong.any(dim=1).nonzero()[0])
         assert note["rows"] == [acts.ids[row] for row in wrong.any(dim=0).nonzero().flatten().tolist()]
+        assert f"{note['states']} examples of 'resid' are not finite" in " ".join(acts.provenance.notes)
     if place.startswith("block"):
         assert acts.ids[1] not in note["rows"]  # it has no image
 
