@@ -89,7 +89,8 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _SUBMODULES:
         return importlib.import_module(f"interp.{name}")
-    raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    home = "" if name.startswith("_") else importlib.import_module("interp.guide").home_of(name)
+    raise AttributeError(f"module 'interp' has no attribute {name!r}" + (f": it is {home}" if home else ""))
 
 
 def __dir__() -> list[str]:

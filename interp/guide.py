@@ -168,6 +168,16 @@ def help(word: str | None = None) -> Guide:
     return Guide(())
 
 
+def home_of(name: str) -> str:
+    """The whole name of a public call, empty where there is none of this name.
+
+    >>> home_of("patch_sweep")
+    'interp.patching.patch_sweep'
+    """
+    every = (call for _, room, names, _ in QUESTIONS for call in _calls(room, names))
+    return next((call for call in every if call.rpartition(".")[2] == name), "")
+
+
 def _plain(text: str) -> str:
     return text.strip().lower().replace("_", " ")
 

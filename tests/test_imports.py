@@ -158,5 +158,8 @@ def test_every_public_name_is_there():
     for name in interp.__all__:
         assert getattr(interp, name) is not None
     assert set(interp.__all__) <= set(dir(interp))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'patch_sweep': it is interp\.patching\.patch_sweep$"):
+        interp.patch_sweep
+    assert not hasattr(interp, "__wrapped__")
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
         interp.nothing

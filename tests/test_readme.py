@@ -75,7 +75,7 @@ def test_the_page_of_conventions_runs():
     assert round(names["unseen"], 2) == blind
 
 
-@pytest.mark.parametrize("page", ["lens", "patching", "results"])
+@pytest.mark.parametrize("page", ["lens", "patching"])
 def test_the_other_pages_run(page, here):
     names: dict = {}
     for example in examples(f"docs/{page}.md", "python"):

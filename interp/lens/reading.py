@@ -78,7 +78,10 @@ class LensResult(Result):
             raise InputError(f"kl of shape {tuple(self.kl.shape)} does not fit entropy {tuple(self.entropy.shape)}")
 
     def words(self, state: int, position: int) -> list[str]:
-        """The top words of one state of one selected position, best first."""
+        """The top words of one state of one selected position, best first. Raises `InputError` for one that is not there."""
+        states, positions, _ = self.top_ids.shape
+        state = checked_int(state, "state", -states, states - 1)
+        position = checked_int(position, "position", -positions, positions - 1)
         return [self.vocabulary[str(int(token))] for token in self.top_ids[state, position]]
 
     def to_frame(self) -> pd.DataFrame:

@@ -44,14 +44,16 @@ _NARROWEST = 0.1
 
 
 def diagonal_figure(
-    matrices: Mapping[str, AlignmentMatrix],
+    matrices: AlignmentMatrix | Mapping[str, AlignmentMatrix],
     title: str = "Overlap of image and caption at the same layer",
     height: int = 380,
 ) -> go.Figure:
-    """The diagonals of alignment matrices: the similarity of image and caption at equal depth, with intervals.
+    """The diagonal of an alignment matrix, or of several by name: the similarity of image and caption at equal depth, with
+    intervals.
 
     Chance is dotted, or dashed in the line's own colour where it depends on the layer.
     """
+    matrices = _by_name(matrices)
     level = all(_is_level(matrix) for matrix in matrices.values())
     series = {
         name: Series(
@@ -65,6 +67,10 @@ def diagonal_figure(
     }
     chance = max(matrix.chance for matrix in matrices.values()) if level else None
     return series_figure(series, title, _metric(next(iter(matrices.values()))), chance=chance, height=height)
+
+
+def _by_name(matrices: AlignmentMatrix | Mapping[str, AlignmentMatrix]) -> Mapping[str, AlignmentMatrix]:
+    return matrices if isinstance(matrices, Mapping) else {matrices.metric.replace("_", " "): matrices}
 
 
 def _floor(matrix: AlignmentMatrix) -> Tensor:
@@ -97,9 +103,13 @@ def alignment_figure(
 
 
 def alignment_figures(
-    matrices: Mapping[str, AlignmentMatrix], title: str | None = None, tau: float = 0.8, height: int = 460
+    matrices: AlignmentMatrix | Mapping[str, AlignmentMatrix],
+    title: str | None = None,
+    tau: float = 0.8,
+    height: int = 460,
 ) -> go.Figure:
     """Several alignment matrices side by side on one colour scale, so that they can be compared by eye."""
+    matrices = _by_name(matrices)
     names = [f"{label(name, 40)}: {_phase_words(matrix, tau)}" for name, matrix in matrices.items()]
     figure = make_subplots(
         figure=PageFigure(),

@@ -96,12 +96,16 @@ class PageFigure(go.Figure):
     plotly's own default there is a form that nbconvert leaves out. Whoever sets ``plotly.io.renderers.default`` gets that.
     """
 
+    def __repr__(self) -> str:
+        title = (self.layout.title.text or "").replace("<br>", " ")
+        return f"{type(self).__name__}({title!r}, {len(self.data)} traces; .show() opens it)"
+
     def _repr_html_(self) -> str:
         return figure_html(self)
 
     def _repr_mimebundle_(self, *args: Any, **options: Any) -> Any:
         if plotly.io.renderers.default in _AUTOMATIC:
-            return {"text/html": self._repr_html_(), "text/plain": f"{type(self).__name__}({len(self.data)} traces)"}
+            return {"text/html": self._repr_html_(), "text/plain": repr(self)}
         return super()._repr_mimebundle_(*args, **options)
 
     def _ipython_display_(self) -> None:

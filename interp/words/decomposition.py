@@ -77,7 +77,8 @@ class DecompositionResult(Result):
     vocabulary: dict[str, str]
 
     def words(self, vector: int) -> list[str]:
-        """The words of one vector, in the order in which the pursuit took them."""
+        """The words of one vector, in the order in which the pursuit took them. Raises `InputError` for one that is not there."""
+        vector = checked_int(vector, "vector", -len(self.ids), len(self.ids) - 1)
         return [self.vocabulary[str(word)] for word in self.ids[vector].tolist() if word >= 0]
 
     def to_frame(self) -> pd.DataFrame:

@@ -103,7 +103,8 @@ class ProjectorResult(Result):
     merged: int = 1
 
     def words(self, patch: int) -> list[str]:
-        """The words nearest to one projected patch, nearest first."""
+        """The words nearest to one projected patch, nearest first. Raises `InputError` for one that is not there."""
+        patch = checked_int(patch, "patch", -len(self.word_ids), len(self.word_ids) - 1)
         return [self.vocabulary[str(word)] for word in self.word_ids[patch].tolist()]
 
     def to_frame(self) -> pd.DataFrame:

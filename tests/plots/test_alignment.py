@@ -71,6 +71,11 @@ def test_matrices_side_by_side_share_one_scale(states, matrix):
     np.testing.assert_allclose(lines[1].y, matrix.values.diagonal())
 
 
+def test_one_matrix_needs_no_name(matrix):
+    for draw in (plots.diagonal_figure, plots.alignment_figures):
+        assert draw(matrix) == draw({"neighbor overlap": matrix})
+
+
 def test_the_scale_goes_below_chance_where_values_do(states):
     values, none = torch.tensor([[0.75, -0.5], [0.125, 0.25]]).double(), torch.full((2, 2), torch.nan).double()
     signed = AlignmentMatrix(values, 0.0, none, none, "cka", None, 100, 0)

@@ -49,6 +49,7 @@ def test_every_title_of_the_figures_fits(estimate):
 def test_a_figure_shows_itself_as_html(estimate, monkeypatch):
     figure = estimate.plot()
     assert isinstance(figure, PageFigure)
+    assert repr(figure) == f"PageFigure('Intrinsic dimension', {len(figure.data)} traces; .show() opens it)"
     monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
     assert "Plotly.newPlot" in figure._repr_mimebundle_()["text/html"]
     monkeypatch.setattr(plotly.io.renderers, "default", "json")  # somebody's own choice
