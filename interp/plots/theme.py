@@ -12,6 +12,7 @@ import importlib
 import re
 import textwrap
 import unicodedata
+import webbrowser
 from collections.abc import Iterable
 from typing import Any
 
@@ -98,7 +99,7 @@ class PageFigure(go.Figure):
 
     def __repr__(self) -> str:
         title = (self.layout.title.text or "").replace("<br>", " ")
-        return f"{type(self).__name__}({title!r}, {len(self.data)} traces; .show() opens it)"
+        return f"{type(self).__name__}({title!r}; .show() opens it, interp.plots.save_figure writes it to a file)"
 
     def _repr_html_(self) -> str:
         return figure_html(self)
@@ -110,7 +111,10 @@ class PageFigure(go.Figure):
 
     def _ipython_display_(self) -> None:
         if plotly.io.renderers.default not in _AUTOMATIC:
-            super()._ipython_display_()
+            try:
+                super()._ipython_display_()
+            except webbrowser.Error:  # a terminal on a machine without one, where a prompt asks for it unasked
+                print(repr(self))
             return
         # Whoever asks for a display has IPython, which this package itself does not need.
         importlib.import_module("IPython.display").display(self._repr_mimebundle_(), raw=True)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import webbrowser
 
 import plotly.graph_objects as go
 import plotly.io
@@ -49,11 +50,23 @@ def test_every_title_of_the_figures_fits(estimate):
 def test_a_figure_shows_itself_as_html(estimate, monkeypatch):
     figure = estimate.plot()
     assert isinstance(figure, PageFigure)
-    assert repr(figure) == f"PageFigure('Intrinsic dimension', {len(figure.data)} traces; .show() opens it)"
+    assert repr(figure).startswith("PageFigure('Intrinsic dimension'; .show() opens it, ")
     monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
     assert "Plotly.newPlot" in figure._repr_mimebundle_()["text/html"]
     monkeypatch.setattr(plotly.io.renderers, "default", "json")  # somebody's own choice
     assert list(figure._repr_mimebundle_()) == ["application/json"]
+
+
+def test_a_prompt_on_a_machine_without_a_browser(estimate, monkeypatch, capsys):
+    def no_browser(using=None):
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(plotly.io.renderers, "default", "browser")
+    monkeypatch.setattr(webbrowser, "get", no_browser)
+    monkeypatch.setattr("plotly.basedatatypes.BaseFigure._ipython_display_", lambda self: no_browser())
+    figure = estimate.plot()
+    figure._ipython_display_()
+    assert capsys.readouterr().out == f"{figure!r}\n"
 
 
 def test_a_page_and_plotlys_own_form(estimate, tmp_path):
