@@ -17,6 +17,10 @@ class InputError(InterpError, ValueError):
     """An argument has a value that cannot be used, or a file has the wrong content."""
 
 
+class NothingSelected(InputError):
+    """Positions select nothing in any row of a batch. A run over many batches can leave these rows as they are."""
+
+
 class RowError(InputError):
     """Rows of a batch cannot be used, each by a fault of its own; a run can go on without them.
 

@@ -88,6 +88,8 @@ def capture(
     `Data`. With ``on_error="skip"`` rows that are at fault by themselves are left out, and the manifest lists them: those
     that cannot be read, that the processor refuses, and that have no selected position.
 
+    Rows in which an intervention selects nothing stay as they are.
+
     Where attention sinks are among the selected positions, the provenance notes in how many rows, and the manifest has
     the count under "sinks". ``positions="content"`` is text without them, ``"image_content"`` image tokens without them.
 
@@ -95,8 +97,8 @@ def capture(
     same arguments, `capture` goes on where it was stopped (`resume`) and writes damaged shards anew. Under `torchrun` each
     process takes its share; the result is that of one process. `rows_per_shard` is rounded up to whole windows.
 
-    Raises `InputError` for an unknown site, layer, position or reduction, a row in which no position is selected, data
-    without rows, a row that cannot be read, and a folder that holds something else; `LayoutError` where the model does
+    Raises `InputError` for an unknown site, layer, position or reduction, a row in which no position is selected, an
+    intervention that selects nothing in any row, data without rows, a row that cannot be read, and a folder that holds something else; `LayoutError` where the model does
     not have the site; `InterpError` where the disk is full: finished shards stay.
     """
     checked_choice(reduce, "reduce", REDUCTIONS)
@@ -285,6 +287,7 @@ class _Pass:
             hashes |= of_piece
             advance(len(piece.numbers), sum(t.nbytes for states, _ in new for t in states.tensors.values()))
         numbers = sorted(number for _, part in parts for number in part)
+        idle = [states.idle for states, _ in parts]
         tensors, places = _in_order(parts, numbers)
         labels = [portion.labels[number - portion.first] for number in numbers]
         return Shard(
@@ -299,6 +302,7 @@ class _Pass:
             source=portion.source,
             skipped=tuple(skipped[number] for number in sorted(skipped)),
             sinks=add_counts(states.sinks for states, _ in parts),
+            idle=frozenset[int]().union(*idle[:1]).intersection(*idle),
         )
 
     def _extract(self, piece: Piece, portion: Portion, skip: Skip | None) -> list[tuple[BatchStates, tuple[int, ...]]]:

@@ -133,11 +133,13 @@ class Activations(Display, Mapping[str, Any]):
         if site not in self.sites:
             raise InputError(f"site {site!r} was not captured: expected one of {', '.join(self.sites)}")
 
-    def __array__(self, *_: Any, **__: Any) -> Any:  # numpy would ask for sites by number
+    def __array__(self, *_: Any, **__: Any) -> Any:  # numpy and torch would ask for sites by number
         raise InputTypeError(
             f"activations are no array: expected the values of a site, as in acts[{next(iter(self.sites))!r}][...];"
             f" these have {', '.join(self.sites)}"
         )
+
+    __dlpack__ = __dlpack_device__ = __array__
 
     def places(self, site: str) -> Places:
         """The row and the column of each example of a site."""

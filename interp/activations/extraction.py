@@ -20,9 +20,8 @@ from torch import Tensor
 from interp.activations.container import Places, means
 from interp.activations.sink_counts import SinkCount, count_sinks, reads_for_sinks
 from interp.arguments import as_ints
-from interp.errors import InputError, LayoutError, RowError, shown
-from interp.models import VLM, Batch, Intervention
-from interp.models.batches.positions import is_kind
+from interp.errors import InputError, LayoutError, NothingSelected, RowError, shown
+from interp.models import VLM, Batch, Edit, Intervention
 from interp.models.layout.patches import patches_of, take_patches
 from interp.models.running.places import HEADED, STATES
 from interp.models.running.steps import Read, reads_of_states, reads_of_vision, take_each, take_mean
@@ -90,7 +89,7 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
     Raises `RowError` where no position of a row is selected or a row has no image for a site of patches, and
     `RowsNotApart` where patches can be told apart only in rows that are run alone.
     """
-    edits = vlm.edits_of(batch, selection.interventions)
+    edits, idle = _edits(vlm, batch, selection.interventions)
     reads: list[Read] = []
     places: dict[str, Places] = {}
     of_tokens = {site: layers for site, layers in selection.sites.items() if kind_of(site) == TOKENS}
@@ -115,7 +114,22 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
     values = run_forward(vlm, batch, edits, [*reads, *norms], logits=None)
     sinks = None if mask is None else count_sinks(vlm, batch, edits, norms, values, mask)
     tensors = {site: _stack(vlm, site, layers, values) for site, layers in selection.sites.items()}
-    return BatchStates(tensors, places, sinks)
+    return BatchStates(tensors, places, sinks, idle)
+
+
+def _edits(vlm: VLM, batch: Batch, interventions: Sequence[Intervention]) -> tuple[list[Edit], frozenset[int]]:
+    """The edits of all interventions, and the numbers of those whose positions select nothing in this batch.
+
+    A row without such positions stays as it is beside others that have them, so it does in a batch of its own.
+    """
+    vlm.refuse_unfit(batch, interventions)
+    edits, idle = list[Edit](), set[int]()
+    for number, intervention in enumerate(interventions):
+        try:
+            edits += intervention.edits(vlm, batch)
+        except NothingSelected:
+            idle.add(number)
+    return edits, frozenset(idle)
 
 
 def _reduction(
@@ -177,10 +191,10 @@ def _selected(batch: Batch, positions: Any) -> Tensor:
     own = batch.positions
     if _SPAN in own:
         return own[_SPAN]
-    counted = isinstance(positions, str) and is_kind(positions) and positions not in own
-    if counted and ("image_0" in own or not own["image"].any()):
+    try:
+        return own.select(positions)
+    except NothingSelected:
         return torch.zeros_like(own["all"])
-    return own.select(positions)
 
 
 def _keys(real: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch key"]:
@@ -256,12 +270,13 @@ class CaptureRequest:
 
 @dataclass(frozen=True)
 class BatchStates:
-    """`[state, example, ...]` of each site, the places of each kind of example, rows counted within the batch, and the
-    count of attention sinks among the tokens."""
+    """`[state, example, ...]` of each site, the places of each kind of example, rows counted within the batch, the count of
+    attention sinks among the tokens, and the numbers of the interventions that select nothing."""
 
     tensors: dict[str, Tensor]
     places: dict[str, Places]
     sinks: SinkCount | None = None
+    idle: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

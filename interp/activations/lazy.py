@@ -91,6 +91,12 @@ class LazyTensor:
         array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         return array if dtype is None else array.astype(dtype)
 
+    def __dlpack__(self, **options: Any) -> Any:  # torch reads a sequence number by number, but asks for this first
+        return self[...].__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        return torch.empty(0).__dlpack_device__()
+
     def __getitem__(self, key: Any) -> Tensor:
         first, second, rest = self._split(key)
         states, one_state = _indices(first, len(self), "state")

@@ -38,7 +38,8 @@ def add_hashes(hashes: Iterable[str]) -> str:
 
 
 def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of these shards, in the order of the data. Raises `InputError` where none of them has a row."""
+    """The manifest of these shards, in the order of the data. Raises `InputError` where none of them has a row, and where an
+    intervention selects nothing in any row."""
     rows = sum(entry["rows"] for entry in entries)
     skipped = [each for entry in entries for each in entry["skipped"]]
     if not rows:
@@ -47,6 +48,7 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         raise InputError(
             f"none of {len(skipped)} rows of the data could be read: the first error was {skipped[0]['error']}"
         )
+    _refuse_idle(plan, [entry for entry in entries if entry["rows"]])
     labels = {}
     for name in dict.fromkeys(name for entry in entries for name in entry["labels"]):
         labels[name] = [v for entry in entries for v in entry["labels"].get(name, [None] * entry["rows"])]
@@ -67,6 +69,16 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         "labels": labels,
         "run": dict(run),
     }
+
+
+def _refuse_idle(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a capture that would seem to show that an intervention changes nothing."""
+    idle = set(range(len(plan["interventions"]))).intersection(*(entry.get("idle", ()) for entry in entries))
+    if idle:
+        raise InputError(
+            f"{plan['interventions'][min(idle)]} selects nothing in any row of the data, expected at least one position in "
+            "one of them"
+        )
 
 
 def _not_finite(
@@ -127,7 +139,8 @@ class Shard:
     """The activations of consecutive rows: `[state, example, ...]` for each site, and the places of the examples.
 
     The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
-    hash of texts and pictures, `source` one of the rows' ids, texts and labels. `sinks` counts attention sinks.
+    hash of texts and pictures, `source` one of the rows' ids, texts and labels. `sinks` counts attention sinks. `idle` are
+    the numbers of the interventions that select nothing in any row.
     """
 
     tensors: Mapping[str, Tensor]
@@ -138,6 +151,7 @@ class Shard:
     source: str
     skipped: tuple[Mapping[str, Any], ...] = ()
     sinks: SinkCount | None = None
+    idle: frozenset[int] = frozenset()
 
     def count_not_finite(self) -> dict[str, dict[str, Any]]:
         """For each site that has examples with NaN or infinity: how many these are over all layers, the first of the site's
@@ -166,6 +180,7 @@ class Shard:
             "skipped": [dict(each) for each in self.skipped],
             "not_finite": self.count_not_finite(),
             "sinks": None if self.sinks is None else dict(self.sinks),
+            "idle": sorted(self.idle),
             "ids": list(self.ids),
             "labels": {label: list(values) for label, values in self.labels.items()},
         }

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interp.arguments import as_ints, checked_choice
 from interp.displays import Display
-from interp.errors import InputError, shown
+from interp.errors import InputError, NothingSelected, shown
 from interp.models import VLM, Batch, Edit
 from interp.models.running.places import HEADED, STATES, proved_place
 
@@ -76,11 +76,13 @@ def select_heads(vlm: VLM, heads: int | Iterable[int] | None, count: int, layer:
 def select_positions(batch: Batch, positions: Any, new: int = 0) -> Tensor:
     """The selected positions, Bool `[batch, seq + new]`: those of the prompt, then the `new` tokens of a generation.
 
-    Raises `InputError` if they select nothing in the prompt, and what `Positions.select` raises.
+    Raises `NothingSelected` if they select nothing in the prompt, and what `Positions.select` raises.
     """
     mask = batch.positions.select(positions)
     if not mask.any():
-        raise InputError(f"positions={shown(positions)} selects nothing in this batch, expected at least one position")
+        raise NothingSelected(
+            f"positions={shown(positions)} selects nothing in this batch, expected at least one position"
+        )
     return extend_mask(mask, positions, new)
 
 

@@ -154,6 +154,7 @@ def test_what_is_no_site_is_refused_with_the_sites_there_are(toy, few):
             InputTypeError, match=seen + r": expected the name of a site .*acts\['resid'\]\[\.\.\.\]; these have resid"
         ):
             acts[key]
-    with pytest.raises(InputTypeError, match=r"activations are no array.*acts\['resid'\]\[\.\.\.\]"):
-        np.asarray(acts)
+    for make in (np.asarray, torch.as_tensor, torch.tensor, torch.from_dlpack):
+        with pytest.raises(InputTypeError, match=r"activations are no array.*acts\['resid'\]\[\.\.\.\]"):
+            make(acts)
     assert ("resid" in acts, ... in acts, [] in acts, list(acts), len(acts)) == (True, False, False, ["resid"], 1)

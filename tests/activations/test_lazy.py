@@ -109,3 +109,10 @@ def test_as_an_array_and_state_by_state():
 def test_what_does_not_fit(key, words):
     with pytest.raises(interp.InputError, match=words):
         stored()[key]
+
+
+def test_torch_takes_it_as_one_tensor():
+    for make in (torch.as_tensor, torch.tensor, torch.from_dlpack):
+        assert torch.equal(make(stored()), WHOLE)
+    half = LazyTensor([Part(lambda s, e: WHOLE[s, e].bfloat16(), WHOLE.shape[1])], WHOLE.shape, torch.bfloat16)
+    assert torch.equal(torch.as_tensor(half), WHOLE.bfloat16())

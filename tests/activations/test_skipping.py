@@ -8,7 +8,7 @@ from PIL import Image
 
 import interp
 from interp.activations import capturing
-from interp.interventions import Ablate
+from interp.interventions import Ablate, Knockout, Skip, Steer
 from models.test_families import family, picture
 
 GOOD = [(picture(seed=1), "<image> a"), (picture(seed=2), "<image> what colour is it ?"), (picture(seed=3), "<image>")]
@@ -175,3 +175,41 @@ def test_no_memory_and_a_broken_model_are_no_fault_of_a_row(toy, monkeypatch):
         monkeypatch.setattr(capturing, "extract", fail)
         with pytest.raises((interp.InputError, RuntimeError), match=expected):
             run(toy, GOOD, batch_size=1)
+
+
+ACTS_ON_IMAGES = [
+    Ablate(site="resid_pre", layers=0, positions="image"),
+    Knockout(source="image", target="after_image", layers="all"),
+    Skip(layers=1, positions="last_image"),
+    Steer(direction=torch.ones(128), layers=0, positions="image_0", scale=9.0),
+]
+
+
+@pytest.mark.parametrize("edit", ACTS_ON_IMAGES, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_rows_that_an_intervention_does_not_reach_stay_as_they_are(toy, tmp_path, edit, on_error):
+    """Whichever rows share a batch: alone, such a row is what it is without the intervention, and beside others too."""
+    data, options = among([TEXT, TEXT], 1, 4), {"positions": "all", "layers": [3], "on_error": on_error}
+    plain, alone, mixed, stored = (
+        run(toy, data, **options, batch_size=size, interventions=edits, out=out)["resid"][:]
+        for size, edits, out in ((1, [], None), (1, [edit], None), (8, [edit], None), (1, [edit], tmp_path / "acts"))
+    )
+    torch.testing.assert_close(alone, mixed, rtol=1e-5, atol=1e-5)
+    assert torch.equal(alone, stored)
+    assert torch.equal(alone[0, [1, 4]], plain[0, [1, 4]])
+    assert not torch.isclose(alone[0, [0, 2]], plain[0, [0, 2]]).all(dim=1).any()
+
+
+def test_an_intervention_that_reaches_no_row_at_all_is_refused(toy, tmp_path):
+    """Also where the folder is opened again, or its shards were made one by one."""
+    edits = [Skip(layers=1, positions="all"), *ACTS_ON_IMAGES[:1]]
+    words = r"^Ablate\(.*positions='image'.*\) selects nothing in any row of the data"
+    for options in ({}, {"out": tmp_path / "a"}, {"out": tmp_path / "a"}):
+        with pytest.raises(interp.InputError, match=words):
+            run(toy, [TEXT] * 5, positions="last", batch_size=1, rows_per_shard=4, interventions=edits, **options)
+    data = [*[TEXT] * 5, GOOD[0]]  # the last shard has a row that it reaches
+    assert len(run(toy, data, positions="last", batch_size=1, rows_per_shard=4, interventions=edits).ids) == 6
+    with pytest.raises(interp.InputError, match="'image_1' selects nothing in this batch: no row has so many images"):
+        toy.logits(toy.prepare(["<image>"], [GOOD[0][0]]), [Skip(layers=1, positions="image_1")])
+    with pytest.raises(interp.InputError, match="is unknown"):
+        run(toy, GOOD, interventions=[Skip(layers=1, positions="image_x")])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.arguments import as_int, as_ints
 from interp.displays.brief import Display, in_lines
-from interp.errors import InputError, RowError, shown
+from interp.errors import InputError, NothingSelected, RowError, shown
 from interp.models.batches.grids import Grid, Sheet, find_grid
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
@@ -70,6 +70,8 @@ class Positions(Display):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self:
+            if _NUMBERED.fullmatch(name) and ("image_0" in self or not self["image"].any()):
+                raise NothingSelected(f"positions={name!r} selects nothing in this batch: no row has so many images")
             raise InputError(
                 f"positions={name!r} is unknown: use one of {', '.join(self.names)}, a list of ints or a mask"
             )
