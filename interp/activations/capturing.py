@@ -98,8 +98,9 @@ def capture(
     process takes its share; the result is that of one process. `rows_per_shard` is rounded up to whole windows.
 
     Raises `InputError` for an unknown site, layer, position or reduction, a row in which no position is selected, an
-    intervention that selects nothing in any row, data without rows, a row that cannot be read, and a folder that holds something else; `LayoutError` where the model does
-    not have the site; `InterpError` where the disk is full: finished shards stay.
+    intervention that selects nothing in any row, data without rows, a row that cannot be read, and a folder that holds
+    something else; `LayoutError` where the model does not have the site; `InterpError` where the disk is full: finished
+    shards stay.
     """
     checked_choice(reduce, "reduce", REDUCTIONS)
     batch_size, seed = checked_int(batch_size, "batch_size", least=1), checked_int(seed, "seed")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.errors import InputError, shown
@@ -50,7 +51,7 @@ def inputs_in(encoding: Any, takes: Sequence[str] | None) -> dict[str, Tensor]:
     for name in inputs:
         if name in _NOT_OF_ROWS:
             raise InputError(f"the encoding has {name!r}, which is no input of rows: leave it out, and give input_ids")
-        if takes is not None and name not in takes:
+        if not isinstance(name, str) or (takes is not None and name not in takes):
             raise InputError(f"the encoding has {name!r}, which this model's forward pass does not take: leave it out")
     return {name: _as_tensor(name, value) for name, value in inputs.items()}
 
@@ -59,7 +60,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor) for each in value):
             value = torch.stack(list(value))
-        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
+        tensor = value.detach().cpu().to_dense() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
     except (TypeError, ValueError, RuntimeError):  # rows of different length, or no numbers
         raise InputError(
             f"encoding[{name!r}] is a {type(value).__name__} that makes no tensor: expected what a processor gives with "
@@ -87,6 +88,11 @@ def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_
     odd = mask[(mask != 0) & (mask != 1)]
     if len(odd):
         raise InputError(f"attention_mask holds {odd[0].item()!r}: expected 1 for a real token and 0 for padding")
+    for name, tensor in inputs.items():
+        if name.endswith("token_type_ids") and tensor.shape != ids.shape:
+            raise InputError(
+                f"{name} has shape {tuple(tensor.shape)}: expected that of input_ids, {tuple(ids.shape)} (batch, seq)"
+            )
     empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise InputError(f"row {empty[0]} has no token: expected text or an image in every row")
@@ -97,6 +103,21 @@ def check_ids(inputs: Mapping[str, Tensor], vocab_size: int | None, image_token_
             raise InputError(
                 f"input_ids hold {ids[row, column].item()} in row {row}: this model's ids go from 0 to {vocab_size - 1}, "
                 "use the tokenizer that belongs to it"
+            )
+
+
+def refuse_unmasked(inputs: Mapping[str, Tensor], tokenizer: Any) -> None:
+    """Refuse rows with padding and without the mask that says so: the model would read it as text. A token that also begins or
+    ends texts is no sign of padding there."""
+    padding, ids = getattr(tokenizer, "pad_token_id", None), inputs.get("input_ids")
+    if padding is None or ids is None or ids.ndim != 2 or not ids.numel() or "attention_mask" in inputs:
+        return
+    for column, role in ((0, "bos_token_id"), (-1, "eos_token_id")):
+        rows = (ids[:, column] == padding).nonzero().flatten().tolist()
+        if rows and padding != getattr(tokenizer, role, None):
+            raise InputError(
+                f"the encoding has no attention_mask, and row {rows[0]} {'ends' if column else 'begins'} with the padding token "
+                f"{padding}: pass the mask, 1 for a real token and 0 for padding"
             )
 
 
@@ -124,6 +145,11 @@ def check_pixels(
             f"{pixels[0]} of shape {tuple(inputs[pixels[0]].shape)} is given, but no row holds the image token "
             f"{image_token_id}: use the processor that belongs to this model, with its placeholder in the text"
         )
+    for name in pixels:
+        if not inputs[name].isfinite().all():
+            raise InputError(
+                f"{name} hold NaN or infinity: expected finite numbers, look at the pictures they were made of"
+            )
     missing = [name for name in token_types if name not in inputs]
     if missing and pixels:
         raise InputError(
@@ -132,15 +158,55 @@ def check_pixels(
         )
 
 
-def check_companions(inputs: Mapping[str, Tensor], companions: Sequence[str]) -> None:
-    """Refuse pixels without what the processor gives beside them: grids, sizes, masks. `companions` are the names of all inputs
-    that it makes of a picture."""
-    pixels = [name for name in pixels_of(inputs) if name in companions]
-    missing = [name for name in companions if name not in inputs]
+def as_made(inputs: Mapping[str, Tensor], examples: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """The inputs with whole numbers as ints where the processor makes ints. `examples` are what it makes of some pictures.
+
+    Raises `InputError` for numbers of another kind, such as pixels from 0 to 255, and for another number of axes or, where all
+    examples have one size, another size.
+    """
+    cast = dict(inputs)
+    for name in examples.keys() & inputs.keys():
+        tensor, made = inputs[name], examples[name]
+        if tensor.is_floating_point() and not made[0].is_floating_point() and bool((tensor == tensor.round()).all()):
+            cast[name] = tensor = tensor.to(made[0].dtype)
+        if tensor.is_floating_point() != made[0].is_floating_point():
+            raise InputError(
+                f"{name} are of {tensor.dtype}: expected {made[0].dtype}, as this model's processor makes them"
+            )
+        sizes = {tuple(each.shape[-2:]) for each in made} if made[0].ndim > 2 else set()
+        one_size = len(sizes) == 1 and tensor.shape[-2:] not in sizes
+        if tensor.ndim != made[0].ndim or one_size:
+            raise InputError(
+                f"{name} have shape {tuple(tensor.shape)}: expected what this model's processor makes, "
+                f"{tuple(made[0].shape)} for one picture"
+            )
+    return cast
+
+
+def check_companions(
+    inputs: Mapping[str, Tensor], examples: Mapping[str, Sequence[Tensor]], images: Bool[Tensor, "batch seq"]
+) -> None:
+    """Refuse pixels without what the processor gives beside them (grids, sizes, masks), and fewer pictures than there are rows
+    with image tokens. `examples` are the inputs that it makes of one picture, for some pictures."""
+    pixels = [name for name in pixels_of(inputs) if name in examples]
+    missing = [name for name in examples if name not in inputs]
     if pixels and missing:
         raise InputError(
             f"the encoding has {pixels[0]} but no {' and no '.join(missing)}, which this model's processor gives beside "
             "it: pass all outputs of the processor"
+        )
+    rows = int(images.any(dim=1).sum())
+    for name in examples.keys() & inputs.keys():
+        # One entry for each picture or for each row.
+        if all(len(made) == 1 for made in examples[name]) and len(inputs[name]) < rows:
+            raise InputError(
+                f"{name} have {len(inputs[name])} entries, and {rows} rows have image tokens: expected one entry or more for each"
+            )
+    patches, packed = sum(map(math.prod, patch_grids(inputs))), inputs.get("pixel_values")
+    if "image_grid_thw" in inputs and packed is not None and packed.ndim == 2 and len(packed) != patches:
+        raise InputError(
+            f"pixel_values have {len(packed)} patches, and image_grid_thw speaks of {patches}: pass both as the "
+            "processor gives them"
         )
 
 

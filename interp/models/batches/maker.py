@@ -21,6 +21,7 @@ from interp.errors import InputError, RowError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.chats import as_chat
 from interp.models.batches.encodings import (
+    as_made,
     check_companions,
     check_ids,
     check_pixels,
@@ -28,6 +29,7 @@ from interp.models.batches.encodings import (
     inputs_in,
     own_counts,
     pixels_of,
+    refuse_unmasked,
 )
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, is_one_picture, open_image
@@ -37,6 +39,8 @@ from interp.models.batches.prompts import PLACEHOLDER, Images, Refusal, Tokenize
 from interp.models.batches.spans import Wording, find_spans
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+# Of pictures from which is seen what a processor makes of any.
+_SIZES = ((64, 48), (40, 120))
 # A number of image tokens for each image of each row, None for a row where they are not known.
 Counts = Sequence[Sequence[int] | None]
 
@@ -123,6 +127,8 @@ class BatchMaker:
     def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
         """A batch from a processor's output. Its rows may be padded on either side; its spans are masks or ints."""
         inputs = inputs_in(encoding, self.model_inputs.takes)
+        refuse_unmasked(inputs, self.tokenizer)
+        inputs = inputs if inputs.keys() <= _TEXT_INPUTS else as_made(inputs, self._made_of_pictures)
         if pixels_of(inputs) and not self.model_inputs.takes_images:
             raise InputError(f"the encoding has {pixels_of(inputs)[0]}, but this model takes no image: leave it out")
 
@@ -185,7 +191,7 @@ class BatchMaker:
             self._match_images(image_tokens, images)
         check_pixels(inputs, image_tokens, model.image_token_id, model.token_types)
         if images is None and pixels_of(inputs):
-            check_companions(inputs, self._companions)
+            check_companions(inputs, self._made_of_pictures, image_tokens)
         counts = self._counts(inputs, image_tokens, images)
         sheets = self._sheets(inputs, counts, images)
         special = getattr(self.tokenizer, "all_special_ids", [])
@@ -215,16 +221,17 @@ class BatchMaker:
     # Images
 
     @cached_property
-    def _companions(self) -> list[str]:
-        """The inputs that the processor makes of a picture and that the model names; none without a processor, and none where it
-        does not take a picture and its placeholder alone."""
+    def _made_of_pictures(self) -> dict[str, list[Tensor]]:
+        """What the processor makes of a wide and of a tall picture, each in a row of its own, for each input that the model
+        names; none without a processor, and none where it does not take a picture and its placeholder alone."""
         if getattr(self.processor, "image_processor", None) is None:
-            return []
+            return {}
         try:
-            inputs, _ = encode(self.processor, [PLACEHOLDER], [[Image.new("RGB", (64, 48))]])
+            wide, tall = (encode(self.processor, [PLACEHOLDER], [[Image.new("RGB", size)]])[0] for size in _SIZES)
         except Exception:  # each processor says in its own way what else it needs
-            return []
-        return [name for name in inputs if name in self.model_inputs.named and name not in _TEXT_INPUTS]
+            return {}
+        known = set(self.model_inputs.named) - _TEXT_INPUTS
+        return {name: [wide[name], tall[name]] for name in wide if name in known and name in tall}
 
     @property
     def _image_word(self) -> str | None:

@@ -261,3 +261,83 @@ def test_without_a_processor_the_model_itself_tells(name, absent):
 def test_another_error_stays_what_it_is(toy, mixed):
     with pytest.raises(AttributeError, match=r"^'NoneType' object has no attribute 'x'$"), explained({}, toy):
         None.x
+
+
+def test_padding_without_its_mask(toy, mixed, bare):
+    """On either side: without the mask the model would read padding as text."""
+    inputs = dict(mixed.inputs)
+    assert not inputs.pop("attention_mask").all()
+    with pytest.raises(
+        interp.InputError, match=r"no attention_mask, and row 0 begins with the padding token 0: pass the"
+    ):
+        toy.prepare(encoding=inputs)
+    with pytest.raises(interp.InputError, match="row 1 ends with the padding token 0"):
+        bare.prepare(encoding={"input_ids": [[1, 9, 10], [1, 9, 0]]})
+    alike = toy.prepare(["a red 3", "a red 4"]).inputs
+    assert torch.equal(
+        toy.logits(toy.prepare(encoding={"input_ids": alike["input_ids"]})), toy.logits(toy.prepare(encoding=alike))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[..., :-6, :], r"shape \(2, 3, 42, 48\): expected what .* makes, \(1, 3, 48, 48\) for one picture"),
+        (lambda t: t[0], r"shape \(3, 48, 48\)"),
+        (lambda t: t[:, None], r"shape \(2, 1, 3, 48, 48\)"),
+        (lambda t: (t * 0 + 200).to(torch.uint8), r"of torch.uint8: expected torch.float32"),
+        (lambda t: t[:1], "have 1 entries, and 2 rows have image tokens"),
+        (lambda t: t.where(t != t[1, 2, 3, 4], torch.nan), "hold NaN or infinity"),
+        (lambda t: t.where(t != t[1, 2, 3, 4], torch.inf), "hold NaN or infinity"),
+    ],
+)
+def test_pixels_that_are_not_what_the_processor_makes(toy, few, change, words):
+    inputs = toy.prepare(["<image> a", "<image> b"], [few[0].image, few[1].image]).inputs
+    refused(toy.maker, {**inputs, "pixel_values": change(inputs["pixel_values"])}, f"^pixel_values .*{words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "qwen2_vl",
+            lambda t: {"mm_token_type_ids": t["mm_token_type_ids"][:1]},
+            r"mm_token_type_ids has shape \(1, 28\)",
+        ),
+        (
+            "qwen2_vl",
+            lambda t: {"pixel_values": t["pixel_values"][:80]},
+            "80 patches, and image_grid_thw speaks of 160",
+        ),
+        (
+            "qwen2_vl",
+            lambda t: {"image_grid_thw": t["image_grid_thw"][:1]},
+            "image_grid_thw have 1 entries, and 2 rows",
+        ),
+        (
+            "idefics3",
+            lambda t: {"pixel_attention_mask": t["pixel_attention_mask"][:1]},
+            "pixel_attention_mask have 1 entries",
+        ),
+        ("llava_next", lambda t: {"pixel_values": t["pixel_values"][:1]}, "pixel_values have 1 entries"),
+        ("gemma3", lambda t: {"token_type_ids": t["token_type_ids"][:, 1:]}, r"token_type_ids has shape \(2, 29\)"),
+    ],
+)
+def test_parts_that_do_not_fit_together(name, change, words):
+    vlm = family(name)
+    inputs = vlm.prepare(["<image> a", "<image> what ?"], [picture(seed=1), picture(seed=2)]).inputs
+    refused(vlm.maker, {**inputs, **change(inputs)}, words)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])
+def test_whole_numbers_as_floats(name):
+    """As a table or numpy gives them back."""
+    vlm = family(name)
+    batch = vlm.prepare(["<image> a", "<image> what ?"], [picture(seed=1), picture(seed=2)])
+    floats = {key: value if key == "input_ids" else value.double() for key, value in batch.inputs.items()}
+    assert torch.equal(vlm.logits(vlm.prepare(encoding=floats)), vlm.logits(batch))
+
+
+def test_names_that_are_none(toy, mixed):
+    with pytest.raises(interp.InputError, match="the encoding has 3, which this model's forward pass does not take"):
+        toy.prepare(encoding={**mixed.inputs, 3: torch.ones(3)})
