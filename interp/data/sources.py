@@ -34,7 +34,7 @@ from interp.data.records import Record, rows_of_records
 from interp.data.roles import check_unique_ids, find_roles, is_plain, plain
 from interp.data.rows import Batches, Rows, pictures_in
 from interp.data.tables import IndexedRows, PicturesAndCells, StreamedRows, is_dataset, rows_of_dataset, rows_of_stream
-from interp.errors import InputError, InputTypeError, shown
+from interp.errors import InputError, InputTypeError, is_out_of_memory, shown
 from interp.models import Batch
 from interp.models.batches.images import PICTURES, images_in
 from interp.models.batches.prompts import PLACEHOLDER
@@ -92,7 +92,7 @@ def _items_of(source: Any) -> Sequence[Any] | Iterator[Any]:
     indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "ndim")
     if indexed and not isinstance(source, str | bytes | bytearray | Mapping):
         # As torch's data sets are: each item may be made only when it is read.
-        return (source[index] for index in range(len(source)))
+        return (_item(source, index) for index in range(len(source)))
     raise InputTypeError(
         f"data is a {type(source).__name__}: expected a list of Batch, a list of (image, text), of texts or of dicts, a "
         "data set of scenes or of the datasets package, or the path of a folder or a file"
@@ -101,15 +101,31 @@ def _items_of(source: Any) -> Sequence[Any] | Iterator[Any]:
 
 def _rows_of_iterator(items: Iterator[Any], data: Data) -> Rows | Batches:
     """Items that are read once and in their order: pairs, texts or dicts as the first is, or batches."""
-    first = next(items, None)
-    items = chain([first], items)
+    ahead = list[Any]()
+    for item in items:
+        ahead.append(item)
+        if not isinstance(item, InputError):
+            break
+    first, items = ahead[-1] if ahead else None, chain(ahead, items)
     if isinstance(first, Batch):
         return source_of(replace(data, source=list(items)))
     if first is None or isinstance(first, Mapping):
         return rows_of_stream(items, data)
+    if isinstance(first, InputError):
+        raise InputError(f"none of {len(ahead)} rows of the data can be read, of the first {ahead[0]}")
     roles = find_roles(data, ["text"], ["text"], image="image")
     root = data.folder()
     return StreamedRows((_pictures_and_cells(item, {}, root) for item in items), roles)
+
+
+def _item(source: Any, index: int) -> Any:
+    """An item of a data set that makes it when it is read, or an `InputError` in its place."""
+    try:
+        return source[index]
+    except Exception as error:  # the data set's own, of any type
+        if is_out_of_memory(error):
+            raise
+        return InputError(f"it cannot be read ({shown(error)}): expected an item of the data set")
 
 
 def _pictures_and_cells(item: Any, labels: Mapping[str, Any], root: Path | None) -> PicturesAndCells:
@@ -158,6 +174,8 @@ def _pair(item: Any, row: str) -> tuple[Any, str | None]:
         return None, item
     if isinstance(item, Image.Image | os.PathLike):
         return item, None
+    if isinstance(item, InputError):  # why it cannot be read
+        raise item
     if not isinstance(item, tuple) or len(item) != 2 or (item[0] is None and item[1] is None):
         raise InputError(f"{row} is {shown(item)}: expected (image, text), at most one of them None, or a text")
     if not isinstance(item[1], str | None):

@@ -130,11 +130,18 @@ def _streamed(table: Any, data: Data) -> Rows:
 
 
 def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
-    """The rows of a stream of dicts. Its first row shows which columns it has; a later one may lack some of them."""
-    first = next(rows, None)
-    if first is None:
+    """The rows of a stream of dicts. The first of them shows which columns it has; a later one may lack some of them."""
+    ahead = list[Any]()
+    for row in rows:
+        ahead.append(row)
+        if isinstance(row, Mapping):  # a row that cannot be read says nothing of the columns
+            break
+    if not ahead:
         raise InputError("data is empty: expected at least one row")
-    rows = chain([first], rows)
+    first = ahead[-1]
+    if not isinstance(first, Mapping):
+        raise InputError(f"none of {len(ahead)} rows of the data is a dict, the first is {shown(ahead[0])}")
+    rows = chain(ahead, rows)
     has_turns = bool(first.get(TURNS)) and are_turns(first[TURNS])
     first = with_turns(first, "row 0") if has_turns else first
     image = column_of("image", data, list(first), default="image")
@@ -216,7 +223,8 @@ class _Columns:
     def row(self, index: int, cells: Any) -> PicturesAndCells:
         """The pictures and the cells of one row; its text is the error of one that has no cells."""
         if not isinstance(cells, Mapping):
-            error = InputError(f"it is {shown(cells)}: expected a dict as the rows before")
+            told = isinstance(cells, InputError)  # why it cannot be read
+            error = cells if told else InputError(f"it is {shown(cells)}: expected a dict as the rows before")
             return None, {**self.empty, "text": error}
         cells = self.with_classes(cells)
         if self.has_turns:

@@ -83,7 +83,8 @@ def picture(image: Any, caption: Any = "", size: int = 144) -> str:
         data = base64.b64encode(file.getvalue()).decode()
     shape = f"width:{size}px" if image.width >= image.height else f"height:{size}px"
     below = f'<div style="max-width:{size}px;opacity:.7">{escaped(caption, 160)}</div>' if caption else ""
-    source = f'<img src="data:image/png;base64,{data}" style="{shape};image-rendering:pixelated">'
+    words = escaped(caption or "picture", 160)
+    source = f'<img src="data:image/png;base64,{data}" alt="{words}" style="{shape};image-rendering:pixelated">'
     return f'<div style="display:inline-block;vertical-align:top;margin:4px 8px 4px 0">{source}{below}</div>'
 
 

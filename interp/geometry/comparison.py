@@ -172,7 +172,7 @@ def compare(
     names = [measure.name for measure in measures]
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
-    notes = notes_of_outlying(visual=first, textual=second)
+    notes = (*notes_of_outlying(visual=first, textual=second), *_notes_of_dimensions(readings))
     if len(out):
         notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out", *notes)
     numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
@@ -207,6 +207,15 @@ def _readings(
                     yield from (of_one(each, cloud) for each in measures if each.kind in ("cloud", "labelled"))
             if len(clouds) == len(MODALITIES):
                 yield from _of_both(measures, clouds[0], clouds[1])
+
+
+def _notes_of_dimensions(readings: Sequence[Reading]) -> Iterator[str]:
+    """A line for each dimension of each modality that is surely too low in some states."""
+    for measure, modality in dict.fromkeys((each.measure, each.modality) for each in readings):
+        low = [each for each in readings if (each.measure, each.modality) == (measure, modality) and each.warning]
+        if low:
+            states = ", ".join(str(each.state) for each in low)
+            yield f"{measure} of {modality} at states {states}: {low[0].warning} (at state {low[0].state})"
 
 
 def _of_both(measures: Sequence[Measure], one: StateCloud, other: StateCloud) -> Iterator[Reading]:

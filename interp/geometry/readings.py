@@ -33,7 +33,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Reading:
-    """One measure of one modality or of both at one state; NaN for what is unknown."""
+    """One measure of one modality or of both at one state; NaN for what is unknown. `warning` is that of a dimension."""
 
     measure: str
     modality: str
@@ -42,6 +42,7 @@ class Reading:
     error: float
     chance: float
     p: float = math.nan
+    warning: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +111,12 @@ def of_one(measure: Measure, cloud: StateCloud) -> Reading:
         parts = [value(cloud.cloud[half], half.numpy(), k and reach(k, n, len(half))) for half in resampling.halves]
         error = _error(parts, n)
     place = measure.name, cloud.modality, cloud.state, result.value if estimate else result, error
+    warning = result.warning if estimate else ""
     if measure.null is None:
-        return Reading(*place, measure.level(n, k))
+        return Reading(*place, measure.level(n, k), warning=warning)
     if measure.null == "permute":
         control = value(cloud.permuted.input_of(measure))
-        return Reading(*place, control.value if estimate else control)
+        return Reading(*place, control.value if estimate else control, warning=warning)
     return _tested(place, [value(cloud.input_of(measure), order.numpy()) for order in resampling.orders(n)])
 
 

@@ -37,6 +37,7 @@ from interp.lens.fitting import (
 from interp.lens.reading import Lens, LensResult, Request, read_states
 from interp.models import VLM, Batch, Intervention
 from interp.models.running.offloading import weights_here
+from interp.models.running.trace import refuse_no_numbers
 from interp.progress import progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
@@ -106,7 +107,8 @@ class TunedLens(Result):
         held-out numbers flatter. A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
         Raises what `interp.data.batches.batches_of` raises for data, and `InputError` for fewer than 3 rows, positions that
-        select nothing, a setting of the training that is out of range, and a model without weights on this machine.
+        select nothing, states and readings that are not finite, a setting of the training that is out of range, and a model
+        without weights on this machine.
         """
         at_once = default_at_once(vlm.structure.vocab_size) if positions_at_once is None else positions_at_once
         training = Training(epochs, learning_rate, at_once, patience, seed)
@@ -120,6 +122,7 @@ class TunedLens(Result):
         sides = split_three_ways(int(examples.rows.max()) + 1, held_out, seed)
         train, stop, test = (examples.of(side) for side in sides)
         read, finals = reader_of(vlm), examples.states[-1]
+        refuse_no_numbers(vlm, batches[0], kl_to_final(finals, finals, read, at_once), "readings of the last state")
         fits = []
         with progress_bar("tuned lens", len(examples.states) - 1, "states", progress) as bar:
             for states in examples.states[:-1]:

@@ -213,3 +213,37 @@ def test_an_intervention_that_reaches_no_row_at_all_is_refused(toy, tmp_path):
         toy.logits(toy.prepare(["<image>"], [GOOD[0][0]]), [Skip(layers=1, positions="image_1")])
     with pytest.raises(interp.InputError, match="is unknown"):
         run(toy, GOOD, interventions=[Skip(layers=1, positions="image_x")])
+
+
+class Decoding:
+    """A data set as torch has them: an item is made when it is read, and some cannot be made."""
+
+    def __init__(self, items, faulty):
+        self.items, self.faulty = items, faulty
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if index in self.faulty:
+            raise OSError(f"cannot decode '/data/own/{index}.png'")
+        return self.items[index]
+
+
+@pytest.mark.parametrize("faulty", [(0,), (1,), (0, 1, 3), (4,)])
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_items_that_a_data_set_cannot_make(toy, faulty, kind):
+    items = [*GOOD, *GOOD[:2]]
+    items = items if kind is tuple else [{"image": image, "text": text} for image, text in items]
+    acts = run(toy, Decoding(items, faulty))
+    assert skipped(acts) == list(faulty)
+    assert acts.manifest["skipped"][0]["error"].startswith(
+        f"row {faulty[0]} ('{faulty[0]}'): it cannot be read (OSError("
+    )
+    assert "/data/own" not in str(acts.manifest["skipped"])
+    with pytest.raises(interp.InputError, match=f"row {faulty[0]} .*it cannot be read .*cannot decode"):
+        run(toy, Decoding(items, faulty), on_error="raise")
+    with pytest.raises(
+        interp.InputError, match="none of 5 rows of the data can be read, of the first it cannot be read"
+    ):
+        run(toy, Decoding(items, range(5)))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from interp.errors import InputError
 from interp.geometry import (
@@ -236,3 +237,16 @@ def test_refusals():
         with pytest.raises(InputError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_dimensions_that_are_surely_too_low_are_named():
+    """Half of the points of one state are near copies of the others, which 2NN reads as a dimension near 0."""
+    visual, textual = (torch.randn(2, 100, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    visual[1, 50:] = visual[1, :50] + 1e-4 * textual[1, 50:]
+    notes = compare(visual, textual, metrics=["2nn", "cka"], subsamples=2, permutations=2).provenance.notes
+    assert len(notes) == 1
+    assert notes[0].startswith("2nn of visual at states 1: too low: 100 of 100 points have one neighbour over 50 times")
+    assert notes[0].endswith("drop one of each pair, or use gride (at state 1)")
+    alone = intrinsic_dimension(visual[1])
+    assert alone.warning in notes[0]
+    assert compare(visual[:1], textual[:1], metrics=["2nn", "cka"], subsamples=2, permutations=2).provenance.notes == ()

@@ -1,5 +1,7 @@
 """The tuned lens: on the toy, on a planted change of basis, on other architectures, and kept in a file."""
 
+import copy
+
 import pytest
 import torch
 
@@ -242,3 +244,13 @@ def test_a_caller_may_be_in_inference_mode(toy, data):
     with torch.inference_mode():
         inside = TunedLens.fit(toy, data[:4], positions="last", epochs=1)
     assert torch.equal(inside.matrices, TunedLens.fit(toy, data[:4], positions="last", epochs=1).matrices)
+
+
+@pytest.mark.parametrize("path", ["norm", "head"])
+def test_a_readout_that_gives_no_numbers(toy, path):
+    """The states are finite, and what they read as is not: nothing could be fitted to it."""
+    broken = copy.deepcopy(toy)
+    with torch.no_grad():
+        broken.model.get_submodule(getattr(broken.structure, path)).weight.view(-1)[0] = torch.inf
+    with pytest.raises(interp.InputError, match=r"^the readout of 'toy' has weights that are not finite"):
+        TunedLens.fit(broken, interp.toy.scenes(4, seed=0), positions="all", epochs=1)
