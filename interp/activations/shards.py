@@ -98,9 +98,11 @@ def _not_finite(
         about = together[site]
         names = ", ".join(map(repr, about["rows"])) + (" and others" if about["more"] else "")
         number = f"{'state' if site in ('resid', 'vision') else 'layer'} {about['layer']}"
+        # A narrower dtype may have no number for states that the model has.
+        wider = "leave dtype= out or take a wider one" if plan["dtype"] else "load the model with another dtype"
         warnings.warn(
-            f"{about['states']} captured examples of {site!r} are not finite, the first in {number}, in rows {names}: load the "
-            "model with another dtype, or leave these rows out",
+            f"{about['states']} captured examples of {site!r} are not finite, the first in {number}, in rows {names}: "
+            f"{wider}, or leave these rows out",
             stacklevel=2,
         )
     return together

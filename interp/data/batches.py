@@ -15,6 +15,7 @@ from interp.data.rows import Batches, OpenRow, Skip, open_rows, without_faults
 from interp.data.sources import source_of
 from interp.errors import InputError, RowError
 from interp.models import Batch
+from interp.models.running.position_limits import refuse_too_long
 
 if TYPE_CHECKING:
     from interp.models import VLM
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     """Data as batches: batches as they are, anything else prepared `size` rows at a time.
 
-    `data` is a `Data` or what it is made from. With ``on_error="skip"`` rows that cannot be read, or that the processor
-    refuses, are left out, with one warning that has their number.
+    `data` is a `Data` or what it is made from. With ``on_error="skip"`` rows that cannot be read, that the processor refuses
+    or that are too long for the model are left out, with one warning that has their number.
 
     Raises `InputTypeError` for what is no data, `InputError` for data without rows, for a row that cannot be read, for a
     size below 1, and what `VLM.prepare` raises.
@@ -56,14 +57,17 @@ def prepare_rows(
 ) -> tuple[Batch | None, list[OpenRow]]:
     """The batch of these rows, and the rows that are in it; None where no row is left.
 
-    A row that the model's processor does not take goes to `skip`; without `skip` it is an `InputError` that names it.
+    A row that the model's processor does not take, or that is too long for the model, goes to `skip`; without `skip` it is an
+    `InputError` that names it.
     """
     rows = list(rows)
     while rows:
         texts, images = [row.text for row, _ in rows], [pictures for _, pictures in rows]
         spans = [row.spans for row, _ in rows] if any(row.spans for row, _ in rows) else None
         try:
-            return vlm.prepare(texts, images if any(images) else None, chat=chat, spans=spans), rows
+            batch = vlm.prepare(texts, images if any(images) else None, chat=chat, spans=spans)
+            refuse_too_long(vlm, batch.inputs)
+            return batch, rows
         except RowError as error:
             rows = [rows[index] for index in without_faults([row for row, _ in rows], error, skip)]
     return None, []

@@ -6,6 +6,7 @@ from functools import partial
 import datasets
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import interp
 from interp.data.batches import batches_of
@@ -87,3 +88,16 @@ def test_what_runs_whole_data_sets_takes_a_data(toy, tmp_path):
     pairs = [(scene.image, f"<image> {scene.caption}") for scene in scenes]
     for run in (partial(interp.lens.TunedLens.fit, epochs=1), partial(projector_report, shuffles=1)):
         assert run(toy, data).provenance.data == run(toy, pairs).provenance.data
+
+
+def test_rows_that_are_longer_than_the_table_of_positions(bare):
+    """They are at fault by themselves: skipped, or named as the data names them."""
+    config = GPT2Config(vocab_size=75, n_embd=32, n_layer=2, n_head=4, n_positions=24)
+    vlm = interp.load(model=GPT2LMHeadModel(config).eval(), processor=bare.tokenizer, check=False)
+    texts = ["a red 3", "a blue 4", "a red 3 at top . " * 10, "a green 7"]
+    with pytest.warns(
+        UserWarning, match=r"1 rows of the data are left out: .* row 2 \('2'\) has 61 tokens, .* end at 24"
+    ):
+        assert [len(batch) for batch in batches_of(vlm, interp.Data(texts, on_error="skip"), 2)] == [2, 1]
+    with pytest.raises(interp.InputError, match=r"^row 2 \('2'\) has 61 tokens"):
+        batches_of(vlm, texts, 2)

@@ -161,8 +161,7 @@ def check_pixels(
 def as_made(inputs: Mapping[str, Tensor], examples: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
     """The inputs with whole numbers as ints where the processor makes ints. `examples` are what it makes of some pictures.
 
-    Raises `InputError` for numbers of another kind, such as pixels from 0 to 255, and for another number of axes or, where all
-    examples have one size, another size.
+    Raises `InputError` for numbers of another kind, such as pixels from 0 to 255, and for another number of axes.
     """
     cast = dict(inputs)
     for name in examples.keys() & inputs.keys():
@@ -173,9 +172,7 @@ def as_made(inputs: Mapping[str, Tensor], examples: Mapping[str, Sequence[Tensor
             raise InputError(
                 f"{name} are of {tensor.dtype}: expected {made[0].dtype}, as this model's processor makes them"
             )
-        sizes = {tuple(each.shape[-2:]) for each in made} if made[0].ndim > 2 else set()
-        one_size = len(sizes) == 1 and tensor.shape[-2:] not in sizes
-        if tensor.ndim != made[0].ndim or one_size:
+        if tensor.ndim != made[0].ndim:
             raise InputError(
                 f"{name} have shape {tuple(tensor.shape)}: expected what this model's processor makes, "
                 f"{tuple(made[0].shape)} for one picture"
@@ -198,7 +195,7 @@ def check_companions(
     rows = int(images.any(dim=1).sum())
     for name in examples.keys() & inputs.keys():
         # One entry for each picture or for each row.
-        if all(len(made) == 1 for made in examples[name]) and len(inputs[name]) < rows:
+        if all(made.shape[:1] == (1,) for made in examples[name]) and len(inputs[name]) < rows:
             raise InputError(
                 f"{name} have {len(inputs[name])} entries, and {rows} rows have image tokens: expected one entry or more for each"
             )
@@ -279,8 +276,8 @@ def own_counts(processor: Any, inputs: Mapping[str, Tensor], token: str | None) 
 
 @contextmanager
 def explained(inputs: Mapping[str, Any] | None = None, model: Any = None) -> Iterator[None]:
-    """Around a forward pass with these inputs: a model's complaint that features and image tokens do not match, or that an input
-    is missing, becomes one line. `model` has the `arguments` of the forward pass."""
+    """Around a forward pass with these inputs: a model's complaint that features and image tokens do not match, that pictures
+    have a wrong size, or that an input is missing, becomes one line. `model` has the `arguments` of the forward pass."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
@@ -290,6 +287,11 @@ def explained(inputs: Mapping[str, Any] | None = None, model: Any = None) -> Ite
             raise InputError(
                 f"the encoding has no {' and no '.join(missing)}, and the model fails without "
                 f"({' '.join(message.split())[:100]}): pass all outputs of its processor"
+            ) from error
+        if inputs is not None and re.search(r"image size .*doesn't match", message):
+            raise InputError(
+                f"pictures of the encoding have another size than this model takes ({' '.join(message.split())[:100]}): use the "
+                "processor that belongs to it"
             ) from error
         if "image tokens do not match" not in message:
             raise
