@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.displays import dtype_name
 from interp.errors import InputError, InterpError, LayoutError
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def capture(
     )
     if os.environ.get("RANK", "0") != "0":  # only one of several processes prints
         return
-    table = [(name, str(list(acts[name].shape)), str(acts[name].dtype).removeprefix("torch.")) for name in acts]
+    table = [(name, str(list(acts[name].shape)), dtype_name(acts[name])) for name in acts]
     skipped = acts.manifest["skipped"]
     _print_table(f"{len(acts.ids)} rows, {len(skipped)} skipped", ["site", "shape", "dtype"], table)
     for each in skipped[:10]:

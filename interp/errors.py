@@ -62,6 +62,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
+def reason_of(error: BaseException, longest: int = 200) -> str:
+    """An error of another package as a part of a line: its type and its message, cut to `longest` characters.
+
+    >>> reason_of(ValueError("two\\nlines"))
+    'ValueError: two lines'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
+
+
 def shown(value: Any) -> str:
     """A value as one line of a message: an array as its type and shape, anything else as its repr, cut to 120 characters.
 

@@ -308,13 +308,13 @@ class Activations(Display, Mapping[str, Any]):
 
     def _layer_places(self, site: str, layers: Any) -> list[int]:
         """The places of these layers among the captured ones."""
-        captured = self.layers[site]
+        own = self.layers[site]
         if layers is None or (isinstance(layers, str) and layers == "all"):
-            return list(range(len(captured)))
+            return list(range(len(own)))
         numbers = None if isinstance(layers, str) else as_ints(layers)
-        if not numbers or not set(numbers) <= set(captured):
-            raise InputError(f"layers={layers!r} of {site!r}: expected some of {', '.join(map(str, captured))}")
-        return [captured.index(layer) for layer in numbers]
+        if not numbers or not set(numbers) <= set(own):
+            raise InputError(f"layers={layers!r} of {site!r}: expected some of {', '.join(map(str, own))}")
+        return [own.index(layer) for layer in numbers]
 
     def _chosen_places(self, kind: str, examples: Tensor, chosen: Sequence[int]) -> Places:
         """The places of some examples, their rows numbered as the chosen ones."""

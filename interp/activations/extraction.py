@@ -22,6 +22,7 @@ from interp.activations.sink_counts import SinkCount, count_sinks, reads_for_sin
 from interp.arguments import as_ints
 from interp.errors import InputError, LayoutError, NothingSelected, RowError, shown
 from interp.models import VLM, Batch, Edit, Intervention
+from interp.models.batches.positions import is_kind, last_true
 from interp.models.layout.patches import patches_of, take_patches
 from interp.models.running.places import HEADED, STATES
 from interp.models.running.steps import Read, reads_of_states, reads_of_vision, take_each, take_mean
@@ -170,7 +171,7 @@ def _selected_tokens(batch: Batch, selection: CaptureRequest, numbers: Sequence[
         before = f"positions={shown(selection.positions)} selects no position of "
         raise RowError(dict.fromkeys(empty, (before, ": expected one or more in each row")))
     if selection.reduce == "last":
-        return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+        return last_true(mask)
     if selection.reduce == "sample":
         of_row = [row.nonzero().flatten() for row in mask]
         sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]

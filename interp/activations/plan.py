@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.activations.container import Activations
 from interp.activations.extraction import CaptureRequest, kind_of
+from interp.displays import dtype_name
 from interp.models import VLM, Batch
 from interp.models.running.attention import implementation, tower_implementation
 from interp.models.running.offloading import weights_here
@@ -40,7 +41,7 @@ def make_plan(vlm: VLM, selection: CaptureRequest, reading: Mapping[str, Any]) -
         "sites": {site: {"layers": list(layers), "kind": kind_of(site)} for site, layers in selection.sites.items()},
         "positions": selection.positions if isinstance(selection.positions, str) else one_line(selection.positions),
         "reduce": selection.reduce,
-        "dtype": None if selection.dtype is None else _dtype_name(selection),
+        "dtype": None if selection.dtype is None else dtype_name(selection),
         "seed": selection.seed,
         "interventions": [one_line(each) for each in selection.interventions],
         **reading,
@@ -50,10 +51,6 @@ def make_plan(vlm: VLM, selection: CaptureRequest, reading: Mapping[str, Any]) -
 
 def _any(selection: CaptureRequest, need: str) -> bool:
     return any(getattr(each, need, False) for each in selection.interventions)
-
-
-def _dtype_name(value: Any) -> str:
-    return str(value.dtype).removeprefix("torch.")
 
 
 def one_line(value: Any) -> str:
@@ -86,7 +83,7 @@ def _hash_line(value: Any, parts: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"{_dtype_name(value)}{list(value.shape)} {digest.hexdigest()[:16]}"
+    return f"{dtype_name(value)}{list(value.shape)} {digest.hexdigest()[:16]}"
 
 
 def fingerprint_of_weights(model: Any) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.activations.container import Activations, Places, cat_examples
 from interp.activations.extraction import kind_of
 from interp.activations.sink_counts import SinkCount, add_counts
+from interp.displays import dtype_name
 from interp.errors import InputError
 
 FORMAT = "interp-activations-1"
@@ -176,7 +177,7 @@ class Shard:
             "rows": len(self.ids),
             "examples": {kind: len(places.rows) for kind, places in self.places.items()},
             "shapes": {site: list(tensor.shape) for site, tensor in self.tensors.items()},
-            "dtypes": {site: str(tensor.dtype).removeprefix("torch.") for site, tensor in self.tensors.items()},
+            "dtypes": {site: dtype_name(tensor) for site, tensor in self.tensors.items()},
             "data": self.data,
             "source": self.source,
             "skipped": [dict(each) for each in self.skipped],

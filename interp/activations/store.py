@@ -28,7 +28,7 @@ from torch import Tensor
 from interp.activations.container import Activations, Places, means
 from interp.activations.lazy import LazyTensor, Part
 from interp.activations.shards import FORMAT, Shard, as_activations, merge
-from interp.errors import InputError, InputTypeError, InterpError, shown
+from interp.errors import InputError, InputTypeError, InterpError, reason_of, shown
 from interp.files import whole_file
 
 MANIFEST = "manifest.json"
@@ -100,9 +100,8 @@ def _naming_manifest(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{str(folder / MANIFEST)!r} is not as capture writes it ({reason}): capture anew, into another folder"
+            f"{str(folder / MANIFEST)!r} is not as capture writes it ({reason_of(error)}): capture anew, into another folder"
         ) from error
 
 

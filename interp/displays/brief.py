@@ -92,9 +92,14 @@ def array_form(value: Any) -> str:
     """An array as its type, its shape and its dtype; of a mask also how much of it is True."""
     if not tuple(value.shape) and hasattr(value, "item"):
         return repr(value.item())
-    dtype = str(value.dtype).removeprefix("torch.")
+    dtype = dtype_name(value)
     chosen = f", {int(value.sum())} True" if dtype == "bool" else ""
     return f"{type(value).__name__}{list(value.shape)} {dtype}{chosen}"
+
+
+def dtype_name(value: Any) -> str:
+    """The dtype of an array or of a model by its short name, such as ``"float32"``."""
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _other(value: Any) -> str:
@@ -125,13 +130,13 @@ def _joined(items: list[str], count: int, marks: tuple[str, str], single: bool =
     text = f"{marks[0]}{', '.join(items)}{more}{marks[1]}"
     if len(text) <= _LONGEST:
         return text
-    kept: list[str] = []
+    first: list[str] = []
     for item in items:
-        if kept and sum(map(len, kept)) + len(item) > _LONGEST - 20:
+        if first and sum(map(len, first)) + len(item) > _LONGEST - 20:
             break
-        kept.append(shortened(item, _LONGEST - 20))
-    more = f", ... {count} in all" if count > len(kept) else ""
-    return f"{marks[0]}{', '.join(kept)}{more}{marks[1]}"
+        first.append(shortened(item, _LONGEST - 20))
+    more = f", ... {count} in all" if count > len(first) else ""
+    return f"{marks[0]}{', '.join(first)}{more}{marks[1]}"
 
 
 def _inline(text: str, name: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from interp.displays.brief import brief
+from interp.displays.brief import brief, dtype_name
 from interp.displays.hypertext import boxed, escaped, figure_html, frame_table, heading, note, picture, table
 
 # The rows of a batch, its tokens a row and its pictures that are shown.
@@ -46,9 +46,10 @@ def view(value: Any) -> str | None:
 def _vlm(vlm: Any) -> str:
     kind = type(vlm.model).__name__
     weights = sum(each.numel() for each in vlm.model.parameters())
-    dtype = str(vlm.dtype).removeprefix("torch.")
     where = f"remote={vlm.remote!r}" if vlm.remote else f"on {vlm.device}"
-    return boxed(heading(vlm.name, f"{kind}, {weights:,} weights in {dtype}, {where}"), _structure_table(vlm.structure))
+    return boxed(
+        heading(vlm.name, f"{kind}, {weights:,} weights in {dtype_name(vlm)}, {where}"), _structure_table(vlm.structure)
+    )
 
 
 def _structure(structure: Any) -> str:
@@ -78,8 +79,8 @@ def _report(report: Any) -> str:
     rows = [(each.name, each.outcome, f"{each.error:.3g}", each.bound, each.detail) for each in report.checks]
     colours = [_OUTCOMES.get(each.outcome, "") for each in report.checks]
     counts = {name: sum(each.outcome == name for each in report.checks) for name in _OUTCOMES}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return boxed(heading("Proofs", told), table(("proof", "outcome", "error", "bound", "detail"), rows, colours))
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return boxed(heading("Proofs", summary), table(("proof", "outcome", "error", "bound", "detail"), rows, colours))
 
 
 # Batches -----------------------------------------------------------------------------------------------------------------
@@ -180,8 +181,7 @@ def _positions(positions: Any) -> str:
 
 def _activations(acts: Any) -> str:
     sites = [
-        (site, list(value.shape), str(value.dtype).removeprefix("torch."), brief(acts.layers[site]))
-        for site, value in acts.sites.items()
+        (site, list(value.shape), dtype_name(value), brief(acts.layers[site])) for site, value in acts.sites.items()
     ]
     labels = []
     for name, values in acts.labels.items():
@@ -210,8 +210,8 @@ def _scenes(scenes: Any) -> str:
 
 def _scene(scene: Any) -> str:
     questions = [(each.kind, each.prompt, each.answer) for each in scene.questions[:12]]
-    asked = table(("kind", "question", "answer"), questions)
-    return boxed(picture(scene.image, f"{scene.id}: {scene.caption}"), asked)
+    answers = table(("kind", "question", "answer"), questions)
+    return boxed(picture(scene.image, f"{scene.id}: {scene.caption}"), answers)
 
 
 def _pair(pair: Any) -> str:
@@ -223,8 +223,8 @@ def _pair(pair: Any) -> str:
 def _result(result: Any) -> str:
     name = heading(type(result).__name__, _origin(result.provenance))
     if _numbers_in(result) > _LARGEST_RESULT:
-        held = [(each.name, brief(getattr(result, each.name))) for each in fields(result) if each.repr]
-        return boxed(name, table(("field", "value"), held), note("much to draw: .plot() and .to_frame() do it"))
+        items = [(each.name, brief(getattr(result, each.name))) for each in fields(result) if each.repr]
+        return boxed(name, table(("field", "value"), items), note("much to draw: .plot() and .to_frame() do it"))
     figure = rows = ""
     try:
         figure = figure_html(result.plot())

@@ -43,10 +43,10 @@ def centred(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
     >>> centred(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
     [[-1.0, 0.0], [1.0, 0.0]]
     """
-    given = as_cloud(x, name)
-    cloud = doubles(given)
+    original = as_cloud(x, name)
+    cloud = doubles(original)
     rest = cloud - cloud.mean(dim=0)
-    if is_one_point(given):
+    if is_one_point(original):
         raise InputError(f"the {len(cloud)} rows of {name} are all equal: expected examples that differ")
     return rest
 

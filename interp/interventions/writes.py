@@ -104,14 +104,14 @@ def captured_examples(acts: Activations, selection: Selection) -> list[Tensor]:
 
     Raises `InputError` for a site or a layer that was not captured, and for states of another shape than the model's.
     """
-    site, captured = selection.site, list(acts.layers.get(selection.site, ()))
-    missing = [layer for layer in selection.layers if layer not in captured]
+    site, layers = selection.site, list(acts.layers.get(selection.site, ()))
+    missing = [layer for layer in selection.layers if layer not in layers]
     if missing:
         contents = ", ".join(f"{name} of layers {', '.join(map(str, acts.layers[name]))}" for name in acts)
         raise InputError(f"value has no {site} of layer {missing[0]}: it has {contents}")
     examples = []
     for layer, heads, shape in zip(selection.layers, selection.heads, selection.shapes, strict=True):
-        states = torch.as_tensor(acts[site][captured.index(layer)])
+        states = torch.as_tensor(acts[site][layers.index(layer)])
         fits = heads is None or max(heads) < states.shape[1]
         if not fits or tuple(_some_heads(states, heads).shape[1:]) != shape:
             raise InputError(
@@ -130,16 +130,16 @@ def examples_by_position(acts: Activations, selection: Selection) -> list[Tensor
     """
     examples, counts = captured_examples(acts, selection), selection.counts
     rows = acts.places(selection.site).rows
-    captured = torch.bincount(rows, minlength=len(counts)).tolist()
-    if captured == counts:
+    per_row = torch.bincount(rows, minlength=len(counts)).tolist()
+    if per_row == counts:
         index = torch.arange(len(rows))
-    elif captured == [1] * len(counts):
+    elif per_row == [1] * len(counts):
         index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     elif len(rows) == 1:
         index = torch.zeros(sum(counts), dtype=torch.long)
     else:
         raise InputError(
-            f"value has {captured} examples in its rows and {counts} positions are selected in those of the batch: "
+            f"value has {per_row} examples in its rows and {counts} positions are selected in those of the batch: "
             "expected as many, one a row, or one in all"
         )
     return [states[index.to(states.device)] for states in examples]

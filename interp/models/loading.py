@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.errors import InputError, InterpError, LayoutError
+from interp.errors import InputError, InterpError, LayoutError, reason_of
 from interp.models.layout.discovery import find_structure, takes_images
 from interp.models.running.offloading import device_first, run_device, send_inputs_where_it_runs
 from interp.models.running.structure import Structure
@@ -284,9 +284,8 @@ def _prove(vlm: VLM, own_structure: bool) -> None:
     except Exception as error:
         if not own_structure or isinstance(error, InterpError):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise LayoutError(
-            f"{vlm.name!r} cannot be run with the structure= that was given ({reason}): leave out what does not fit"
+            f"{vlm.name!r} cannot be run with the structure= that was given ({reason_of(error)}): leave out what does not fit"
         ) from error
     first = next((check for check in checks if check.outcome == "failed"), None)
     if first is not None:

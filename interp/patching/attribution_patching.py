@@ -29,11 +29,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from interp.errors import InputError, LayoutError
+from interp.errors import InputError, LayoutError, reason_of
 from interp.models import VLM, Batch, Intervention, Read
 from interp.models.running.gradients import GradientRead, run_gradients
 from interp.models.running.steps import take_each
-from interp.models.running.trace import refuse_no_numbers, run_forward
+from interp.models.running.trace import no_numbers, run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
 from interp.patching.metrics import Metric, MetricFunction, apply_rule
 from interp.patching.patch_result import PatchResult
@@ -166,17 +166,16 @@ def _gradients(grid: SweepGrid, batch: Batch, metric: Any, slopes: Sequence[Grad
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:  # each operation without a gradient has a message of its own
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise LayoutError(
-            f"no gradient can be taken through {vlm.name!r} ({message}): patch_sweep needs none"
+            f"no gradient can be taken through {vlm.name!r} ({reason_of(error)}): patch_sweep needs none"
         ) from error
     if gradients is None:
         raise InputError(
             f"the metric {grid.metric!r} has no gradient: expected a differentiable function of the logits, such as "
             "logit_difference(a, b), or use patch_sweep"
         )
-    largest = torch.stack([value.isnan().any().cpu() for value in gradients.values()])
-    refuse_no_numbers(vlm, batch, torch.where(largest, torch.nan, 0.0), "slopes of the metric")
+    if any(value.isnan().any() for value in gradients.values()):
+        raise no_numbers(vlm, batch, "slopes of the metric")
     return gradients
 
 

@@ -38,7 +38,7 @@ from interp.models.running.resume import (
     run_from_positions,
     write_versions,
 )
-from interp.models.running.trace import refuse_no_numbers, run_forward
+from interp.models.running.trace import no_numbers, run_forward
 from interp.patching.metrics import MetricFunction
 
 # The ways to resume cells, best first, by the notes that describe them.
@@ -61,8 +61,8 @@ def run_cells(
     Raises `InputError` where one of them is NaN.
     """
     base, values, note = _run_cells(vlm, row, versions, metric, interventions, seed)
-    nan = torch.cat([base.flatten().cpu(), values.flatten().cpu()]).isnan()
-    refuse_no_numbers(vlm, row, torch.where(nan, torch.nan, 0.0), "values of the metric")
+    if base.isnan().any() or values.isnan().any():
+        raise no_numbers(vlm, row, "values of the metric")
     return base, values, note
 
 

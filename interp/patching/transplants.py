@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.displays import dtype_name
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, load
 from interp.models.running.structure import resolve
@@ -62,11 +63,11 @@ def transplant(recipient: VLM, donor: VLM, layers: int | str | Iterable[int] = "
     numbers = recipient.layer_indices(layers)
     pairs = [pair for name in names for pair in _paths(recipient, donor, name, numbers)]
     ours, theirs = recipient.model.state_dict(keep_vars=True), donor.model.state_dict(keep_vars=True)
-    given: dict[str, Tensor] = {}
+    replacements: dict[str, Tensor] = {}
     for path, other in pairs:
         _check_fit(recipient, donor, path, other)
-        given |= {key: theirs[other + key.removeprefix(path)] for key in ours if key.startswith(f"{path}.")}
-    model = _build_model(recipient.model, {**ours, **_with_tied(ours, given)})
+        replacements |= {key: theirs[other + key.removeprefix(path)] for key in ours if key.startswith(f"{path}.")}
+    model = _build_model(recipient.model, {**ours, **_with_tied(ours, replacements)})
     hybrid = load(model=model, processor=recipient.processor, structure=recipient.structure, check=False)
     description = f"{', '.join(names)} {numbers}" if "layers" in names else ", ".join(names)
     hybrid.name = f"{recipient.name} with {description} of {donor.name}"
@@ -151,13 +152,13 @@ def _kinds(recipient: VLM, donor: VLM) -> str:
 
 
 def _description(weights: Tensor) -> str:
-    return f"{str(weights.dtype).removeprefix('torch.')} {tuple(weights.shape)} on {weights.device}"
+    return f"{dtype_name(weights)} {tuple(weights.shape)} on {weights.device}"
 
 
-def _with_tied(state: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The given weights, also under every other name that their place in `state` has."""
-    places = {state[key].data_ptr(): weights for key, weights in given.items() if state[key].numel()}
-    return {key: given.get(key, places.get(weights.data_ptr(), weights)) for key, weights in state.items()}
+def _with_tied(state: dict[str, Any], replacements: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The replacements, also under every other name that their place in `state` has."""
+    places = {state[key].data_ptr(): weights for key, weights in replacements.items() if state[key].numel()}
+    return {key: replacements.get(key, places.get(weights.data_ptr(), weights)) for key, weights in state.items()}
 
 
 def _build_model(model: Any, weights: dict[str, Tensor]) -> nn.Module:

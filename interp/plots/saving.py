@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import InputError, InputTypeError, shown
+from interp.errors import InputError, InputTypeError, reason_of, shown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,5 +64,4 @@ def _write_picture(figure: go.Figure, target: Path, options: dict[str, Any]) -> 
     try:
         figure.write_image(target, **options)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{target.name!r} could not be drawn ({reason}): {wanted}") from error
+        raise InputError(f"{target.name!r} could not be drawn ({reason_of(error)}): {wanted}") from error

@@ -81,8 +81,8 @@ def _refuse_loss(prompt: str, text: str) -> None:
     """Refuse a prompt that leaves out a piece of the text or puts the pieces in another order; spaces do not count."""
     rest = _without_spaces(prompt)
     for piece in text.split(PLACEHOLDER):
-        _, found, rest = rest.partition(_without_spaces(piece)) if piece.strip() else ("", True, rest)
-        if not found:
+        _, match, rest = rest.partition(_without_spaces(piece)) if piece.strip() else ("", True, rest)
+        if not match:
             raise InputError(
                 f"the chat template leaves out {shown(piece.strip())}, it makes {shown(prompt)}: write the prompt yourself "
                 "with chat=False"

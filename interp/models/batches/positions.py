@@ -297,7 +297,7 @@ def find_positions(
     images = real & image_tokens
     special = real & ~images & torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype))
     text = real & ~images & ~special
-    last = _last_true(real)
+    last = last_true(real)
     totals = images.sum(dim=1).tolist()
     counts = [
         row if row is not None and sum(row) == total and len(row) == len(pictures) else None
@@ -313,7 +313,7 @@ def find_positions(
         "question": text & ~last,
         "after_image": (images.flip(1).cumsum(1).flip(1) == 0) & real,
         "last": last,
-        "last_image": _last_true(images),
+        "last_image": last_true(images),
     }
     grids = [
         [None] * len(row) if share is None else [find_grid(n, sheet) for n, sheet in zip(share, row, strict=True)]
@@ -334,6 +334,6 @@ def _each_image(images: Tensor, counts: Sequence[Sequence[int] | None]) -> dict[
     return {f"image_{index}": mask for index, mask in enumerate(masks)}
 
 
-def _last_true(mask: Tensor) -> Tensor:
+def last_true(mask: Tensor) -> Tensor:
     """The last True of each row alone."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)

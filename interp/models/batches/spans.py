@@ -171,9 +171,9 @@ def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, posit
         first, last = max(start, at), min(end, at + len(piece))
         if first < last:
             if place is None:
-                made = f"{shown(words.prompt)}, the prompt that the processor makes; pass a mask instead"
+                prompt = f"{shown(words.prompt)}, the prompt that the processor makes; pass a mask instead"
                 raise RowError(
-                    {row: (f"span {name!r} cannot be found: {piece!r} of ", f" does not occur once in {made}")}
+                    {row: (f"span {name!r} cannot be found: {piece!r} of ", f" does not occur once in {prompt}")}
                 )
             # A template may leave out the spaces around a piece: the rest of the range is inside it.
             low, high = (min(max(edge - at + place[0], place[1]), place[2]) for edge in (first, last))

@@ -185,8 +185,8 @@ def _find_norm(model: nn.Module, layers: nn.Module, width: int) -> nn.Module | N
     norms = [child for child in beside if tuple(getattr(getattr(child, "weight", None), "shape", ())) == (width,)]
     # A norm may have no weights at all.
     plain = [child for child in beside if "norm" in type(child).__name__.lower() and not list(child.parameters())]
-    found = norms or plain
-    return found[-1] if found else None
+    candidates = norms or plain
+    return candidates[-1] if candidates else None
 
 
 def _find_head(model: Any, vision: nn.Module | None, embed: nn.Module, width: int) -> nn.Module | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from interp.displays import dtype_name
 from interp.errors import InputError
 from interp.models.batches.batch import Batch
 from interp.models.batches.encodings import pixels_of
@@ -36,7 +37,7 @@ def moved_by_pictures(core: Core, inputs: Mapping[str, Tensor], before: Tensor |
     before = run_until_layers(core, inputs) if before is None else before
     if holds_no_numbers(before.abs()):
         cause = cause_of(core, lambda reads: run_until_reads(core, inputs, reads), has_images=True)
-        raise InputError(cause or f"the states that enter {core.name!r} are not finite in {core.dtype}")
+        raise InputError(cause or f"the states that enter {core.name!r} are not finite in {dtype_name(core)}")
     moved = torch.zeros(before.shape[:2], dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_PICTURES):

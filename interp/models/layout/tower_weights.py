@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.errors import reason_of
 from interp.models.batches.batch import Batch
 from interp.models.layout.additions import visits_to_parts
 from interp.models.layout.heads import as_if, candidates, visits_once
@@ -90,7 +91,7 @@ def _failure(core: Core, batch: Batch, block: int, option: TowerWeights) -> str 
     try:
         values = run_forward(trial, batch, reads=[Read(site, site, block, whole) for site in _SITES], logits=None)
     except Exception as error:  # a mask of another form, angles of another width
-        return f"its weights could not be computed ({' '.join(f'{type(error).__name__}: {error}'.split())[:120]})"
+        return f"its weights could not be computed ({reason_of(error, 120)})"
     allowed, v, z, pattern = (values[site].cpu() for site in _SITES)
     weights, real = pattern.transpose(1, 2), allowed.any(dim=-1).any(dim=1)
     if not are_shares(weights, allowed, real) or not _has_weight(weights, allowed):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, reason_of
 from interp.models.batches.batch import Batch
 from interp.models.running.core import Core
 from interp.models.running.readiness import ready_inputs
@@ -43,10 +43,6 @@ def trials_for(core: Core, batch: Batch | None = None) -> Trials:
     return Trials(text or pictured, pictured, no_picture if text else f"{no_text}; {no_picture}")
 
 
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def _text_batch(core: Core) -> tuple[Batch | None, str]:
     """Two rows of ordinary token ids, one of them padded; or None, and why the model does not run on text alone."""
     ids = torch.arange(core.structure.vocab_size)
@@ -67,7 +63,7 @@ def _text_batch(core: Core) -> tuple[Batch | None, str]:
         with few_threads(core), torch.no_grad():
             core.model(**inputs)
     except Exception as error:  # each model that needs an image says so in its own way
-        return None, f"the model does not run on text alone ({_in_one_line(error)})"
+        return None, f"the model does not run on text alone ({reason_of(error)})"
     return batch, ""
 
 
@@ -87,7 +83,7 @@ def _small_picture(core: Core) -> tuple[Batch | None, str]:
     except InputError:
         raise
     except Exception as error:  # a prompt that this processor or model cannot take
-        return None, f"a small picture could not be run ({_in_one_line(error)}): check(batch) with an image tries it"
+        return None, f"a small picture could not be run ({reason_of(error)}): check(batch) with an image tries it"
     return batch, ""
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from interp.displays import dtype_name
 from interp.models.running.steps import Read
 from interp.models.running.structure import resolve
 
@@ -39,7 +40,7 @@ def holds_no_numbers(values: Tensor) -> bool:
 def cause_of(core: Core, run: Run, has_images: bool) -> str:
     """Where the untouched run stops being finite, in one line; empty where its states and the weights of its readout are. `run`
     runs reads on its inputs."""
-    dtype = str(core.dtype).removeprefix("torch.")
+    dtype = dtype_name(core)
     for part, paths, reads in _places(core, has_images):
         try:
             values = run(reads)

@@ -17,10 +17,9 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.models.batches.encodings import explained
 from interp.models.running.steps import Edit, Read, follow, schedule
-from interp.models.running.threads import few_threads
-from interp.models.running.trace import inputs_for_logits, logits_at, memory_freed, weights_available
+from interp.models.running.surroundings import around_run
+from interp.models.running.trace import inputs_for_logits, logits_at
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -52,14 +51,8 @@ def run_gradients(
     steps = schedule(core, len(batch), [*edits, *zeros], ())
     inputs, selection = inputs_for_logits(core, batch, "last", inspected=True)
     model = core.nnsight
-    with (
-        few_threads(core),
-        weights_available(core, edits, reads),
-        memory_freed(),
-        explained(inputs, core),
-        torch.no_grad(),  # its end also undoes what `with_zero` switches on
-        model.trace(**inputs, **core.trace_options),
-    ):
+    # The end of the surroundings, in which no gradients are recorded, also undoes what `with_zero` switches on.
+    with around_run(core, inputs, edits, reads), model.trace(**inputs, **core.trace_options):
         saved = nnsight.save({})
         follow(steps, {})
         value = measure(logits_at(model.output.logits, selection))

@@ -75,8 +75,8 @@ def like(allowed, before, mask, hidden):
     if mask is not None and mask.dtype == torch.bool:
         return allowed
     dtype = hidden.dtype if mask is None else mask.dtype
-    written = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-    return written if mask is None else torch.where(same, mask, written)
+    additive = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    return additive if mask is None else torch.where(same, mask, additive)
 
 
 # Before the trace --------------------------------------------------------------------------------------------------------

@@ -36,14 +36,13 @@ import torch
 from torch import Tensor
 
 from interp.errors import LayoutError
-from interp.models.batches.encodings import explained
 from interp.models.running.masks import PATTERNED, as_allowed, none_is_causal
 from interp.models.running.places import CACHE, CALL, MASK, find_argument, place
 from interp.models.running.replay import Cache, Run, Signature, call_changed, call_for_last, call_layer, with_cache
 from interp.models.running.steps import Edit, Read, follow, schedule, whole
 from interp.models.running.structure import resolve
-from interp.models.running.threads import few_threads
-from interp.models.running.trace import inputs_for_logits, memory_freed
+from interp.models.running.surroundings import around_run
+from interp.models.running.trace import inputs_for_logits
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -112,13 +111,7 @@ def _run(
     inputs, _ = inputs_for_logits(core, batch, "last", inspected=True)
     model, envoys, readout = core.nnsight, {layer: core.layers[layer] for layer in layers}, core.readout
     keys = None if cache is None else cache.keys
-    with (
-        few_threads(core),
-        memory_freed(),
-        explained(inputs, core),
-        torch.no_grad(),
-        model.trace(**inputs, **core.trace_options),
-    ):
+    with around_run(core, inputs, edits, reads), model.trace(**inputs, **core.trace_options):
         saved = nnsight.save({})
         values: dict = {}
         follow(steps, values)

@@ -11,10 +11,8 @@ returns the logits under "logits" and the state under "state". Before the places
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +21,8 @@ import torch
 from torch import Tensor
 
 from interp.arguments import checked_choice
+from interp.displays import dtype_name
 from interp.errors import InputError
-from interp.models.batches.encodings import explained
-from interp.models.running.attention import eager, eager_tower
 from interp.models.running.finite import cause_of, holds_no_numbers
 from interp.models.running.greedy import NOT_FINITE, greedy_options
 from interp.models.running.masks import PATTERNED
@@ -33,7 +30,7 @@ from interp.models.running.places import BEFORE_LAYERS
 from interp.models.running.readiness import ready_inputs
 from interp.models.running.slots import InputSlot, first, is_feature_list
 from interp.models.running.steps import Edit, Read, Step, follow, schedule, take_each, whole
-from interp.models.running.threads import few_threads
+from interp.models.running.surroundings import around_run
 
 if TYPE_CHECKING:
     from interp.models.batches.batch import Batch
@@ -60,36 +57,7 @@ class Shapes:
     is_list: bool
 
 
-# Around a trace ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def memory_freed() -> Iterator[None]:
-    """Around a trace: the memory that it used is free when it ends.
-
-    A trace that is stopped leaves its frames in a cycle with the exception that stopped it, and in them the states and
-    the keys and values of the pass. They would stay in memory until Python next looks at its oldest objects. No garbage is
-    collected during the trace, so that they are among the youngest and are freed at once.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-        gc.collect(1)
-
-
-@contextmanager
-def weights_available(core: Core, edits: Sequence[Edit], reads: Sequence[Any]) -> Iterator[None]:
-    """Eager attention where an edit or a read needs its weights."""
-    sites = {*(edit.site for edit in edits), *(read.site for read in reads)}
-    with (
-        eager(core) if "pattern" in sites else nullcontext(),
-        eager_tower(core) if "vision_pattern" in sites else nullcontext(),
-    ):
-        yield
+# Forward passes ----------------------------------------------------------------------------------------------------------
 
 
 def inputs_for_logits(core: Core, batch: Batch, logits: Any, inspected: bool) -> tuple[dict[str, Any], Any]:
@@ -107,9 +75,6 @@ def inputs_for_logits(core: Core, batch: Batch, logits: Any, inspected: bool) ->
         return ({**inputs, "logits_to_keep": 1} if core.accepts("logits_to_keep") and not trims else inputs), "end"
     mask = batch.positions["last"] if last else logits
     return inputs, mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else mask
-
-
-# Forward passes ----------------------------------------------------------------------------------------------------------
 
 
 def run_forward(
@@ -148,32 +113,30 @@ def run_unrefused(
     """`run_forward`, whose logits may be NaN or infinite."""
     model = core.nnsight
     inputs, selection = inputs_for_logits(core, batch, logits, inspected=bool(edits or reads))
-    with few_threads(core), weights_available(core, edits, reads):
-        steps = schedule(core, len(batch), edits, reads)
-        with (
-            memory_freed(),
-            explained(inputs, core),
-            torch.no_grad(),
-            model.trace(**inputs, **core.trace_options) as tracer,
-        ):
-            saved = nnsight.save({})
-            follow(steps, saved)
-            if selection is None:
-                tracer.stop()
-            else:
-                saved["logits"] = logits_at(model.output.logits, selection)
+    steps = schedule(core, len(batch), edits, reads)
+    with around_run(core, inputs, edits, reads), model.trace(**inputs, **core.trace_options) as tracer:
+        saved = nnsight.save({})
+        follow(steps, saved)
+        if selection is None:
+            tracer.stop()
+        else:
+            saved["logits"] = logits_at(model.output.logits, selection)
     return dict(saved)
 
 
 def refuse_no_numbers(core: Core, batch: Batch, values: Tensor, what: str) -> None:
-    """Raise `InputError` where values that come of a run of this batch are NaN or plus infinity; `what` they are in words. The
-    message says where the untouched run stops being finite."""
+    """Raise `no_numbers` where the values of a run of this batch are NaN or plus infinity; `what` they are, in words."""
     if holds_no_numbers(values):
-        raise InputError(
-            cause_not_finite(core, batch)
-            or f"the {what} of {core.name!r} are not finite in {str(core.dtype).removeprefix('torch.')}, though the states of "
-            "its untouched run are: make what is written into them smaller, or load it with another dtype"
-        )
+        raise no_numbers(core, batch, what)
+
+
+def no_numbers(core: Core, batch: Batch, what: str) -> InputError:
+    """The error of a run of this batch that gave no numbers; it says where the untouched run stops being finite."""
+    return InputError(
+        cause_not_finite(core, batch)
+        or f"the {what} of {core.name!r} are not finite in {dtype_name(core)}, though the states of its untouched run are: "
+        "make what is written into them smaller, or load it with another dtype"
+    )
 
 
 def cause_not_finite(core: Core, batch: Batch) -> str:
@@ -192,13 +155,7 @@ def run_until_reads(
     """The value of each read under its key, for inputs whose positions are not known; the rest is not computed."""
     steps = schedule(core, len(inputs["input_ids"]), edits, reads)
     options = {**ready_inputs(core, inputs), **core.trace_options}
-    with (
-        few_threads(core),
-        memory_freed(),
-        explained(inputs, core),
-        torch.no_grad(),
-        core.nnsight.trace(**options) as tracer,
-    ):
+    with around_run(core, inputs, edits, reads), core.nnsight.trace(**options) as tracer:
         saved = nnsight.save({})
         follow(steps, saved)
         tracer.stop()
@@ -213,7 +170,7 @@ def run_for_visits(
 ) -> dict[str, list[Visit]]:
     """One forward pass: the visits to these modules by their nnsight paths, in the order in which they began."""
     options = {**ready_inputs(core, inputs), **options, **core.trace_options}
-    with few_threads(core), explained(inputs, core), torch.no_grad(), core.nnsight.trace(**options) as tracer:
+    with around_run(core, inputs), core.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True).save()
     return {
         path: [Visit(_tensor(value), _tensor(output), _others(output)) for value, output in visits]
@@ -226,13 +183,7 @@ def run_for_shapes(core: Core, inputs: Mapping[str, Tensor], envoys: Sequence[An
     options = {**ready_inputs(core, inputs), **core.trace_options}
     # The step is made here: a trace that names the core would be sent with all of it.
     steps = [Step(core.layers[0], InputSlot())]
-    with (
-        few_threads(core),
-        memory_freed(),
-        explained(inputs, core),
-        torch.no_grad(),
-        core.nnsight.trace(**options) as tracer,
-    ):
+    with around_run(core, inputs), core.nnsight.trace(**options) as tracer:
         cache = tracer.cache(modules=list(envoys), include_inputs=True)
         follow(steps, {})
         shapes = nnsight.save(shapes_of(cache))
@@ -283,13 +234,7 @@ def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens
     values: dict[int, Tensor] = {}
     rounds = max_new_tokens if steps else min(1, len(tower_steps))
     # Rows that all end early end the loop and everything after it in its block: the ids are read in another block.
-    with (
-        few_threads(core),
-        weights_available(core, edits, ()),
-        warnings.catch_warnings(),
-        explained(inputs, core),
-        torch.no_grad(),
-    ):
+    with around_run(core, inputs, edits), warnings.catch_warnings():
         # Every row may end before the last step.
         warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
         try:
@@ -303,7 +248,7 @@ def run_generate(core: Core, batch: Batch, edits: Sequence[Edit], max_new_tokens
         except ValueError as error:
             if NOT_FINITE not in str(error):
                 raise
-            refuse_no_numbers(core, batch, torch.tensor(torch.nan), "logits")
+            raise no_numbers(core, batch, "logits") from error
     return ids
 
 
