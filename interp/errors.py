@@ -54,7 +54,7 @@ class LayoutError(InterpError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the CPU or on a GPU: then it is no fault of what was computed."""
+    """Whether an error says that memory ran out, on the CPU or on a GPU: then what was computed is not at fault."""
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     ):  # torch's, which is not loaded here

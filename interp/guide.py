@@ -154,7 +154,7 @@ def help(word: str | None = None) -> Guide:
     >>> help("ablation").rows[0][1]
     ('interp.interventions.Patch', 'interp.interventions.Ablate', 'interp.interventions.Skip')
 
-    Raises `InputTypeError` for a word that is no string: for one object Python's own ``help(object)`` prints its docstring.
+    Raises `InputTypeError` for a word that is not a string: for one object Python's own ``help(object)`` prints its docstring.
     """
     if word is not None and not isinstance(word, str):
         raise InputTypeError(f"word={shown(word)} is a {type(word).__name__}: expected a word, or Python's own help()")

@@ -115,7 +115,7 @@ def test_scenes_of_the_toy(photos):
     [
         (["capture", "toy", "../nothing", "--out", "acts"], "'../nothing'"),
         (["capture", "toy", "scenes:many", "--out", "acts"], "as in scenes:200"),
-        (["capture", "toy:none", "scenes:2", "--out", "acts"], "'toy:none' is no toy"),
+        (["capture", "toy:none", "scenes:2", "--out", "acts"], "'toy:none' is not a toy"),
         (["capture", "toy", "scenes:2"], "--out"),
         (["capture", "toy", "scenes:2", "--out", "acts", "--site", "hook"], "site='hook' is unknown: use one of resid"),
         (["capture", "toy", "scenes:2", "--out", "acts", "--layers", "0,9"], "states 0 to 8"),
@@ -126,7 +126,7 @@ def test_scenes_of_the_toy(photos):
         (["capture", "toy", "scenes:2", "--out", "acts", "--on-error", "hide"], "on_error='hide'"),
         (["capture", "toy", "scenes:2", "--out", "acts", "--column", "label"], "as in label=category"),
         (["capture", "toy", "scenes:2", "--out", "acts", "--prompt", "{name} ?"], "name"),
-        (["capture", "toy", "../photos", "--out", "acts", "--root", "../none"], "root='../none' is no folder"),
+        (["capture", "toy", "../photos", "--out", "acts", "--root", "../none"], "root='../none' is not a folder"),
         (["capture", "toy", "scenes:\u00b2", "--out", "acts"], "as in scenes:200"),
         (
             ["capture", "toy", "scenes:2", "--out", "acts", "--positions", "0,-1,"],

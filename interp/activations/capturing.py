@@ -41,10 +41,11 @@ from interp.arguments import checked_choice, checked_int
 from interp.data.data import Data, as_data
 from interp.data.rows import Batches, Row, Rows, Skip, without_faults
 from interp.data.sources import source_of
-from interp.errors import InputError, InputTypeError, InterpError, RowError, shown
+from interp.errors import InputError, InputTypeError, InterpError, RowError
 from interp.models import VLM, Intervention
 from interp.models.batches.images import images_in
 from interp.models.layout.patches import RowsNotApart
+from interp.models.vlm import checked_interventions
 
 # The folders of an absolute path between quotes, up to its last part.
 _FOLDERS = re.compile(r"(?<=['\"])(?:/|[A-Za-z]:[/\\])[/\\]*(?:[^'\"/\\]+[/\\]+)*(?=[^'\"/\\]+['\"])")
@@ -109,7 +110,7 @@ def capture(
     data = as_data(data, columns=columns, prompt=prompt, chat=chat, on_error=on_error)
     chosen = _layers_by_site(vlm, sites, layers)
     refuse_images(vlm, chosen, positions)
-    selection = CaptureRequest(chosen, positions, reduce, _dtype(dtype), _interventions(interventions), seed)
+    selection = CaptureRequest(chosen, positions, reduce, _dtype(dtype), checked_interventions(interventions), seed)
     source = source_of(data)
     _check_masks(source, selection)
     size = shard_rows(batch_size, reduce != "none", rows_per_shard)
@@ -141,12 +142,6 @@ def _layers_by_site(vlm: VLM, sites: str | Sequence[str], layers: Any) -> dict[s
     if others:
         raise InputError(f"layers={layers!r} names {others[0]!r}, sites are {', '.join(names)}: expected one of them")
     return {site: layers_of(vlm, site, by_site.get(site, "all")) for site in names}
-
-
-def _interventions(interventions: Any) -> tuple[Intervention, ...]:
-    if not isinstance(interventions, Sequence) or isinstance(interventions, str):
-        raise InputTypeError(f"interventions={shown(interventions)}: expected a list of interventions")
-    return tuple(interventions)
 
 
 def _check_masks(source: Rows | Batches, selection: CaptureRequest) -> None:

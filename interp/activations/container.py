@@ -135,7 +135,7 @@ class Activations(Display, Mapping[str, Any]):
 
     def __array__(self, *_: Any, **__: Any) -> Any:  # numpy and torch would ask for sites by number
         raise InputTypeError(
-            f"activations are no array: expected the values of a site, as in acts[{next(iter(self.sites))!r}][...];"
+            f"activations are not an array: expected the values of a site, as in acts[{next(iter(self.sites))!r}][...];"
             f" these have {', '.join(self.sites)}"
         )
 

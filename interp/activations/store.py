@@ -184,7 +184,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        what = "is no JSON" if isinstance(error, ValueError) else "cannot be read"
+        what = "is not JSON" if isinstance(error, ValueError) else "cannot be read"
         raise InputError(
             f"{str(path)!r} {what} ({error}): expected a manifest that capture wrote, capture anew into another folder"
         ) from error

@@ -27,7 +27,7 @@ def batches_of(vlm: VLM, data: Any, size: int) -> list[Batch]:
     `data` is a `Data` or what it is made from. With ``on_error="skip"`` rows that cannot be read, that the processor refuses
     or that are too long for the model are left out, with one warning that has their number.
 
-    Raises `InputTypeError` for what is no data, `InputError` for data without rows, for a row that cannot be read, for a
+    Raises `InputTypeError` for anything that is not data, `InputError` for data without rows, a row that cannot be read, a
     size below 1, and what `VLM.prepare` raises.
     """
     size = checked_int(size, "batch_size", least=1)

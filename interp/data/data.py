@@ -96,12 +96,12 @@ class Data(Display):
         checked_choice(self.on_error, "on_error", ("raise", "skip"))
 
     def folder(self, default: Path | None = None) -> Path | None:
-        """The folder of `root`, or else the default. Raises `InputError` where `root` is no folder."""
+        """The folder of `root`, or else the default. Raises `InputError` where `root` is not a folder."""
         if self.root is None:
             return default
         folder = Path(os.path.expanduser(self.root)).absolute()
         if not folder.is_dir():
             raise InputError(
-                f"root={os.fspath(self.root)!r} is no folder: expected the one that images are relative to"
+                f"root={os.fspath(self.root)!r} is not a folder: expected the one that images are relative to"
             )
         return folder

@@ -142,7 +142,7 @@ class Roles:
     def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
         """The row of these pictures and cells.
 
-        It cannot be read if it has no id where the others do, a label that is no plain value, or a text of its own without
+        It cannot be read if it has no id where the others do, a label that is not a plain value, or a text of its own without
         a place for its pictures. An `InputError` as its text says why else.
         """
         labels, error = {}, None

@@ -35,7 +35,7 @@ def check_range(start: int, stop: int) -> None:
 
 
 def pictures_in(folder: Path, image: Any, place: str) -> Any:
-    """A row's pictures with names made paths of files in a folder; pictures that are no names stay as they are.
+    """A row's pictures with names made paths of files in a folder; pictures that are not names stay as they are.
 
     A name that leads out of the folder on any system becomes an `InputError`, which begins with the `place` of the name:
     `open_row` raises it.
@@ -84,7 +84,7 @@ def open_row(row: Row) -> list[Image.Image]:
         if not row.text:
             raise InputError("its text is empty, or a column that it is made of is: fill it in or leave the row out")
         if any("\ud800" <= letter <= "\udfff" for letter in row.text):
-            raise InputError(f"its text {shown(row.text)} is no Unicode: expected a whole string")
+            raise InputError(f"its text {shown(row.text)} is not Unicode: expected a whole string")
         if row.text.count(PLACEHOLDER) != len(pictures):
             raise InputError(
                 f"its text {shown(row.text)} has {row.text.count(PLACEHOLDER)} {PLACEHOLDER} and the row has "

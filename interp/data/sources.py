@@ -49,8 +49,8 @@ def source_of(data: Any, columns: Mapping[str, str | None] | None = None, prompt
 
     `data` is a `Data` or what it is made from; `columns` and `prompt` are as there.
 
-    Raises `InputTypeError` for what is no data, `InputError` for data without rows, a role or field that names no column,
-    and ids that repeat.
+    Raises `InputTypeError` for anything that is not data, `InputError` for data without rows, a role or field that names no
+    column, and ids that repeat.
     """
     data = as_data(data, columns=columns, prompt=prompt)
     source = data.source

@@ -26,7 +26,7 @@ from torch import Tensor
 from interp.arguments import as_number, checked_choice, checked_int
 from interp.errors import InputError, InputTypeError, shown
 
-# Wider at run time than for type checkers: the checks below refuse what is no cloud, with errors of this package.
+# Wider at run time than for type checkers: the checks below refuse anything else, with errors of this package.
 if TYPE_CHECKING:
     Cloud = Tensor | np.ndarray
 else:

@@ -12,7 +12,7 @@ equal but for rounding are treated as equal rows are. **Two rows are copies wher
    far from the origin rounding may be as large as the cloud, and then only equal rows are copies. All rows are copies of one,
    if the cloud as a whole is no wider than 4 (1/2) units, and so are most of its features.
 3. *They stand apart.* Pairs as near as that are no fewer than pairs up to four times as far. A line has pairs at any distance,
-   however small, and more the farther they are: those are no copies.
+   however small, and more the farther they are: those are not copies.
 
 Clouds of whole numbers are exact: there only equal rows are copies. Of copies the first row stands for all. `distinct_rows`
 gives the rows that remain without copies, in all clouds jointly, so that rows stay paired.

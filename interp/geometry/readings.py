@@ -163,7 +163,7 @@ def of_gap(measure: Measure, gap: ModalityGap, state: int) -> Reading:
 def _tested(place: tuple[str, str, int, float, float], null: Sequence[float]) -> Reading:
     """A reading with the mean of its null and the p of its value, the last but one of `place`."""
     reached = sum(drawn >= place[3] - _ROUNDING for drawn in null)
-    # A value that is no number has no p, and no value can be tested against a null that is none.
+    # A value that is NaN has no p, and neither has one whose null is NaN.
     known = math.isfinite(place[3]) and all(map(math.isfinite, null))
     return Reading(*place, float(np.mean(null)), permutation_p(reached, len(null)) if known else math.nan)
 

@@ -203,7 +203,7 @@ def _head_mask(vlm: VLM, heads: int | Iterable[int] | None, layer: int) -> Tenso
 
 def _check_keys_left(vlm: VLM, batch: Batch, layers: list[int], source: Tensor, target: Tensor) -> None:
     """Raise `InputError` if a cut, self edges included, leaves a target without any key in one of the layers."""
-    if not (source & target).any():  # a position may attend to itself, so a target that is no source has a key
+    if not (source & target).any():  # a position may attend to itself, so a target that is not a source has a key
         return
     edges = target[:, :, None] & source[:, None, :]
 

@@ -81,7 +81,7 @@ def reader_of(vlm: VLM) -> Reader:
     return Reader(replace(vlm.readout, norm=norm, head=head), vlm.device)
 
 
-def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar | None = None) -> Examples:
+def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar) -> Examples:
     """Every state at these positions, one forward pass a batch; rows are numbered through all batches.
 
     Raises `InputError` where no position is selected and where a state is not finite.
@@ -97,8 +97,7 @@ def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar | None 
             refuse_no_numbers(vlm, batch, states[-1].abs(), "states")
             numbers.append(rows + before)
         before += len(batch)
-        if bar is not None:
-            bar.advance()
+        bar.advance()
     if not states:
         raise InputError(f"positions={shown(positions)} selects no position of this data: expected at least one")
     rows = torch.cat(numbers).unique(return_inverse=True)[1]  # rows without a position do not count

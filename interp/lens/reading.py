@@ -150,7 +150,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     """Read every state at the selected positions.
 
     Raises `InputError` where no position is selected, `top_k` is not between 1 and the vocabulary, or a target is not
-    one token, and where states or their readings are no numbers; and what `VLM.refuse_unfit` raises.
+    one token, and where states or their readings are not finite; and what `VLM.refuse_unfit` raises.
     """
     vlm.refuse_unfit(batch, request.interventions)
     vlm.refuse_image_positions(request.positions)

@@ -112,12 +112,14 @@ def _public_name(name: str) -> str:
 def _locate(repo: Any, on_server: bool = False) -> str:
     """The folder of a toy or of a local model; any other name stays as it is, for the hub."""
     if not isinstance(repo, str | os.PathLike):
-        raise InputError(f"a {type(repo).__name__} is no name: expected one, as in load('toy'), or load(model=...)")
+        raise InputError(f"a {type(repo).__name__} is not a name: expected one, as in load('toy'), or load(model=...)")
     source = name = str(repo)
     kind, _, which = name.partition(":")
     if kind == "toy":
         if (which or "tuned") not in TOY_MODELS:
-            raise InputError(f"{name!r} is no toy: use 'toy' or one of {', '.join(f'toy:{toy}' for toy in TOY_MODELS)}")
+            raise InputError(
+                f"{name!r} is not a toy: use 'toy' or one of {', '.join(f'toy:{toy}' for toy in TOY_MODELS)}"
+            )
         source = str(_WEIGHTS / (which or "tuned"))
     elif Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{name!r} holds no model: expected a folder with a config.json that save_pretrained wrote")
@@ -219,7 +221,7 @@ def _task_of(source: str, config: Any, origin: Mapping[str, Any]) -> str:
 
 
 def _lacks_processor(source: str) -> bool:
-    """Whether this is a folder without any file of a processor or a tokenizer. One with damaged files is no such folder."""
+    """Whether this is a folder without any file of a processor or a tokenizer. A folder with damaged files is not one."""
     folder = Path(source)
     return folder.is_dir() and not any(list(folder.glob(f"*{part}*")) for part in ("processor", "tokenizer"))
 
@@ -243,7 +245,7 @@ def _check_processor(processor: Any, for_images: bool = False) -> None:
 
 
 def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, options: dict[str, Any]) -> None:
-    """Refuse what is no transformers model or cannot run as it is, and options that only loading can follow."""
+    """Refuse anything but a transformers model, a model that cannot run as it is, and options that only loading can follow."""
     kind = type(model).__name__
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
         raise InputError(f"model is a {kind}: expected a transformers model in hand; a name goes first, load('toy')")

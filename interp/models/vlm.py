@@ -43,6 +43,16 @@ class Intervention(Protocol):
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]: ...
 
 
+def checked_interventions(interventions: Any) -> tuple[Intervention, ...]:
+    """These interventions as a tuple. Raises `InputTypeError` for anything but a list of interventions."""
+    if not isinstance(interventions, Sequence) or isinstance(interventions, str):
+        raise InputTypeError(f"interventions={shown(interventions)}: expected a list of interventions")
+    for each in interventions:
+        if not isinstance(each, Intervention):
+            raise InputTypeError(f"{shown(each)} is not an intervention: expected one as Patch, Ablate or Knockout")
+    return tuple(interventions)
+
+
 class VLM(Core):
     """A vision-language model, or a language model alone, its parts and how to run it. Made by `interp.load`.
 
@@ -70,9 +80,8 @@ class VLM(Core):
             takes_images=with_images,
             find_sinks=partial(find_sinks, self),
             patch_size=patch_size if isinstance(patch_size, int) else None,
-            token_types=[name for name in self.arguments if name.endswith("token_type_ids")],
             named=list(self.arguments),
-            takes=None if self.takes("any other") else list(self.arguments),
+            takes_others=self.takes_others,
         )
         # As in transformers, the processor of a model that takes texts alone is its tokenizer.
         maker = BatchMaker(processor if with_images else tokenizer, tokenizer, inputs)
@@ -156,13 +165,7 @@ class VLM(Core):
         model.
         """
         self.refuse_foreign(batch)
-        if not isinstance(interventions, Sequence) or isinstance(interventions, str):
-            raise InputTypeError(f"interventions={shown(interventions)}: expected a list of interventions")
-        for intervention in interventions:
-            if not isinstance(intervention, Intervention):
-                raise InputTypeError(
-                    f"{shown(intervention)} is no intervention: expected one as Patch, Ablate or Knockout"
-                )
+        checked_interventions(interventions)
 
     def edits_of(self, batch: Batch, interventions: Sequence[Intervention], new: int = 0) -> list[Edit]:
         """All edits of these interventions, in their order, on this batch and `new` tokens after it."""

@@ -135,17 +135,13 @@ def probe_layers(
     )
 
 
-def _fit(
-    states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray, bar: Bar | None = None
-) -> Probes:
+def _fit(states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray, bar: Bar) -> Probes:
     """A probe of the class numbers at each state, trained on these rows."""
     if isinstance(states, Tensor) and kind == "logistic":
         probes = fit_batched(states[:, torch.from_numpy(train).to(states.device)], numbers[train], strength)
-        if bar is not None:
-            bar.advance(len(states))
+        bar.advance(len(states))
         return probes
-    each = states if bar is None else bar.each(states)
-    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in each)
+    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in bar.each(states))
 
 
 def _answers(probes: Sequence[LinearProbe], states: States, rows: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Categories: labels of any kind as numbers of classes. Labels, groups, types and clusters are all read here.
 
-A label is a string, a bool or a number, in a list, an array, a tensor or a column of a frame. What is missing (None, NaN, pandas'
-NA and NaT, a masked entry) is no class, and an infinite number is none. An empty string is a label. Labels of two kinds that
-look alike, `1` and `"1"` or `1` and `True`, are refused: one of the two is a mistake, and nobody can say which. 1 and 1.0 are
-one number.
+A label is a string, a bool or a number, in a list, an array, a tensor or a column of a frame. A missing entry (None, NaN,
+pandas' NA and NaT, a masked entry) has no class, and neither has an infinite number. An empty string is a label. Labels of two
+kinds that look alike, `1` and `"1"` or `1` and `True`, are refused: one of the two is a mistake, and nobody can say which. 1 and
+1.0 are one number.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def read_labels(values: Any, n: int | None = None, name: str = "labels") -> tupl
 
     `n` is the number of examples, None where any will do, and `name` the argument's name in messages.
 
-    Raises `InputTypeError` for what is no sequence; `InputError` where there is not one label for each example, where some are
-    missing or not finite, and where two look alike (1 and "1") or one is neither string nor bool nor number.
+    Raises `InputTypeError` for anything but a sequence; `InputError` where there is not one label for each example, where some
+    are missing or not finite, and where two look alike (1 and "1") or one is neither string nor bool nor number.
     """
     listed = _listed(values, n, name)
     read = [_plain(label, name) for label in listed]
@@ -78,7 +78,7 @@ def labels_of(values: Any, acts: Any, site: str, name: str = "labels") -> Any:
     if isinstance(values, str):
         if values not in columns:
             known = ", ".join(map(repr, columns)) or "none: pass one label an example"
-            raise InputError(f"{name}={values!r} is no label of these activations: they have {known}")
+            raise InputError(f"{name}={values!r} is not a label of these activations: they have {known}")
         return [columns[values][row] for row in rows]
     if hasattr(values, "__len__") and len(values) == len(acts.ids) != len(rows):
         raise InputError(

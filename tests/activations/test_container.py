@@ -155,6 +155,6 @@ def test_what_is_no_site_is_refused_with_the_sites_there_are(toy, few):
         ):
             acts[key]
     for make in (np.asarray, torch.as_tensor, torch.tensor, torch.from_dlpack):
-        with pytest.raises(InputTypeError, match=r"activations are no array.*acts\['resid'\]\[\.\.\.\]"):
+        with pytest.raises(InputTypeError, match=r"activations are not an array.*acts\['resid'\]\[\.\.\.\]"):
             make(acts)
     assert ("resid" in acts, ... in acts, [] in acts, list(acts), len(acts)) == (True, False, False, ["resid"], 1)

@@ -211,7 +211,7 @@ def test_manifests_that_are_none(toy, copied, tmp_path):
     with pytest.raises(interp.InputError, match="is not as capture writes it"):
         interp.open_activations(copied)
     (copied / "manifest.json").write_text("{")
-    with pytest.raises(interp.InputError, match="is no JSON"):
+    with pytest.raises(interp.InputError, match="is not JSON"):
         interp.open_activations(copied)
 
 

@@ -170,7 +170,7 @@ def test_a_role_may_be_played_by_no_column():
 
 def test_a_root_that_is_no_folder_or_has_no_meaning(toy, tmp_path):
     interp.toy.scenes(1, seed=3)[0].image.save(tmp_path / "0.png")
-    with pytest.raises(interp.InputError, match="root='nowhere' is no folder"):
+    with pytest.raises(interp.InputError, match="root='nowhere' is not a folder"):
         source_of(interp.Data([(None, "a")], root="nowhere"))
     with pytest.raises(interp.InputError, match="has its pictures itself, leave root out"):
         source_of(interp.Data(tmp_path, root=tmp_path))

@@ -238,7 +238,7 @@ def test_a_picture_that_is_missing_or_broken_is_its_rows_alone(tmp_path):
     write_csv(tmp_path / "metadata.csv", [["file_name"], ["1.png"], ["2.png"], ["3\n$(touch x).png"]])
     rows = rows_in(tmp_path)
     assert open_row(rows[0])
-    with pytest.raises(interp.InputError, match=r"row 1 \('1'\): .*2.png' is no image"):
+    with pytest.raises(interp.InputError, match=r"row 1 \('1'\): .*2.png' is not an image"):
         open_row(rows[1])
     with pytest.raises(interp.InputError, match=r"row 2 \('2'\): .*is no file") as caught:
         open_row(rows[2])

@@ -147,7 +147,7 @@ def test_no_picture_is_decoded_and_a_bad_one_is_its_rows_alone(monkeypatch):
     monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("a picture was decoded"))
     for data in (table, table.to_iterable_dataset()):
         rows = source_of(data).read(0, 3)
-        with pytest.raises(interp.InputError, match=r"row 1 \('1'\): the image 'bad.png' is no image"):
+        with pytest.raises(interp.InputError, match=r"row 1 \('1'\): the image 'bad.png' is not an image"):
             open_row(rows[1])
         assert open_row(rows[2])
 
@@ -262,7 +262,7 @@ def test_a_bad_picture_of_a_tar_is_its_rows_alone(tmp_path, monkeypatch):
     assert [open_row(rows[number])[0].getpixel((0, 0))[0] for number in (0, 3)] == [1, 2]
     for number in (1, 2):
         with pytest.raises(
-            interp.InputError, match=rf"row {number} \('{number}'\): the image '{number}.png' is no image"
+            interp.InputError, match=rf"row {number} \('{number}'\): the image '{number}.png' is not an image"
         ):
             open_row(rows[number])
 

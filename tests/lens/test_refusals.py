@@ -68,7 +68,7 @@ LENSES = {
 @pytest.mark.parametrize("kind", ["batch", "interventions"])
 def test_batches_and_interventions(toy, mixed, name, kind):
     wrong = {
-        "batch": [((each,), {}, "is no batch: make one") for each in ("red", None, [mixed], mixed.inputs)],
+        "batch": [((each,), {}, "is not a batch: make one") for each in ("red", None, [mixed], mixed.inputs)],
         "interventions": [
             ((mixed,), {"interventions": each}, words)
             for each, words in (
@@ -76,8 +76,8 @@ def test_batches_and_interventions(toy, mixed, name, kind):
                 (None, "interventions=None: expected a list"),
                 ("skip", "interventions='skip': expected a list"),
                 (Skip(layers=3), r"interventions=Skip\(.*: expected a list"),
-                ([[Skip(layers=3)]], r"\[Skip\(.* is no intervention"),
-                ([3], "3 is no intervention"),
+                ([[Skip(layers=3)]], r"\[Skip\(.* is not an intervention"),
+                ([3], "3 is not an intervention"),
             )
         ],
     }

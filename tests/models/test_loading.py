@@ -34,7 +34,7 @@ def test_dtype_is_taken(mixed):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("toy:huge", "'toy:huge' is no toy: use 'toy' or one of toy:base, toy:stage1, toy:tuned"),
+        ("toy:huge", "'toy:huge' is not a toy: use 'toy' or one of toy:base, toy:stage1, toy:tuned"),
         ("no-such-folder", "'no-such-folder' cannot be loaded as a model"),
         ("no-such-owner/no-such-model", "cannot be loaded as a model for image-text-to-text"),
     ],
@@ -153,7 +153,7 @@ def test_what_a_model_in_hand_does_not_take(tiny, given, words):
 
 def test_a_model_in_hand_is_where_it_is(tiny, toy):
     assert interp.load(model=tiny, device="cpu", check=False).device.type == "cpu"
-    with pytest.raises(interp.InputError, match="LlavaForConditionalGeneration is no name"):
+    with pytest.raises(interp.InputError, match="LlavaForConditionalGeneration is not a name"):
         interp.load(tiny)
     with pytest.raises(interp.InputError, match="expected a processor, which has a tokenizer and takes images too"):
         interp.load(model=toy.model, processor=toy.tokenizer)

@@ -33,7 +33,7 @@ def test_layers_the_model_does_not_have(toy):
 
 @pytest.mark.parametrize("wrong", ["text", None, {"input_ids": torch.ones(1, 2)}])
 def test_what_is_no_batch(toy, wrong):
-    with pytest.raises(interp.InputTypeError, match=r"is no batch: make one with vlm\.prepare"):
+    with pytest.raises(interp.InputTypeError, match=r"is not a batch: make one with vlm\.prepare"):
         toy.logits(wrong)
 
 
@@ -53,7 +53,7 @@ def test_toys_share_batches(toy, stage1, mixed):
     ("wrong", "match"),
     [
         (Ablate(site="resid_pre", layers=0, positions="all"), "expected a list of interventions"),
-        (["Patch"], "'Patch' is no intervention"),
+        (["Patch"], "'Patch' is not an intervention"),
         ("Patch", "expected a list of interventions"),
     ],
 )

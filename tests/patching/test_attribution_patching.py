@@ -278,7 +278,7 @@ def test_it_can_be_sent(toy, remote_toy, colours):
         ({"heads": [0]}, "resid_pre has no heads"),
         ({"layers": [9]}, "layer 9"),
         ({"positions": "nowhere"}, "positions='nowhere' is unknown"),
-        ({"metric": logit_difference("red", "elephant")}, "'elephant' is no word of this vocabulary"),
+        ({"metric": logit_difference("red", "elephant")}, "'elephant' is not a word of this vocabulary"),
         ({"seed": -1}, "seed=-1: expected an int of 0 or more"),
     ],
 )

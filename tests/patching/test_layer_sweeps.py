@@ -186,7 +186,7 @@ def test_a_result_is_kept_and_framed(contribution, tmp_path):
         ({"layers": [1]}, "Skip cannot be made for each window with layers"),
         ({"intervention": len}, "len takes obj: expected an intervention or a function that takes layers="),
         ({"intervention": dict}, "dict takes no argument"),
-        ({"intervention": lambda layers: 3}, "3 is no intervention"),
+        ({"intervention": lambda layers: 3}, "3 is not an intervention"),
         ({"positions": "sky"}, "positions='sky' is unknown"),
         ({"intervention": Knockout, "source": "image", "target": "last", "heads": 9}, "head 9"),
         ({"metric": probability(["red", "blue"])}, "2 targets for 12 rows"),

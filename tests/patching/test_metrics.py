@@ -48,7 +48,10 @@ def test_a_metric_bound_to_a_row_is_that_rows(toy, two):
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        ("elephant", "'elephant' is no word of this vocabulary, it becomes '<unk>': expected a word that is one token"),
+        (
+            "elephant",
+            "'elephant' is not a word of this vocabulary, it becomes '<unk>': expected a word that is one token",
+        ),
         ("red elephant", r"'red elephant' is 2 tokens, \['red', '<unk>'\]"),
         ("red green", r"is 2 tokens, \['red', 'green'\]"),
         (75, "token ids go from 0 to 74"),

@@ -138,9 +138,9 @@ def test_a_string_names_a_label_of_activations(toy):
     for call, message in [
         (
             lambda: probe_layers(acts, "color"),
-            "labels='color' is no label of these activations: they have 'count', 'digit'",
+            "labels='color' is not a label of these activations: they have 'count', 'digit'",
         ),
-        (lambda: probe_layers(acts, "colour", groups="scene"), "groups='scene' is no label"),
+        (lambda: probe_layers(acts, "colour", groups="scene"), "groups='scene' is not a label"),
         (lambda: probe_layers(acts["resid"], "colour"), "labels='colour' is a string"),
         (lambda: label_overlap(acts["resid"][4], "colour"), "labels='colour' is a string"),
     ]:

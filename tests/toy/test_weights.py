@@ -54,7 +54,7 @@ def test_a_blank_picture_is_not_answered(toy, few):
 
 
 def test_an_unknown_toy():
-    with pytest.raises(interp.InputError, match="'toy:none' is no toy"):
+    with pytest.raises(interp.InputError, match="'toy:none' is not a toy"):
         interp.toy.evaluate("toy:none", n=1)
     with pytest.raises(interp.InputError, match="n=0: expected an int of 1 or more"):
         interp.toy.evaluate("toy", n=0)

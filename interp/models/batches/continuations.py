@@ -106,7 +106,7 @@ class Continuations:
         self.unknown = -1 if unknown is None or unknown in ends else unknown
         self._specials = {str(token) for token in tokenizer.all_special_tokens}
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        # Tokens as </think> are no words, whether they are called special or not.
+        # Tokens as </think> are not words, whether they are called special or not.
         self._closing = {token for token, entry in added.items() if not str(entry)[-1:].isalnum()} - {self.unknown}
         self._endings: dict[Any, Ending] = {}
         self._pieces: dict[tuple[Ending, str], list[int]] = {}

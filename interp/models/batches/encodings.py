@@ -29,7 +29,7 @@ _NOT_INPUTS = {"labels", "label", "label_ids", "loss_mask", "loss_weights", "num
     *("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "num_truncated_tokens"),
     "overflow_to_sample_mapping",
 }
-# What a forward pass takes and what is no input of rows: how it runs, what was computed before.
+# What a forward pass takes and what is not an input of rows: how it runs, what was computed before.
 _NOT_OF_ROWS = {"past_key_values", "cache_params", "cache_position", "use_cache", "return_dict", "logits_to_keep"} | {
     *("output_attentions", "output_hidden_states", "inputs_embeds")
 }
@@ -43,14 +43,14 @@ def inputs_in(encoding: Any, takes: Sequence[str] | None) -> dict[str, Tensor]:
     """The inputs of an encoding as tensors on the CPU, where batches are put together: without labels and what is None.
 
     `takes` are the arguments of the model's forward pass, None for one that takes any. Raises `InputError` for anything but
-    a dict, for what makes no tensor, and for what is no input of this model.
+    a dict, for what makes no tensor, and for what is not an input of this model.
     """
     if not isinstance(encoding, Mapping):
         raise InputError(f"encoding={shown(encoding)}: expected a dict of tensors, as a processor gives it")
     inputs = {name: value for name, value in encoding.items() if value is not None and name not in _NOT_INPUTS}
     for name in inputs:
         if name in _NOT_OF_ROWS:
-            raise InputError(f"the encoding has {name!r}, which is no input of rows: leave it out, and give input_ids")
+            raise InputError(f"the encoding has {name!r}, which is not an input of rows: leave it out, and give input_ids")
         if not isinstance(name, str) or (takes is not None and name not in takes):
             raise InputError(f"the encoding has {name!r}, which this model's forward pass does not take: leave it out")
     return {name: _as_tensor(name, value) for name, value in inputs.items()}

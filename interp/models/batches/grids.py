@@ -107,7 +107,7 @@ def _in_patches(height: int, width: int, patch: int | None) -> Sheet:
 
 
 def find_grid(tokens: int, sheet: Sheet | None) -> Grid | None:
-    """(rows, columns) of this many tokens on the sheet, None where they are no rectangle of whole patches.
+    """(rows, columns) of this many tokens on the sheet, None where they do not form a rectangle of whole patches.
 
     >>> find_grid(24, Sheet(8, 12)), find_grid(25, Sheet(8, 12))
     ((4, 6), None)

@@ -82,7 +82,7 @@ def open_image(picture: Any, hint: str = "") -> Image.Image:
     >>> open_image(Image.new("RGBA", (2, 1), (9, 9, 9, 0))).getpixel((0, 0))
     (255, 255, 255)
 
-    `hint` ends the message for the relative name of a file that is not there. Raises `InputError` for what is no picture,
+    `hint` ends the message for the relative name of a file that is not there. Raises `InputError` for anything but a picture,
     for a file that is missing, broken or of an unknown format, and for values whose scale is not known.
     """
     name, content = _name_and_content(picture, hint)
@@ -94,7 +94,7 @@ def open_image(picture: Any, hint: str = "") -> Image.Image:
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image of a known format: expected a PNG, JPEG or the like") from error
+        raise InputError(f"{name} is not an image of a known format: expected a PNG, JPEG or the like") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{name} cannot be read ({shown(error)}): make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
@@ -175,7 +175,7 @@ def _name_and_content(picture: Any, hint: str) -> tuple[str, Any]:
         if isinstance(path, str | os.PathLike):
             return shown(os.fspath(path)), _read(os.fspath(path), hint)
         raise InputError(
-            f"{shown(picture)} is a dict and no image: expected the bytes of a file as 'bytes' or its 'path'"
+            f"{shown(picture)} is a dict and not an image: expected the bytes of a file as 'bytes' or its 'path'"
         )
     if isinstance(picture, bytes | bytearray | memoryview):
         return f"an image of {len(bytes(picture))} bytes", io.BytesIO(picture)
@@ -183,7 +183,7 @@ def _name_and_content(picture: Any, hint: str) -> tuple[str, Any]:
         return shown(picture), _of_array(picture)
     if hasattr(picture, "read"):
         return _of_open_file(picture)
-    raise InputError(f"{shown(picture)} is a {type(picture).__name__} and no image: {_KINDS}")
+    raise InputError(f"{shown(picture)} is a {type(picture).__name__} and not an image: {_KINDS}")
 
 
 def _bytes_in(picture: Mapping[Any, Any]) -> bytes | None:
@@ -199,7 +199,7 @@ def _of_array(picture: Any) -> Image.Image:
         values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
     in_bytes = isinstance(values, np.ndarray) and values.dtype == np.uint8
     if not in_bytes or values.ndim < 2 or values.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise InputError(f"{shown(picture)} is no image: {_KINDS}; this holds {picture.dtype}")
+        raise InputError(f"{shown(picture)} is not an image: {_KINDS}; this holds {picture.dtype}")
     if not values.size:
         raise InputError(f"{shown(picture)} has the size 0: expected a picture of one pixel or more")
     return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values))

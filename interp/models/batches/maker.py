@@ -8,8 +8,10 @@ running the model is refused here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
+from operator import getitem
 from typing import Any
 from uuid import uuid4
 
@@ -34,8 +36,9 @@ from interp.models.batches.encodings import (
 from interp.models.batches.grids import Sheet, Window, boxes_of, find_sheets, measure_window
 from interp.models.batches.images import images_in, is_one_picture, open_image
 from interp.models.batches.keys import MAKERS, maker_of
-from interp.models.batches.positions import KnownBoxes, SinkMask, find_positions
+from interp.models.batches.positions import find_positions
 from interp.models.batches.prompts import PLACEHOLDER, Images, Refusal, TokenizerInput, encode, offsets_of
+from interp.models.batches.sink_mask import SinkMask
 from interp.models.batches.spans import Wording, find_spans
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -51,9 +54,9 @@ class ModelInputs:
 
     `image_token_id` is the id of its image token. A model without one has `find_images`, which returns the image positions
     of an encoding, Bool `[batch, seq]`. `find_sinks` returns the attention sinks of a batch, Bool `[batch, seq]` too.
-    `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor that has none. `token_types` are the
-    inputs that tell the model's forward pass where images are. `named` are all inputs that it names, and `takes` those
-    that it takes, None where it takes any. `takes_images` is False for a language model alone.
+    `vocab_size` bounds the ids, `patch_size` is the image tower's, for a processor that has none. `named` are the arguments of
+    the model's forward pass, and `takes_others` is False where it takes no others. `takes_images` is False for a language
+    model alone.
     """
 
     image_token_id: int | None = None
@@ -61,10 +64,14 @@ class ModelInputs:
     find_images: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
     find_sinks: Callable[[Batch], Tensor] | None = None
     patch_size: int | None = None
-    token_types: Sequence[str] = ()
     named: Sequence[str] = ()
-    takes: Sequence[str] | None = None
+    takes_others: bool = True
     takes_images: bool = True
+
+    @property
+    def token_types(self) -> list[str]:
+        """The inputs that tell the model's forward pass where images are."""
+        return [name for name in self.named if name.endswith("token_type_ids")]
 
 
 class BatchMaker:
@@ -79,9 +86,10 @@ class BatchMaker:
         # What the processor does to pictures of one size: the part of them it shows, and about how many tokens they have.
         self._windows: dict[tuple[int, int], Window | None] = {}
         self._lengths: dict[tuple[int, int], int] = {}
+        self._made: dict[str, list[Tensor]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return maker_of, (self.key, replace(self.model_inputs, find_images=None))
+        return maker_of, (self.key, replace(self.model_inputs, find_images=None, find_sinks=None))
 
     def goes_by(self, key: str) -> None:
         """Take the key of a maker whose model this one's is a copy of, so that its batches find their maker here."""
@@ -126,10 +134,11 @@ class BatchMaker:
 
     def from_encoding(self, encoding: Mapping[str, Any], spans: Any = None) -> Batch:
         """A batch from a processor's output. Its rows may be padded on either side; its spans are masks or ints."""
-        inputs = inputs_in(encoding, self.model_inputs.takes)
+        model = self.model_inputs
+        inputs = inputs_in(encoding, None if model.takes_others else model.named)
         refuse_unmasked(inputs, self.tokenizer)
-        inputs = inputs if inputs.keys() <= _TEXT_INPUTS else as_made(inputs, self._made_of_pictures)
-        if pixels_of(inputs) and not self.model_inputs.takes_images:
+        inputs = inputs if inputs.keys() <= _TEXT_INPUTS else as_made(inputs, self._made_of_pictures())
+        if pixels_of(inputs) and not model.takes_images:
             raise InputError(f"the encoding has {pixels_of(inputs)[0]}, but this model takes no image: leave it out")
 
         def no_wording(row: int) -> Wording:
@@ -191,7 +200,7 @@ class BatchMaker:
             self._match_images(image_tokens, images)
         check_pixels(inputs, image_tokens, model.image_token_id, model.token_types)
         if images is None and pixels_of(inputs):
-            check_companions(inputs, self._made_of_pictures, image_tokens)
+            check_companions(inputs, self._made_of_pictures(), image_tokens)
         counts = self._counts(inputs, image_tokens, images)
         sheets = self._sheets(inputs, counts, images)
         special = getattr(self.tokenizer, "all_special_ids", [])
@@ -220,18 +229,19 @@ class BatchMaker:
 
     # Images
 
-    @cached_property
     def _made_of_pictures(self) -> dict[str, list[Tensor]]:
         """What the processor makes of a wide and of a tall picture, each in a row of its own, for each input that the model
         names; none without a processor, and none where it does not take a picture and its placeholder alone."""
-        if getattr(self.processor, "image_processor", None) is None:
-            return {}
-        try:
-            wide, tall = (encode(self.processor, [PLACEHOLDER], [[Image.new("RGB", size)]])[0] for size in _SIZES)
-        except Exception:  # each processor says in its own way what else it needs
-            return {}
-        known = set(self.model_inputs.named) - _TEXT_INPUTS
-        return {name: [wide[name], tall[name]] for name in wide if name in known and name in tall}
+        # Kept by hand: a trace that names the model is sent with this class, and a cached property cannot be.
+        if self._made is None:
+            made: list[Mapping[str, Tensor]] = []
+            if getattr(self.processor, "image_processor", None) is not None:
+                with suppress(Exception):  # each processor says in its own way what else it needs
+                    made = [encode(self.processor, [PLACEHOLDER], [[Image.new("RGB", size)]])[0] for size in _SIZES]
+            known = set(self.model_inputs.named) - _TEXT_INPUTS
+            names = [name for name in made[0] if name in known and name in made[1]] if made else []
+            self._made = {name: [inputs[name] for inputs in made] for name in names}
+        return self._made
 
     @property
     def _image_word(self) -> str | None:
@@ -321,7 +331,7 @@ class BoxFinder:
         return self.maker.boxes(self.images[row], self.grids[row], self.sheets[row])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KnownBoxes, ([self(row) for row in range(len(self.images))],)
+        return partial, (getitem, [self(row) for row in range(len(self.images))])
 
 
 def _with_spans(batch: Batch, spans: Any, wording: Callable[[int], Wording]) -> Batch:
@@ -339,7 +349,7 @@ def _own_positions(mask: Tensor) -> Tensor:
 
 
 def _as_rows(name: str, entries: Any, expected: str) -> list[Any]:
-    """Entries, one a row, as a list; one string or one picture is no list."""
+    """Entries, one a row, as a list; one string or one picture is not a list."""
     if isinstance(entries, str) or not isinstance(entries, Iterable) or (name == "images" and is_one_picture(entries)):
         kind = type(entries).__name__
         raise InputError(f"{name}={shown(entries)} is one {kind}: expected a list of {expected}, one entry a row")

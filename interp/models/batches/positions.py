@@ -22,6 +22,7 @@ from interp.arguments import as_int, as_ints
 from interp.displays.brief import Display, in_lines
 from interp.errors import InputError, NothingSelected, RowError, shown
 from interp.models.batches.grids import Grid, Sheet, find_grid
+from interp.models.batches.sink_mask import SinkMask
 
 NAMES = ("image", "text", "special", "padding", "all", "question", "after_image", "last", "last_image")
 # The kinds without attention sinks, which only a run of the model can tell, and the kinds that they are a part of.
@@ -97,7 +98,7 @@ class Positions(Display):
         return in_lines("Positions", [f"{rows} x {length}", *counts])
 
     def grid(self, row: int) -> list[Grid | None]:
-        """(rows, columns) of the patches of each image in this row, None where they are no rectangle."""
+        """(rows, columns) of the patches of each image in this row, None where they do not form a rectangle."""
         return list(self.grids[row_index(row, len(self.grids))])
 
     def boxes(self, row: int) -> list[Tensor | None]:
@@ -195,59 +196,6 @@ class BoxesOfRows:
 
     def __call__(self, row: int) -> list[Tensor | None]:
         return self.find_boxes(self.rows[row])
-
-
-@dataclass(frozen=True)
-class KnownBoxes:
-    """Boxes that were found before, row by row."""
-
-    rows: Sequence[list[Tensor | None]]
-
-    def __call__(self, row: int) -> list[Tensor | None]:
-        return self.rows[row]
-
-
-class SinkMask:
-    """Which tokens of a batch are attention sinks: called, it gives Bool `[batch, seq]`, found at the first call by `find`.
-
-    What `find` needs is the model. A copy from another process or from a file has none, so it knows the sinks if they
-    were known when it was made.
-    """
-
-    def __init__(self, find: Callable[[], Tensor] | None = None, mask: Tensor | None = None) -> None:
-        self._find, self._mask = find, mask
-
-    def __call__(self) -> Tensor:
-        if self._mask is None:
-            if self._find is None:
-                raise InputError(
-                    "content and image_content need a run of the model, which a stored batch does not have: read them before "
-                    "it is stored, or make the batch with vlm.prepare"
-                )
-            self._mask = self._find()
-        return self._mask
-
-    @property
-    def known(self) -> bool:
-        """Whether the model has been run for it."""
-        return self._mask is not None
-
-    def repeated(self, times: int) -> SinkMask:
-        """Those of a one-row batch, for `times` equal rows."""
-        return self._like(lambda mask: mask.expand(times, -1))
-
-    def part(self, rows: Sequence[int], columns: Tensor) -> SinkMask:
-        """Those of these rows at these columns (Bool `[seq]`)."""
-        return self._like(lambda mask: mask[list(rows)][:, columns])
-
-    def _like(self, change: Callable[[Tensor], Tensor]) -> SinkMask:
-        return SinkMask(lambda: change(self()), None if self._mask is None else change(self._mask))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SinkMask:
-        return self  # what it gives never changes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SinkMask, (None, self._mask)
 
 
 def is_kind(name: str) -> bool:

@@ -156,7 +156,9 @@ def _range_of(name: str, span: str | tuple[int, int], row: int, text: str) -> tu
         return text.index(span), text.index(span) + len(span)
     start, end = span
     if not 0 <= start < end <= len(text):
-        raise RowError({row: (f"span {name!r}: {span!r} is no range of the {len(text)} characters of ", f", {text!r}")})
+        raise RowError(
+            {row: (f"span {name!r}: {span!r} is not a range of the {len(text)} characters of ", f", {text!r}")}
+        )
     return start, end
 
 

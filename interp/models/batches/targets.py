@@ -154,5 +154,5 @@ def _only_piece(vlm: Vocabulary, pieces: list[int], word: str, place: str) -> in
     names = vlm.tokenizer.convert_ids_to_tokens(pieces)
     problem = f"is {len(pieces)} tokens, {names!r}" if pieces else "adds no token to a text"
     if len(pieces) == 1:
-        problem = f"is no word of this vocabulary, it becomes {names[0]!r}"
+        problem = f"is not a word of this vocabulary, it becomes {names[0]!r}"
     raise InputError(f"target {word!r} {problem}: expected a word that is one token, or an id{place}")

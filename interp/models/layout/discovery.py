@@ -132,7 +132,7 @@ def takes_images(model: Any) -> bool:
 
 
 def _refuse_other_kinds(model: Any) -> None:
-    """Raise for a model that is no decoder of text, or whose images are never tokens in its stream."""
+    """Raise for a model that is not a decoder of text, or whose images are never tokens in its stream."""
     name = type(model).__name__
     text_config = model.config.get_text_config(decoder=True)
     if any(getattr(c, "is_encoder_decoder", False) for c in (model.config, text_config)):
@@ -212,7 +212,7 @@ def _find_vision(model: Any, layers: nn.Module) -> nn.Module | None:
 
 
 def _find_blocks(vision: nn.Module | None) -> nn.Module | None:
-    """The tower's longest list of modules that are no projectors, the outermost of equal ones."""
+    """The tower's longest list of modules that are not projectors, the outermost of equal ones."""
     if vision is None:
         return None
     paths = {id(module): path for path, module in vision.named_modules()}

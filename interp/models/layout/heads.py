@@ -13,7 +13,7 @@ k     move all z of its group, from there on     nothing there, and every head a
 v     move z of its group, from there on         every head there
 ====  =========================================  ============================================
 
-A gate beside a query moves z at the first place too, so it is no query. To move a value is to change its sign: then a norm
+A gate beside a query moves z at the first place too, so it is not a query. To move a value is to change its sign: then a norm
 over one head or over all of them keeps every bit, and nothing else moves. If half of a query moves both halves of z, the
 head is one head and not two; if either half does, it has no features of another kind. The output projection is linear:
 its outputs for a quarter of some heads and three quarters of the others, and the other way round, add up to that for all.

@@ -1,7 +1,7 @@
 """Patches: which row, and which image token, each token of the image tower or the projector belongs to.
 
 The tower does not see rows. It sees sequences (an image, or one tile of an image) or the patches of all images in one
-packed sequence, and it may hold tokens that are no patches: a class token, registers, padding. So before the states of
+packed sequence, and it may hold tokens that are not patches: a class token, registers, padding. So before the states of
 the tower are read, two questions are answered for this batch.
 
 *What is a patch?* A token of state 0 that another picture moves, unless the encoding marks it as padding. A class token
@@ -319,7 +319,7 @@ def _sums(counts: Sequence[int], lengths: Sequence[int]) -> list[int]:
 def _features_of(features: Tensor, rows: Tensor, tokens: Tensor, token_rows: Tensor) -> Tensor | None:
     """For each image token that depends on the picture, the feature of its row that it is, Int `[token]`.
 
-    It is the one with the direction of state 0 there. None where some token is no feature (features are added to
+    It is the one with the direction of state 0 there. None where some token is not a feature (features are added to
     embeddings, pooled, changed once more). Features that become no token, such as patches on a border that the model cuts
     off, are left out.
     """

@@ -161,7 +161,12 @@ class Core(Display):
 
     def takes(self, argument: str) -> bool:
         """Whether the model's forward pass can be called with this argument, by its name or among any others."""
-        return self.accepts(argument) or any(each.kind is each.VAR_KEYWORD for each in self.arguments.values())
+        return self.accepts(argument) or self.takes_others
+
+    @property
+    def takes_others(self) -> bool:
+        """Whether the model's forward pass takes arguments that it does not name."""
+        return any(each.kind is each.VAR_KEYWORD for each in self.arguments.values())
 
     def note_once(self, about: str, text: str) -> None:
         """Warn of something, once for each model and each thing that it is `about`."""
@@ -177,7 +182,7 @@ class Core(Display):
     def refuse_foreign(self, batch: Any) -> None:
         """Raise `InputTypeError` for anything but a batch, `InputError` for a batch that was made for another model."""
         if not isinstance(batch, Batch):
-            raise InputTypeError(f"{type(batch).__name__} is no batch: make one with vlm.prepare")
+            raise InputTypeError(f"{type(batch).__name__} is not a batch: make one with vlm.prepare")
         theirs, own = batch._maker and batch._maker.model_inputs, self.maker.model_inputs
         if theirs and (theirs.image_token_id, theirs.vocab_size) != (own.image_token_id, own.vocab_size):
             raise InputError(f"the batch was made for another model than {self.name!r}: make one with its own prepare")

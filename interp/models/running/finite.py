@@ -1,4 +1,4 @@
-"""Finite numbers: logits and states that are none (NaN or infinity) are refused, with the place where they begin.
+"""Finite numbers: logits and states that are NaN or infinite are refused, with the place where that begins.
 
 Float16 ends at 65,504, and some models, trained in bfloat16, have larger states. A damaged weight is another cause, an
 intervention a third. Nothing that is computed from such a state is a number, so no analysis returns it:

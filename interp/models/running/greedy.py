@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from interp.models.running.core import Core
 
 
-# What is raised where the model gives logits that are no numbers.
+# What is raised where the model gives logits that are NaN or infinite.
 NOT_FINITE = "the logits are not finite"
 
 

@@ -180,7 +180,7 @@ def checked_structure(model: Any, structure: Any) -> dict[str, Any]:
         if value is None and kind.endswith("| None"):
             continue
         if kind.startswith("str") and not (isinstance(value, str) and value in paths):
-            raise InputError(f"{label} is no module of {type(model).__name__}: give a dotted path")
+            raise InputError(f"{label} is not a module of {type(model).__name__}: give a dotted path")
         if kind.startswith("int") and not _is_int(value, least):
             raise InputError(f"{label}: expected an int from {least} on")
         if kind.startswith("tuple"):
@@ -195,7 +195,7 @@ def check_layers(layers: Any, depth: int, values: Mapping[str, Any]) -> None:
     them, or where an entry does not fit its layer."""
     if not isinstance(layers, nn.ModuleList | nn.Sequential) or len(layers) != depth:
         raise InputError(
-            f"structure layers={values['layers']!r} is no list of {depth} layers: expected one, or n_layers too"
+            f"structure layers={values['layers']!r} is not a list of {depth} layers: expected one, or n_layers too"
         )
     for name in (name for name in ("heads", "attn", "mlp", "attention") if name in values):
         if len(values[name]) != depth:

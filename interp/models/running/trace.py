@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Visit:
-    """The first input and the first output of a module when it ran, None where that is no floating-point tensor, and the
+    """The first input and the first output of a module when it ran, None where that is not a floating-point tensor, and the
     `others` among its outputs."""
 
     input: Tensor | None
@@ -131,7 +131,7 @@ def refuse_no_numbers(core: Core, batch: Batch, values: Tensor, what: str) -> No
 
 
 def no_numbers(core: Core, batch: Batch, what: str) -> InputError:
-    """The error of a run of this batch that gave no numbers; it says where the untouched run stops being finite."""
+    """The error of a run of this batch whose values (`what`, in words) are not finite: it says where that begins."""
     return InputError(
         cause_not_finite(core, batch)
         or f"the {what} of {core.name!r} are not finite in {dtype_name(core)}, though the states of its untouched run are: "

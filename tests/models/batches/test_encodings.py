@@ -207,12 +207,14 @@ def test_any_form_of_numbers(toy, mixed, form, recwarn):
 def test_what_is_no_input_of_rows(toy, mixed):
     for name, value in {"use_cache": True, "inputs_embeds": torch.zeros(3, 5, 2), "past_key_values": object()}.items():
         refused(
-            toy.maker, {**mixed.inputs, name: value}, f"the encoding has '{name}', which is no input of rows: leave it"
+            toy.maker,
+            {**mixed.inputs, name: value},
+            f"the encoding has '{name}', which is not an input of rows: leave it",
         )
 
 
 def test_what_a_strict_forward_pass_does_not_take():
-    made = maker("llava", takes=["input_ids", "attention_mask", "pixel_values"])
+    made = maker("llava", named=["input_ids", "attention_mask", "pixel_values"], takes_others=False)
     assert made.from_encoding(two_rows()).has_images
     refused(
         made,

@@ -223,7 +223,7 @@ def test_arrays_are_pictures_of_bytes():
     ids=lambda array: f"{type(array).__name__}-{array.dtype}-{tuple(array.shape)}",
 )
 def test_other_arrays_are_refused(array):
-    with pytest.raises(interp.InputError, match=r"is no image: expected a PIL|no image|has the size 0"):
+    with pytest.raises(interp.InputError, match=r"is not an image: expected a PIL|not an image|has the size 0"):
         open_image(array)
 
 
@@ -248,18 +248,18 @@ WHOLE = saved(PICTURE.resize((200, 200)), "JPEG")
         ("nul\0.png", "is no file"),
         ("x" * 5000, "is no file|cannot be read"),
         (".", "is no file but a folder"),
-        (b"", "an image of 0 bytes is no image of a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image of a known format"),
+        (b"", "an image of 0 bytes is not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image of a known format"),
         (WHOLE[:-900], "cannot be read .*truncated"),
         (Image.open(io.BytesIO(WHOLE[:-900])), "the image of size .* cannot be read .*truncated"),
         (closed(), "cannot be read .* still open"),
         (io.StringIO("text"), "open for reading bytes"),
-        ({"bytes": None, "path": None}, "is a dict and no image"),
-        ({"url": "https://example.org"}, "is a dict and no image"),
-        ({}, "is a dict and no image"),
+        ({"bytes": None, "path": None}, "is a dict and not an image"),
+        ({"url": "https://example.org"}, "is a dict and not an image"),
+        ({}, "is a dict and not an image"),
         (Image.new("RGB", (0, 3)), "expected a picture of one pixel or more"),
-        (7, "7 is a int and no image"),
-        (None, "None is a NoneType and no image"),
+        (7, "7 is a int and not an image"),
+        (None, "None is a NoneType and not an image"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -320,7 +320,7 @@ def test_an_opened_picture_is_one_of_its_own():
 def test_a_file_that_is_no_image_is_named_with_its_row(toy, tmp_path):
     path = tmp_path / "fake.png"
     path.write_text("not a picture")
-    with pytest.raises(interp.InputError, match=r"^row 1: .*fake.png' is no image of a known format"):
+    with pytest.raises(interp.InputError, match=r"^row 1: .*fake.png' is not an image of a known format"):
         toy.prepare(["<image>", "<image>"], [PICTURE, path])
 
 

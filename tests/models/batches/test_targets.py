@@ -151,7 +151,7 @@ def test_a_word_that_has_one_token_behind_a_space_alone(name):
 
 
 def test_a_text_that_its_ids_do_not_tell():
-    """A bracket that is no word of the vocabulary: the text of the prompt is known where it was prepared from one."""
+    """A bracket that is not a word of the vocabulary: the text of the prompt is known where it was prepared from one."""
     tokenizer = TOKENIZERS["unigram"]()
     strategy = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     processor = transformers.LlavaProcessor(processors.clip_images(), tokenizer, patch_size=4, **strategy)

@@ -17,7 +17,7 @@ def test_parts_given_by_hand_are_taken_and_proved():
     assert interp.load(model=model, structure={"norm": path}).structure.norm == path
     with pytest.raises(interp.LayoutError, match="failed the proof 'readout'"):
         interp.load(model=model, structure={"norm": "model.language_model.layers.1.input_layernorm"})
-    with pytest.raises(interp.InputError, match=r"norm='model.nothing' is no module of Llava"):
+    with pytest.raises(interp.InputError, match=r"norm='model.nothing' is not a module of Llava"):
         interp.load(model=model, structure={"norm": "model.nothing"})
     with pytest.raises(interp.InputError, match="structure has no 'normm'"):
         interp.load(model=model, structure={"normm": path})
@@ -31,12 +31,12 @@ LAYERS, BLOCKS = "model.language_model.layers", "model.vision_tower.encoder.laye
     [
         ("model.norm", "structure='model.norm': expected its fields by name"),
         (["norm"], "expected its fields by name"),
-        ({"norm": None}, "structure norm=None is no module of Llava"),
-        ({"norm": ["a"]}, r"structure norm=\['a'\] is no module of Llava"),
-        ({"layers": ""}, "structure layers='' is no module of Llava"),
-        ({"layers": BLOCKS}, f"structure layers='{BLOCKS}' is no list of 4 layers"),
-        ({"layers": "lm_head"}, "structure layers='lm_head' is no list of 4 layers"),
-        ({"n_layers": 3, "layers": LAYERS}, "is no list of 3 layers: expected one, or n_layers too"),
+        ({"norm": None}, "structure norm=None is not a module of Llava"),
+        ({"norm": ["a"]}, r"structure norm=\['a'\] is not a module of Llava"),
+        ({"layers": ""}, "structure layers='' is not a module of Llava"),
+        ({"layers": BLOCKS}, f"structure layers='{BLOCKS}' is not a list of 4 layers"),
+        ({"layers": "lm_head"}, "structure layers='lm_head' is not a list of 4 layers"),
+        ({"n_layers": 3, "layers": LAYERS}, "is not a list of 3 layers: expected one, or n_layers too"),
         ({"n_layers": "x"}, "structure n_layers='x': expected an int from 1 on"),
         ({"n_heads": True}, "structure n_heads=True: expected an int"),
         ({"image_token_id": "<image>"}, "structure image_token_id='<image>': expected an int"),
@@ -68,7 +68,7 @@ def test_a_whole_structure_is_taken_without_what_was_measured():
     taken = find_structure(model, wrong)
     assert (taken.readout, taken.attn_out, taken.trims) == (None, None, None)
     assert interp.load(model=model, structure=wrong).structure == own
-    with pytest.raises(interp.InputError, match=r"structure vision='model.visual' is no module of LlavaFor"):
+    with pytest.raises(interp.InputError, match=r"structure vision='model.visual' is not a module of LlavaFor"):
         find_structure(model, find_structure(zoo.build("qwen2_vl")))
 
 
