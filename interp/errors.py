@@ -5,8 +5,10 @@ Every error is an `InterpError`. Its message is one line: the value at fault, wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
 
 
 class InterpError(Exception):
@@ -45,6 +47,19 @@ class RowError(InputError):
         return {row: f"{before}{names[row]}{after}" for row, (before, after) in self.faults.items()}
 
 
+def for_each_row(function: Callable[[int], _Value], rows: int) -> list[_Value]:
+    """`function` of the number of each row, in order. Raises `RowError` with the faults of all rows at which it fails."""
+    results, faults = [], dict[int, tuple[str, str]]()
+    for row in range(rows):
+        try:
+            results.append(function(row))
+        except RowError as error:
+            faults |= error.faults
+    if faults:
+        raise RowError(faults)
+    return results
+
+
 class InputTypeError(InterpError, TypeError):
     """An argument has a type that cannot be used."""
 
@@ -55,11 +70,9 @@ class LayoutError(InterpError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the CPU or on a GPU: then what was computed is not at fault."""
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, which is not loaded here
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    # torch has an error of its own, and torch is not loaded here.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def reason_of(error: BaseException, longest: int = 200) -> str:

@@ -140,9 +140,8 @@ def _pictures_and_cells(item: Any, labels: Mapping[str, Any], root: Path | None)
 
 
 def _rows_of_pairs(pairs: Sequence[Any], ids: Any, labels: Any, data: Data) -> Rows:
-    if (
-        isinstance(pairs, list | tuple) and data.on_error == "raise"
-    ):  # another sequence may make each item only when it is read
+    # A sequence of another kind may make each item only when it is read.
+    if isinstance(pairs, list | tuple) and data.on_error == "raise":
         for index, item in enumerate(pairs):
             _pair(item, f"row {index} of the data")
     if data.columns and "image" in data.columns:
@@ -159,9 +158,8 @@ def _rows_of_pairs(pairs: Sequence[Any], ids: Any, labels: Any, data: Data) -> R
         return _pictures_and_cells(pairs[index], {name: cells[index] for name, cells in known.items()}, root)
 
     if roles.id is not None:
-        texts = (
-            None if isinstance(text, InputError) else text for text in (row(i)[1]["text"] for i in range(len(pairs)))
-        )
+        texts = (row(index)[1]["text"] for index in range(len(pairs)))
+        texts = (None if isinstance(text, InputError) else text for text in texts)
         check_unique_ids(texts if roles.id == "text" else known[roles.id], data)
     return IndexedRows(len(pairs), lambda start, stop: map(row, range(start, stop)), roles)
 

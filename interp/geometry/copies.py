@@ -142,12 +142,8 @@ def _first_exactly(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
     if d > _FEW and bool((_first_exactly(cloud[:, :_FEW]) == order).all()):
         return order  # a few features are enough: all rows differ
     bits = torch.int32 if cloud.dtype == torch.float32 else torch.int64
-    odd = (
-        torch.randint(2**62, (d,), generator=torch.Generator().manual_seed(0), device="cpu")
-        .mul_(2)
-        .add_(1)
-        .to(cloud.device)
-    )
+    draw = torch.Generator().manual_seed(0)
+    odd = (2 * torch.randint(2**62, (d,), generator=draw, device="cpu") + 1).to(cloud.device)
     step = max(1, _AT_ONCE // d)
     sums = torch.cat([((part + 0.0).view(bits).long() * odd).sum(dim=1) for part in cloud.split(step)])  # -0.0 is 0.0
     _, inverse = torch.unique(sums, return_inverse=True)
@@ -173,7 +169,7 @@ def _first_nearly(cloud: Float[Tensor, "n d"], part: float) -> Int[Tensor, " n"]
         limit = torch.maximum(limits[a], limits[b])
         near = estimate <= _ESTIMATE * limit
         a, b, limit, farther = a[near], b[near], limit[near], farther + int((~near).sum())
-        within = _apart(cloud, a, b) <= limit
+        within = _distances_of(cloud, a, b) <= limit
         one.append(a[within])
         other.append(b[within])
         farther += int((~within).sum())
@@ -247,7 +243,7 @@ def _candidates(
         start = stop
 
 
-def _apart(cloud: Float[Tensor, "n d"], a: Int[Tensor, " p"], b: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
+def _distances_of(cloud: Float[Tensor, "n d"], a: Int[Tensor, " p"], b: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
     """The distances of pairs of rows, from their differences."""
     unit = float(cloud.abs().amax()) or 1.0
     step = max(1, _AT_ONCE // cloud.shape[1])

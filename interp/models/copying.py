@@ -31,7 +31,7 @@ def copied(vlm: Any, memo: dict[int, Any]) -> Any:
     _refuse_spread(vlm, "copied")
     wrapped = vlm.nnsight
     if not vlm.remote:
-        wrapped = _wrapped(type(wrapped), copy.deepcopy(vlm.model, memo), copy.deepcopy(_parts(wrapped), memo))
+        wrapped = type(wrapped)(copy.deepcopy(vlm.model, memo), **copy.deepcopy(_parts(wrapped), memo))
     new = type(vlm)(wrapped, vlm.structure, vlm.name, vlm.revision, vlm.remote)
     memo[id(vlm)] = new
     new.checked_on, new.tried = vlm.checked_on, dict(vlm.tried)
@@ -66,7 +66,7 @@ def unpickled(
 ) -> Any:
     """The model that `pickled` described; `pickle` then sets its further attributes."""
     _register_records(model)
-    vlm = kind(_wrapped(wrapper, model, parts), **known)
+    vlm = kind(wrapper(model, **parts), **known)
     vlm.maker.goes_by(key)
     return vlm
 
@@ -104,10 +104,6 @@ def _refuse_spread(vlm: Any, what: str) -> None:
 def _parts(wrapped: Any) -> dict[str, Any]:
     parts = {name: getattr(wrapped, name, None) for name in _PARTS}
     return {name: part for name, part in parts.items() if part is not None} if hasattr(wrapped, "task") else {}
-
-
-def _wrapped(kind: type, model: nn.Module, parts: dict[str, Any]) -> Any:
-    return kind(model, **parts)
 
 
 # transformers records hidden states by hooks that it adds when a model first runs. They are local functions, which cannot

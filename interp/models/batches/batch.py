@@ -92,18 +92,17 @@ class Batch(Display):
             raise InputError(f"a batch of {len(self)} rows cannot be repeated: take row(i) first")
         # Packed images have no row axis: more rows have more of them.
         inputs = {name: torch.cat([t] * times, dim=self._row_axis(name) or 0) for name, t in self.inputs.items()}
-        positions = self.positions.repeated(times)
+        positions = self.positions.part([0] * times, torch.ones(len(self.tokens[0]), dtype=torch.bool))
         return Batch(inputs, self.tokens * times, positions, self.texts * times, self.images * times, self._maker)
 
     def _rows_of(self, name: str, rows: Tensor, keep: Tensor) -> Tensor:
         """These rows of an input, and only the columns to `keep` where it has one value for each token."""
         axis = self._row_axis(name)
         if axis is None:
-            remedy = "prepare this batch from texts and images"
-            if isinstance(self._maker, AbsentMaker):
-                remedy = (
-                    "and the model that this batch was pickled from is not in this process: cut it before you pickle it"
-                )
+            absent = (
+                "and the model that this batch was pickled from is not in this process: cut it before you pickle it"
+            )
+            remedy = absent if isinstance(self._maker, AbsentMaker) else "prepare this batch from texts and images"
             raise InputError(f"row {int(rows[0])}: {name} have no row axis, {remedy}")
         part = self.inputs[name].index_select(axis, rows)
         return part[..., keep] if self.inputs[name].shape[-2:] == self.positions["all"].shape else part

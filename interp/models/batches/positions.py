@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.arguments import as_int, as_ints
 from interp.displays.brief import Display, in_lines
-from interp.errors import InputError, NothingSelected, RowError, shown
+from interp.errors import InputError, NothingSelected, RowError, for_each_row, shown
 from interp.models.batches.grids import Grid, Sheet, find_grid
 from interp.models.batches.sink_mask import SinkMask
 
@@ -121,22 +121,13 @@ class Positions(Display):
         """The masks of the named spans alone."""
         return {name: mask for name, mask in self.masks.items() if not is_kind(name)}
 
-    def repeated(self, times: int) -> Positions:
-        """The positions of a one-row batch, for `times` equal rows."""
-        masks = {name: mask.expand(times, -1) for name, mask in self.masks.items()}
-        sinks = self.sinks and self.sinks.repeated(times)
-        return self._of_rows(masks, [0] * times, sinks)
-
     def part(self, rows: Sequence[int], columns: Tensor) -> Positions:
-        """The positions of these rows at these columns (Bool `[seq]`), cut out of this batch's."""
+        """The positions of these rows at these columns (Bool `[seq]`), cut out of this batch's; a row may come several times."""
         masks = {name: mask[list(rows)][:, columns] for name, mask in self.masks.items()}
-        sinks = self.sinks and self.sinks.part(rows, columns)
         # A row that has no second image has no positions of that name.
-        return self._of_rows({n: m for n, m in masks.items() if m.any() or not _NUMBERED.fullmatch(n)}, rows, sinks)
-
-    def _of_rows(self, masks: Mapping[str, Tensor], rows: Sequence[int], sinks: SinkMask | None) -> Positions:
-        """These masks, with the grids and the boxes of these rows of this batch."""
+        masks = {name: mask for name, mask in masks.items() if mask.any() or not _NUMBERED.fullmatch(name)}
         find_boxes = None if self.find_boxes is None else BoxesOfRows(self.find_boxes, tuple(rows))
+        sinks = self.sinks and self.sinks.part(rows, columns)
         return Positions(masks, [self.grids[row] for row in rows], find_boxes, sinks)
 
     def select(self, positions: Any) -> Tensor:
@@ -160,15 +151,7 @@ class Positions(Display):
             raise InputError(
                 f"positions={shown(positions)}: expected a name ({', '.join(self.names)}), a list of ints or a bool mask"
             )
-        masks, faults = [], dict[int, tuple[str, str]]()
-        for row in range(len(real)):
-            try:
-                masks.append(count_tokens(real[row], indices, row))
-            except RowError as error:
-                faults |= error.faults
-        if faults:
-            raise RowError(faults)
-        return torch.stack(masks)
+        return torch.stack(for_each_row(lambda row: count_tokens(real[row], indices, row), len(real)))
 
 
 def name_of_positions(positions: Any) -> str:

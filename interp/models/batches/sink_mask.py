@@ -1,7 +1,7 @@
 """The attention sinks of a batch, as a mask that is computed when it is first read.
 
 Which tokens are sinks only a run of the model can tell (`interp.models.running.sinks`), and most batches are never asked. So
-a batch carries a `SinkMask`, which knows how to find out, once. Its parts and repetitions share what is known.
+a batch carries a `SinkMask`, which knows how to find out, once. Its parts share what is known.
 """
 
 from __future__ import annotations
@@ -39,16 +39,11 @@ class SinkMask:
         """Whether the model has been run for it."""
         return self._mask is not None
 
-    def repeated(self, times: int) -> SinkMask:
-        """Those of a one-row batch, for `times` equal rows."""
-        return self._like(lambda mask: mask.expand(times, -1))
-
     def part(self, rows: Sequence[int], columns: Tensor) -> SinkMask:
         """Those of these rows at these columns (Bool `[seq]`)."""
-        return self._like(lambda mask: mask[list(rows)][:, columns])
-
-    def _like(self, change: Callable[[Tensor], Tensor]) -> SinkMask:
-        return SinkMask(lambda: change(self()), None if self._mask is None else change(self._mask))
+        return SinkMask(
+            lambda: self()[list(rows)][:, columns], None if self._mask is None else self()[list(rows)][:, columns]
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SinkMask:
         return self  # what it gives never changes

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints
-from interp.errors import InputError, RowError, shown
+from interp.errors import InputError, RowError, for_each_row, shown
 from interp.models.batches.positions import Positions, count_tokens, is_kind
 from interp.models.batches.prompts import PLACEHOLDER
 
@@ -56,7 +57,8 @@ def find_spans(
             if not masks[name].any():
                 raise InputError(f"span {name!r}: its mask holds no real token, expected at least one True")
         else:
-            masks[name] = torch.stack(_of_rows(name, span, positions, wording))
+            of_row = partial(_of_row, name, span, positions, wording)
+            masks[name] = torch.stack(for_each_row(of_row, len(real)))
     return masks
 
 
@@ -107,22 +109,11 @@ def _checked(name: str, span: Any, shapes: list[tuple[int, ...]], axes: str) -> 
     return mask
 
 
-def _of_rows(name: str, spans: Sequence[Any], positions: Positions, wording: Callable[[int], Wording]) -> list[Tensor]:
-    """The span of each row. Raises `RowError` with the faults of all rows that do not have it."""
-    masks, faults = [], {}
-    for row, span in enumerate(spans):
-        try:
-            masks.append(_of_row(name, span, row, positions, wording))
-        except RowError as error:
-            faults.update(error.faults)
-    if faults:
-        raise RowError(faults)
-    return masks
-
-
-def _of_row(name: str, span: Any, row: int, positions: Positions, wording: Callable[[int], Wording]) -> Tensor:
+def _of_row(
+    name: str, spans: Sequence[Any], positions: Positions, wording: Callable[[int], Wording], row: int
+) -> Tensor:
     """One row's span as Bool `[seq]`; all False where it has none."""
-    real = positions["all"][row]
+    real, span = positions["all"][row], spans[row]
     columns, mask = real.nonzero().flatten(), torch.zeros_like(real)
     if span is None:
         return mask

@@ -82,12 +82,11 @@ def position_limit(core: Core) -> Limit | None:
     angles = False
     for name, module in _around_layers(core):
         if isinstance(module, nn.Embedding) and _TABLE.search(name):
-            before = getattr(module, "offset", None)  # OPT's and BART's first position is 2
-            if not isinstance(before, int):
-                before = (
-                    0 if module.padding_idx is None else module.padding_idx + 1
-                )  # and RoBERTa's is behind the padding
-            return Limit(module.num_embeddings - before, True, find_argument(module, "attention_mask") is None)
+            # The first position of OPT and BART is 2, that of RoBERTa comes after the padding.
+            padding = -1 if module.padding_idx is None else module.padding_idx
+            first = getattr(module, "offset", padding + 1)
+            rows = module.num_embeddings - (first if isinstance(first, int) else padding + 1)
+            return Limit(rows, True, find_argument(module, "attention_mask") is None)
         angles = angles or any(_ANGLES in buffer for buffer in module._buffers)
     if not angles:  # older code keeps them in each layer
         angles = any(_ANGLES in name for name, _ in resolve(core.model, f"{core.structure.layers}.0").named_buffers())

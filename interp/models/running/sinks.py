@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from interp.models.running.core import Core
 
 # In SmolLM2-135M the first token of a row reaches 122 to 188 times the usual norm (1,000 rows of 1 to 586 tokens, with and
-# without a start token), every further token of ordinary text at most 13.6 times, but for rare second tokens behind a start
-# token ("Engine" 34 times), which are sinks in part; the usual norm of 16 ordinary tokens is
-# 0.86 to 1.35 times the median over real texts, at every state. The toy reaches 3.9, random models 3.2.
+# without a start token). Every further token of ordinary text reaches at most 13.6 times, but for rare second tokens behind a
+# start token ("Engine" 34 times), which are sinks in part. The usual norm of 16 ordinary tokens is 0.86 to 1.35 times the
+# median over real texts, at every state. The toy reaches 3.9, random models 3.2.
 FACTOR = 20.0
 
 
