@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.errors import RowError, is_out_of_memory, shown
+from interp.errors import RowError, for_each_row, is_out_of_memory, reason_of, shown
 
 
 def test_every_error_is_an_interp_error():
@@ -64,3 +64,20 @@ def test_a_value_is_shown_in_one_line(value, text):
 def test_no_value_takes_more_than_one_short_line(value):
     assert len(shown(value)) <= 120
     assert len(shown(value).splitlines()) == 1
+
+
+def test_the_faults_of_all_rows_are_gathered():
+    def halved(row):
+        if row % 2:
+            raise RowError({row: ("", " is odd")})
+        return row // 2
+
+    assert for_each_row(halved, 1) == [0]
+    with pytest.raises(RowError, match=r"^row 1 is odd$") as caught:
+        for_each_row(halved, 4)
+    assert list(caught.value.faults) == [1, 3]
+
+
+def test_an_error_of_another_package_becomes_a_part_of_a_line():
+    assert reason_of(KeyError("a")) == "KeyError: 'a'"
+    assert reason_of(OSError("so\n\tmany  words"), 14) == "OSError: so ma"

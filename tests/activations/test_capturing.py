@@ -318,6 +318,13 @@ def test_an_encoding_in_half_precision_has_a_name_too(toy, scenes):
     assert len(names) == 2
 
 
+def test_what_is_not_an_intervention_is_refused_before_anything_is_written(unchecked, toy, scenes, tmp_path):
+    for interventions, words in (([3], "3 is not an intervention"), (Ablate, "expected a list of interventions")):
+        with pytest.raises(interp.InputTypeError, match=words):
+            interp.capture(toy, scenes, interventions=interventions, out=tmp_path / "acts", progress=False)
+    assert not (tmp_path / "acts").exists()
+
+
 def test_interventions_and_dtype(toy, scenes):
     cut = [Ablate(site="resid_pre", layers=3, positions="image")]
     acts = interp.capture(toy, scenes, interventions=cut, dtype=torch.float16, progress=False)
