@@ -22,7 +22,7 @@ from interp.activations.sink_counts import SinkCount, count_sinks, reads_for_sin
 from interp.arguments import as_ints
 from interp.errors import InputError, LayoutError, NothingSelected, RowError, shown
 from interp.models import VLM, Batch, Edit, Intervention
-from interp.models.batches.positions import is_kind, last_true
+from interp.models.batches.positions import last_true
 from interp.models.layout.patches import patches_of, take_patches
 from interp.models.running.places import HEADED, STATES
 from interp.models.running.steps import Read, reads_of_states, reads_of_vision, take_each, take_mean
