@@ -50,7 +50,9 @@ def inputs_in(encoding: Any, takes: Sequence[str] | None) -> dict[str, Tensor]:
     inputs = {name: value for name, value in encoding.items() if value is not None and name not in _NOT_INPUTS}
     for name in inputs:
         if name in _NOT_OF_ROWS:
-            raise InputError(f"the encoding has {name!r}, which is not an input of rows: leave it out, and give input_ids")
+            raise InputError(
+                f"the encoding has {name!r}, which is not an input of rows: leave it out, and give input_ids"
+            )
         if not isinstance(name, str) or (takes is not None and name not in takes):
             raise InputError(f"the encoding has {name!r}, which this model's forward pass does not take: leave it out")
     return {name: _as_tensor(name, value) for name, value in inputs.items()}
