@@ -95,7 +95,7 @@ class LazyTensor:
         return self[...].__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[Any, int]:
-        return torch.empty(0).__dlpack_device__()
+        return torch.empty(0, dtype=torch.float32).__dlpack_device__()
 
     def __getitem__(self, key: Any) -> Tensor:
         first, second, rest = self._split(key)

@@ -28,8 +28,15 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints, checked_choice, checked_flag
-from interp.errors import InputError, NothingSelected, RowError, shown
-from interp.interventions.selection import Reusable, extend_mask, select_heads, select_layers, select_positions
+from interp.errors import InputError, RowError, shown
+from interp.interventions.selection import (
+    Reusable,
+    extend_mask,
+    nothing_selected,
+    select_heads,
+    select_layers,
+    select_positions,
+)
 from interp.models import VLM, Batch, Edit
 from interp.models.running.masks import PATTERNED
 from interp.models.running.trace import visible
@@ -188,9 +195,7 @@ def _positions_of_end(batch: Batch, name: str, positions: Any) -> Tensor:
     """The positions of source or target. A mask may be empty, as a control that cuts nothing; a name or ints may not."""
     mask = batch.positions.select(positions)
     if not mask.any() and (isinstance(positions, str) or as_ints(positions) is not None):
-        raise NothingSelected(
-            f"{name}={shown(positions)} selects nothing in this batch, expected at least one position"
-        )
+        raise nothing_selected(name, positions)
     return mask
 
 

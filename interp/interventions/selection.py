@@ -80,10 +80,14 @@ def select_positions(batch: Batch, positions: Any, new: int = 0) -> Tensor:
     """
     mask = batch.positions.select(positions)
     if not mask.any():
-        raise NothingSelected(
-            f"positions={shown(positions)} selects nothing in this batch, expected at least one position"
-        )
+        raise nothing_selected("positions", positions)
     return extend_mask(mask, positions, new)
+
+
+def nothing_selected(name: str, positions: Any) -> InputError:
+    """The error of positions that select nothing in a batch: `NothingSelected`, but for no ints, which select nothing in any."""
+    kind = InputError if as_ints(positions) == [] else NothingSelected
+    return kind(f"{name}={shown(positions)} selects nothing in this batch, expected at least one position")
 
 
 def extend_mask(mask: Tensor, positions: Any, new: int) -> Tensor:

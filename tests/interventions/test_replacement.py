@@ -119,7 +119,7 @@ def test_without_the_image_the_answer_is_lost(toy):
         (Patch(site="resid_pre", layers=0, positions="last", value=torch.zeros(7)), r"does not fit \(1, 3, 128\)"),
         (Patch(site="resid_pre", layers=0, positions="last", value=3.0), "value is a float"),
         (Ablate(site="resid_pre", layers=0, positions="last", value="noise"), "value='noise'"),
-        (Ablate(site="resid_pre", layers=0, positions="image_7"), "'image_7' is unknown"),
+        (Ablate(site="resid_pre", layers=0, positions="image_7"), "'image_7' selects nothing in this batch"),
         (
             Ablate(site="resid_pre", layers=0, positions=[], value="mean"),
             r"positions=\[\] selects nothing in this batch",

@@ -83,7 +83,7 @@ def test_a_picture_says_what_it_needs(estimate, tmp_path, monkeypatch):
     monkeypatch.setattr(
         go.Figure, "write_image", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no Chrome\nhere"))
     )
-    with pytest.raises(interp.InputError, match=r"could not be drawn \(no Chrome here\): install it"):
+    with pytest.raises(interp.InputError, match=r"could not be drawn \(RuntimeError: no Chrome here\): install it"):
         save_figure(estimate, tmp_path / "figure.svg")
 
 

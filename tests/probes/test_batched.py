@@ -11,6 +11,7 @@ from interp.errors import InputError
 from interp.probes import LinearProbe, fit_batched
 from interp.probes.batched import logistic_loss, minimise
 from interp.probes.probing import _answers, _fit
+from interp.progress import Bar
 
 
 def planted(n_classes, states=4, n=300, d=12, seed=0):
@@ -71,7 +72,11 @@ def test_states_that_stay_on_their_device_give_the_same_answers():
     x, y = planted(3)
     numbers = np.unique(y, return_inverse=True)[1]
     rows = np.arange(0, 300, 2)
-    batched = _answers(_fit(torch.tensor(x), rows, "logistic", 1.0, numbers), torch.tensor(x), rows + 1)
+    batched = _answers(
+        _fit(torch.tensor(x), rows, "logistic", 1.0, numbers, Bar("probes", 3, "fits", False)),
+        torch.tensor(x),
+        rows + 1,
+    )
     alone = _answers([LinearProbe().fit(state[rows], numbers[rows]) for state in x], x, rows + 1)
     assert (batched == alone).mean() > 0.995
 

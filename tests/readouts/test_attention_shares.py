@@ -156,7 +156,7 @@ def test_labels_say_what_holds_for_all_rows(toy, mixed):
     """A mask counts positions of a row, and only the rows that count are in the mean."""
     result = attention_share(toy, mixed, queries=mixed.positions["last"], keys="image")
     assert result.queries == "mask of 1 position a row"
-    title = result.plot().layout.title.text
+    title = result.plot().layout.title.text.replace("<br>", " ")
     assert title == "Share of attention from mask of 1 position a row to image (mean of 2 rows)"
     assert "(mean of 2 rows; dashed" in attention_masses(toy, mixed).plot().layout.title.text
     assert "(1 row)" in attention_share(toy, mixed.row(0), [-1, -2]).plot().layout.title.text

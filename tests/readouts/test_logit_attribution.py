@@ -327,7 +327,7 @@ def test_a_result_is_kept_framed_and_drawn(toy, mixed, tmp_path):
         ({"targets": "red", "sources": ("picture",)}, "'picture' is unknown"),
         ({"targets": "red", "sources": ("text", "question")}, "two of them share a position"),
         ({"targets": "red", "sources": ("text", "text")}, "a name is repeated"),
-        ({"targets": "red", "sources": ("image_3",)}, "'image_3' is unknown"),
+        ({"targets": "red", "sources": ("image_3",)}, "'image_3' selects nothing in this batch"),
     ],
 )
 def test_what_cannot_be_attributed(toy, mixed, options, said):

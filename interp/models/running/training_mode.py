@@ -6,31 +6,21 @@ that `resize_token_embeddings` makes, is in training mode and computes the same 
 
     refuse_training(model)      # InputError that names the first module whose output depends on its mode
 
-A module is harmless if no method of its forward pass reads the flag, or if all its rates of dropout and noise are zero. What
-cannot be known counts as harmful: a forward pass that hands the module itself to a function, or that was put on the module
-in place of its class's own.
+Harmless are modules of torch whose forward pass does not read the flag, and modules whose rates of dropout and noise are
+all zero. Of any other module it cannot be known, so it counts as harmful; after `model.eval()` none is.
 """
 
 from __future__ import annotations
 
-import dis
-import inspect
 from collections.abc import Iterator
-from itertools import pairwise
-from types import CodeType
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from interp.errors import InputError
 
 # Parts of the names of attributes that say how much a module changes at random while it is trained.
 _RATES = ("drop", "jitter", "noise")
-# What follows where a part of a module is used; a tuple is made of the variables of a function inside.
-_OF_IT = ("ATTR", "METHOD", "SUBSCR", "GET_ITER", "BUILD_TUPLE")
-# For each class whether its forward pass reads the flag.
-_READERS: dict[type, bool] = {}
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -54,19 +44,16 @@ def refuse_training(model: nn.Module) -> None:
 
 
 def depends_on_training(module: nn.Module) -> bool:
-    """Whether a module by itself, without those inside it, computes something else in training mode."""
-    if isinstance(module, _NormBase):  # the statistics of the batch take the place of those that were learned
-        return True
+    """Whether a module by itself, without those inside it, computes something else in training mode, or may do so."""
     if getattr(module, "gradient_checkpointing", False):  # it leaves out the cache
         return True
     rates = list(_rates(module))
-    if any(rates):
+    if rates:
+        return any(rates)
+    kind = type(module)
+    if not kind.__module__.startswith("torch.nn.modules.") or _is_replaced(module):
         return True
-    if _is_replaced(module):
-        return not rates
-    if type(module) not in _READERS:
-        _READERS[type(module)] = _reads_training(type(module))
-    return _READERS[type(module)] and not rates
+    return "training" in kind.forward.__code__.co_names
 
 
 def _rates(module: nn.Module) -> Iterator[float]:
@@ -88,41 +75,3 @@ def _is_replaced(module: nn.Module) -> bool:
     if type(forward).__module__.startswith("nnsight"):
         forward = getattr(state, "original", None)
     return forward is not None and getattr(forward, "__func__", forward) is not type(module).forward
-
-
-def _reads_training(kind: type) -> bool:
-    """Whether the forward pass of a class, or a method that it names, reads ``training`` or may do so out of sight."""
-    waiting = [name for name in ("forward", "__call__") if getattr(kind, name) is not getattr(nn.Module, name)]
-    for method in waiting:  # grows on the way
-        code = getattr(inspect.unwrap(getattr(kind, method, None) or _reads_training), "__code__", None)
-        names = set() if code is None else _names_in(code)
-        if "training" in names or (code is not None and _hands_on(code, code.co_varnames[:1])):
-            return True
-        own = (name for name in names if getattr(kind, name, None) is not getattr(nn.Module, name, None))
-        waiting += [name for name in own if name not in waiting and inspect.isfunction(getattr(kind, name))]
-    return False
-
-
-def _names_in(code: CodeType) -> set[str]:
-    """The names that a function uses, also as strings, and those of the functions inside it."""
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    words = {const for const in code.co_consts if isinstance(const, str)}
-    return (words | set(code.co_names)).union(*map(_names_in, inner))
-
-
-def _hands_on(code: CodeType, module: tuple[str, ...]) -> bool:
-    """Whether a method uses its `module`, the name of its first argument, as a whole, as in ``function(self)``, and not only
-    what the module has."""
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    steps = [step for step in dis.get_instructions(code) if "CACHE" not in step.opname]
-    for place, (step, after) in enumerate(pairwise(steps)):
-        if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
-            continue
-        loaded = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # some versions load two at once
-        whole = [
-            name for name in loaded if name in module and (name != loaded[-1] or not after.opname.endswith(_OF_IT))
-        ]
-        of_super = "super" in [earlier.argval for earlier in steps[max(place - 2, 0) : place]]
-        if whole and not of_super:
-            return True
-    return any(_hands_on(each, module) for each in inner)

@@ -94,7 +94,7 @@ class Skipping(torch.nn.ModuleList):
 
 def test_a_decoder_that_skips_a_layer_is_refused(tiny):
     model = copy.deepcopy(tiny)
-    model.model.language_model.layers = Skipping(model.model.language_model.layers)
+    model.model.language_model.layers = Skipping(model.model.language_model.layers).eval()
     with pytest.raises(interp.LayoutError, match="failed the proof 'layers': layer 2 ran 0 times"):
         interp.load(model=model)
 

@@ -261,7 +261,7 @@ def test_one_projection_for_all_three(grouped, monkeypatch):
         parts = torch.split(numbers.unflatten(0, (n_groups, -1)) if grouped else numbers[None], widths, dim=-1)
         kept = {}
         for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            setattr(layer.self_attn, name, Shared(kept, list(part), fused if name == "q_proj" else None))
+            setattr(layer.self_attn, name, Shared(kept, list(part), fused if name == "q_proj" else None).eval())
     monkeypatch.setattr(heads, "NAMES", {**dict.fromkeys(heads.NAMES, ()), "qkv": ("qkv_proj",)})
     vlm = interp.load(model=model)
     ours = read(vlm, rows, HEADED)
