@@ -94,10 +94,12 @@ def fingerprint_of_weights(model: Any) -> str | None:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     names -= {name for name, source in tied.items() if source in names}
     for path, module in model.named_modules():
+        if not module._parameters:
+            continue
         with weights_here(module):
-            for own, weights in module.named_parameters(recurse=False):
+            for own, weights in module._parameters.items():
                 name = f"{path}.{own}" if path else own
-                if name not in names:
+                if weights is None or name not in names:
                     continue
                 if weights.is_meta:
                     return None

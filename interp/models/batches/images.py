@@ -109,6 +109,8 @@ def open_image(picture: Any, hint: str = "") -> Image.Image:
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if not all(image.size):
         raise InputError(f"{name} has the size {image.size}: expected a picture of one pixel or more")
+    if image.mode == "RGB" and not image.info and image.format is None and getattr(image, "_exif", None) is None:
+        return image.convert("RGB")  # as this function leaves it
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _as_grey(image, name)

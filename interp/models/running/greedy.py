@@ -39,7 +39,7 @@ def greedy_options(core: Core, max_new_tokens: int, **ends: Any) -> dict[str, An
     fields = {**GenerationConfig._get_default_generation_params(), **ends, "max_new_tokens": max_new_tokens}
     # The cache must be there: edits count on passes of one new token. The length is that of the prompt and the new tokens.
     fields |= {"use_cache": True, "do_sample": False, "num_beams": 1, "max_length": None}
-    return {"generation_config": GreedyConfig(**fields), "logits_processor": LogitsProcessorList([as_they_are])}
+    return {"generation_config": GreedyConfig(**fields), "logits_processor": LogitsProcessorList([AsTheyAre()])}
 
 
 def end_ids(core: Core) -> dict[str, Any]:
@@ -66,8 +66,13 @@ def _configs(core: Core) -> list[Any]:
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
-def as_they_are(ids, logits):
-    """The logits, unchanged, where they are numbers: of others, the first would count as the largest."""
-    if not logits.max() < float("inf"):
-        raise ValueError("the logits are not finite")  # as NOT_FINITE has it; a server does not know that name
-    return logits
+class AsTheyAre:
+    """Gives the logits back unchanged where they are numbers: of others, the first would count as the largest.
+
+    transformers asks for the signature of ``__call__`` at every new token, which takes long for a plain function.
+    """
+
+    def __call__(self, ids, logits):
+        if not logits.max() < float("inf"):
+            raise ValueError("the logits are not finite")  # as NOT_FINITE has it; a server does not know that name
+        return logits
