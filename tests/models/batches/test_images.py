@@ -299,7 +299,7 @@ def test_no_memory_is_no_fault_of_a_picture(monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(MemoryError):
         open_image(PICTURE)
 
