@@ -14,8 +14,9 @@ True
 
 from __future__ import annotations
 
-from interp.geometry.alignment import AlignmentMatrix, BypassResult, alignment_matrix
+from interp.geometry.alignment import AlignmentMatrix, alignment_matrix
 from interp.geometry.approximate import ApproximateNeighbors, approximate_neighbors
+from interp.geometry.bypass import BypassResult
 from interp.geometry.clusters import Peaks, adjusted_rand, density_peaks, find_peaks, homogeneity
 from interp.geometry.comparison import GeometryComparison, compare
 from interp.geometry.copies import distinct_rows

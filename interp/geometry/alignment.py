@@ -24,66 +24,23 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_number, checked_flag
+from interp.arguments import checked_flag
 from interp.errors import InputError
-from interp.geometry.clouds import States, as_paired_states, check_k, checked_within
+from interp.geometry.bypass import INTERMEDIATE, BypassResult, bypass_of
+from interp.geometry.clouds import States, as_paired_states, check_k
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks
 from interp.geometry.outlying import notes_of_outlying
+from interp.geometry.phase import phase_of
 from interp.geometry.registry import measure_of
 from interp.progress import quiet
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
-from interp.statistics.permutation import permutation_p
 
-INTERMEDIATE = (0.15, 0.85)
 FLIPS = 1000
-_ROUNDING = 1e-6  # overlaps are sums in float32: a layer without information is at chance to 1e-7, not above it
-
-
-@dataclass(frozen=True, eq=False)
-class BypassResult(Result):
-    """For each visual layer, the textual layer most like it, and whether an intermediate one is more alike than the first.
-
-    `best[visual]` is the most similar textual layer, `shift[visual]` its depth beyond the visual one (best - visual),
-    `values`, `low` and `high` the similarity there.
-
-    `gain[visual]` is the similarity of the best of the intermediate textual layers, those strictly inside `band` of the depth
-    (0 the first textual layer, 1 the last), less that of textual layer 0: max_j S[i, j] - S[i, 0]; `gain_low` and
-    `gain_high` are its 95 % interval from half-samples. `p[visual]` is that of a paired permutation test: each example's
-    influence changes sides at random between textual layer 0 and the others, and the maximum is computed again, so that
-    the choice of the best does not bias p. NaN for measures without influences. Where nothing is shared, at most 5 % of p are
-    below 0.05, for some measures none: it errs on the safe side.
-
-    `intermediate` is True where the best layer of visual layer 0, the features that enter the model, lies inside `band`
-    and its `low` is above `chance`; `entry_gain` is S[0, best] - S[0, 0].
-    """
-
-    best: Int[Tensor, " visual"]
-    shift: Int[Tensor, " visual"]
-    values: Float[Tensor, " visual"]
-    low: Float[Tensor, " visual"]
-    high: Float[Tensor, " visual"]
-    chance: float
-    intermediate: bool
-    entry_gain: float
-    gain: Float[Tensor, " visual"]
-    gain_low: Float[Tensor, " visual"]
-    gain_high: Float[Tensor, " visual"]
-    p: Float[Tensor, " visual"]
-    band: tuple[float, float] = INTERMEDIATE
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row for each visual layer: visual, textual (the best), shift, value, low, high, chance, gain, gain_low,
-        gain_high, p."""
-        columns = {"textual": self.best, "shift": self.shift, "value": self.values, "low": self.low, "high": self.high}
-        frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-        frame.insert(0, "visual", range(len(frame)))
-        gains = {"gain": self.gain, "gain_low": self.gain_low, "gain_high": self.gain_high, "p": self.p}
-        return frame.assign(chance=self.chance, **{name: column.numpy() for name, column in gains.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,22 +81,7 @@ class AlignmentMatrix(Result):
 
         Raises `InputError` for a matrix that is not square, and for tau outside (0, 1].
         """
-        if self.values.shape[0] != self.values.shape[1]:
-            raise InputError(f"a {tuple(self.values.shape)!r} matrix has no diagonal: pass equally many layers of both")
-        if as_number(tau) != 1:  # a bool is not a share
-            checked_within(tau, "tau", "a share of the maximum, above 0 and at most 1", high=1.0)
-        raised = (self.values - self._floor).diagonal()
-        above = self._above.diagonal()
-        top = int(raised.argmax())
-        if not above[top]:
-            return None
-        within = ((raised >= tau * raised[top]) & above).tolist()
-        start, stop = top, top + 1
-        while start > 0 and within[start - 1]:
-            start -= 1
-        while stop < len(within) and within[stop]:
-            stop += 1
-        return range(start, stop)
+        return phase_of(self, tau)
 
     def bypass(self, band: tuple[float, float] = INTERMEDIATE) -> BypassResult:
         """The textual layer most like each visual layer, and whether an intermediate one is more like it than layer 0.
@@ -150,48 +92,7 @@ class AlignmentMatrix(Result):
 
         Raises `InputError` for a band that is not 0 <= low < high <= 1.
         """
-        ends = [as_number(end) for end in band] if isinstance(band, tuple | list) else []
-        if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1] <= 1:  # type: ignore[operator]
-            raise InputError(f"band={band!r}: expected two relative depths, 0 <= low < high <= 1")
-        n_visual, n_textual = self.values.shape
-        depths = torch.arange(n_textual, dtype=torch.float64) / max(1, n_textual - 1)
-        middle = (band[0] < depths) & (depths < band[1])
-        rows = torch.arange(n_visual)
-        best = self.values.argmax(dim=1)
-        gain = torch.full_like(self.values[:, 0], torch.nan)
-        if middle.any():
-            gain = self.values[:, middle].amax(dim=1) - self.values[:, 0]
-        gain_low, gain_high = interval(gain, self._gain_error(middle))
-        return BypassResult(
-            best=best,
-            shift=best - rows,
-            values=self.values[rows, best],
-            low=self.low[rows, best],
-            high=self.high[rows, best],
-            chance=self.chance,
-            intermediate=bool(middle[best[0]] and self._above[0, best[0]]),
-            entry_gain=float(self.values[0, best[0]] - self.values[0, 0]),
-            gain=gain,
-            gain_low=gain_low,
-            gain_high=gain_high,
-            p=self._gain_p(gain, middle),
-            band=(float(band[0]), float(band[1])),
-            provenance=self.provenance,
-        )
-
-    def _gain_error(self, middle: Tensor) -> Tensor:
-        """The standard error of the gain, with the same best intermediate layer in all halves."""
-        if self.parts is None or not len(self.parts) or not middle.any():
-            return torch.full_like(self.values[:, 0], torch.nan)
-        chosen = torch.where(middle, self.values, -torch.inf).argmax(dim=1)
-        rows = torch.arange(len(self.values))
-        return standard_error(self.parts[:, rows, chosen] - self.parts[:, :, 0], self.n)
-
-    def _gain_p(self, gain: Tensor, middle: Tensor) -> Tensor:
-        if self.flips is None or not middle.any():
-            return torch.full_like(gain, torch.nan)
-        reached = (self.flips[:, :, middle].amax(dim=2) >= gain).sum(dim=0)
-        return torch.from_numpy(permutation_p(reached.numpy(), len(self.flips))).float()
+        return bypass_of(self, band)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each pair of layers: visual, textual, value, low, high, chance."""
@@ -199,14 +100,6 @@ class AlignmentMatrix(Result):
         columns = {"value": self.values, "low": self.low, "high": self.high}
         frame = pd.DataFrame({name: column.flatten().numpy() for name, column in columns.items()}, index=index)
         return frame.reset_index().assign(chance=self.chance)
-
-    @property
-    def _floor(self) -> Tensor:
-        return torch.full_like(self.values, self.chance) if self.floor is None else self.floor
-
-    @property
-    def _above(self) -> Tensor:
-        return (self.low if self.subsamples else self.values) > self._floor + _ROUNDING
 
 
 def alignment_matrix(

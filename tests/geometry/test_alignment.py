@@ -9,6 +9,7 @@ import torch
 
 from interp.errors import InputError
 from interp.geometry import AlignmentMatrix, alignment_matrix, neighbor_overlap, overlap_interval
+from interp.geometry.phase import above_floor
 from interp.results import Result
 from interp.statistics.half_samples import standard_error
 
@@ -107,7 +108,7 @@ def test_states_that_say_nothing_are_at_chance_and_not_above_it_by_rounding(n, k
     found = alignment_matrix(visual, textual, k=k)
     assert found.phase() is None
     assert not found.bypass(band=(0, 1)).intermediate
-    assert not found._above.any()
+    assert not above_floor(found).any()
 
 
 def test_takes_what_gives_states_when_indexed():

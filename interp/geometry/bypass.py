@@ -1,0 +1,112 @@
+"""The bypass: which textual layer is each visual layer most like, and is an intermediate one more alike than the first?
+
+The functions here take an `AlignmentMatrix` for its arrays alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.arguments import as_number
+from interp.errors import InputError
+from interp.geometry.phase import LayerValues, above_floor
+from interp.results import Result
+from interp.statistics.half_samples import interval, standard_error
+from interp.statistics.permutation import permutation_p
+
+INTERMEDIATE = (0.15, 0.85)
+
+
+def bypass_of(matrix: LayerValues, band: tuple[float, float]) -> BypassResult:
+    """The bypass of a matrix, with the textual layers strictly inside `band` of the depth as the intermediate ones."""
+    ends = [as_number(end) for end in band] if isinstance(band, tuple | list) else []
+    if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1] <= 1:  # type: ignore[operator]
+        raise InputError(f"band={band!r}: expected two relative depths, 0 <= low < high <= 1")
+    n_visual, n_textual = matrix.values.shape
+    depths = torch.arange(n_textual, dtype=torch.float64) / max(1, n_textual - 1)
+    middle = (band[0] < depths) & (depths < band[1])
+    rows = torch.arange(n_visual)
+    best = matrix.values.argmax(dim=1)
+    gain = torch.full_like(matrix.values[:, 0], torch.nan)
+    if middle.any():
+        gain = matrix.values[:, middle].amax(dim=1) - matrix.values[:, 0]
+    gain_low, gain_high = interval(gain, _gain_error(matrix, middle))
+    return BypassResult(
+        best=best,
+        shift=best - rows,
+        values=matrix.values[rows, best],
+        low=matrix.low[rows, best],
+        high=matrix.high[rows, best],
+        chance=matrix.chance,
+        intermediate=bool(middle[best[0]] and above_floor(matrix)[0, best[0]]),
+        entry_gain=float(matrix.values[0, best[0]] - matrix.values[0, 0]),
+        gain=gain,
+        gain_low=gain_low,
+        gain_high=gain_high,
+        p=_gain_p(matrix, gain, middle),
+        band=(float(band[0]), float(band[1])),
+        provenance=matrix.provenance,
+    )
+
+
+def _gain_error(matrix: LayerValues, middle: Tensor) -> Tensor:
+    """The standard error of the gain, with the same best intermediate layer in all halves."""
+    if matrix.parts is None or not len(matrix.parts) or not middle.any():
+        return torch.full_like(matrix.values[:, 0], torch.nan)
+    chosen = torch.where(middle, matrix.values, -torch.inf).argmax(dim=1)
+    rows = torch.arange(len(matrix.values))
+    return standard_error(matrix.parts[:, rows, chosen] - matrix.parts[:, :, 0], matrix.n)
+
+
+def _gain_p(matrix: LayerValues, gain: Tensor, middle: Tensor) -> Tensor:
+    if matrix.flips is None or not middle.any():
+        return torch.full_like(gain, torch.nan)
+    reached = (matrix.flips[:, :, middle].amax(dim=2) >= gain).sum(dim=0)
+    return torch.from_numpy(permutation_p(reached.numpy(), len(matrix.flips))).float()
+
+
+@dataclass(frozen=True, eq=False)
+class BypassResult(Result):
+    """For each visual layer, the textual layer most like it, and whether an intermediate one is more alike than the first.
+
+    `best[visual]` is the most similar textual layer, `shift[visual]` its depth beyond the visual one (best - visual),
+    `values`, `low` and `high` the similarity there.
+
+    `gain[visual]` is the similarity of the best of the intermediate textual layers, those strictly inside `band` of the depth
+    (0 the first textual layer, 1 the last), less that of textual layer 0: max_j S[i, j] - S[i, 0]; `gain_low` and
+    `gain_high` are its 95 % interval from half-samples. `p[visual]` is that of a paired permutation test: each example's
+    influence changes sides at random between textual layer 0 and the others, and the maximum is computed again, so that
+    the choice of the best does not bias p. NaN for measures without influences. Where nothing is shared, at most 5 % of p are
+    below 0.05, for some measures none: it errs on the safe side.
+
+    `intermediate` is True where the best layer of visual layer 0, the features that enter the model, lies inside `band`
+    and its `low` is above `chance`; `entry_gain` is S[0, best] - S[0, 0].
+    """
+
+    best: Int[Tensor, " visual"]
+    shift: Int[Tensor, " visual"]
+    values: Float[Tensor, " visual"]
+    low: Float[Tensor, " visual"]
+    high: Float[Tensor, " visual"]
+    chance: float
+    intermediate: bool
+    entry_gain: float
+    gain: Float[Tensor, " visual"]
+    gain_low: Float[Tensor, " visual"]
+    gain_high: Float[Tensor, " visual"]
+    p: Float[Tensor, " visual"]
+    band: tuple[float, float] = INTERMEDIATE
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each visual layer: visual, textual (the best), shift, value, low, high, chance, gain, gain_low,
+        gain_high, p."""
+        columns = {"textual": self.best, "shift": self.shift, "value": self.values, "low": self.low, "high": self.high}
+        frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        frame.insert(0, "visual", range(len(frame)))
+        gains = {"gain": self.gain, "gain_low": self.gain_low, "gain_high": self.gain_high, "p": self.p}
+        return frame.assign(chance=self.chance, **{name: column.numpy() for name, column in gains.items()})
