@@ -30,6 +30,7 @@ from interp.geometry.overlap import neighborhoods_in, overlap_influence, overlap
 from interp.geometry.scaling import centred
 from interp.progress import progress_bar
 from interp.statistics.half_samples import generator, reach, wide
+from interp.statistics.permutation import random_order
 
 _TOGETHER = 4  # shuffled clouds that are in memory at once, where a stack has one layer
 NO_HALVES = torch.zeros(0, 0, dtype=torch.int64)
@@ -37,16 +38,18 @@ NO_HALVES = torch.zeros(0, 0, dtype=torch.int64)
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """The halves of the examples from which errors come, and the number of random orders or exchanges in a null."""
+    """The halves of the examples from which errors come, the number of random orders or exchanges in a null, and the number
+    of each example's stratum, within which orders shuffle."""
 
     halves: Int[Tensor, "s h"]
     permutations: int
     seed: int
+    strata: Int[np.ndarray, " n"] | None = None
 
     def orders(self, n: int) -> list[Int[Tensor, " n"]]:
         """Random orders of n examples, the same ones at every layer."""
         rng = generator(self.seed)
-        return [torch.from_numpy(rng.permutation(n)) for _ in range(self.permutations)]
+        return [torch.from_numpy(random_order(n, rng, self.strata)) for _ in range(self.permutations)]
 
     def exchanges(self, n: int) -> Bool[np.ndarray, "draw n"]:
         """Which of n examples change sides in each draw, the same ones at every layer."""

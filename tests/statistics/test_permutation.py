@@ -1,11 +1,13 @@
 """Permutations: p is uniform where there is nothing to find, and groups change places as wholes."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
+from interp.errors import InputError
+from interp.statistics.permutation import BlockOrder, permutation_p, random_order, read_strata, shuffle_labels
 
 
 def test_p_is_uniform_where_all_orders_are_equally_likely():
@@ -65,3 +67,65 @@ def test_shuffles_keep_the_counts_of_each_side(seed, grouped):
     shuffled = shuffle_labels(numbers, blocks if grouped else None, sides, seed)
     for side in sides:
         assert sorted(shuffled[side]) == sorted(numbers[side])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000))
+def test_rows_change_places_within_their_stratum(seed):
+    rng = np.random.default_rng(seed)
+    strata = rng.integers(3, size=40)
+    order = random_order(40, rng, strata)
+    assert sorted(order) == list(range(40))
+    assert np.array_equal(strata[order], strata)
+    assert not np.array_equal(order, np.arange(40))
+
+
+def test_orders_within_strata_are_equally_likely():
+    """Two strata of three rows have 36 orders."""
+    rng, strata = np.random.default_rng(0), np.array([0, 1, 1, 0, 1, 0])
+    orders = [tuple(random_order(6, rng, strata)) for _ in range(7200)]
+    counts = [orders.count(each) for each in set(orders)]
+    assert len(counts) == 36
+    assert min(counts) > 140
+    assert max(counts) < 260
+
+
+def test_groups_change_places_as_wholes_within_their_stratum():
+    rows = np.arange(12)
+    blocks = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    strata = np.array([7, 7, 9, 9, 7, 7, 9, 9, 7, 7, 9, 9])
+    order, rng = BlockOrder(rows, blocks, strata), np.random.default_rng(0)
+    drawn = np.array([order.draw(blocks, rng) for _ in range(400)])
+    assert np.array_equal(drawn[:, ::2], drawn[:, 1::2])
+    assert len(np.unique(drawn, axis=0)) == 36
+    assert {*drawn[:, :6].flat} == {0, 2, 4}
+    assert {*drawn[:, 6:].flat} == {1, 3, 5}
+    with pytest.raises(InputError, match="2 groups have rows of several strata"):
+        BlockOrder(rows, blocks, np.array([0, 1, 0, 1, *[0] * 8]))
+
+
+def test_a_test_within_strata_holds_where_the_stratum_decides_labels_and_values():
+    """Values and labels that share nothing but their stratum: p <= .05 in nearly all tests without strata, in 5 % with them."""
+    rng, draws, reached = np.random.default_rng(1), 99, []
+    for _ in range(600):
+        strata = np.repeat([0, 1, 2], 12)
+        labels = (rng.random(36) < np.array([0.1, 0.5, 0.9])[strata]).astype(float)
+        values = strata * 2 + rng.normal(size=36)
+        ps = []
+        for each in (None, strata):
+            order = BlockOrder(np.arange(36), None, each)
+            null = np.array([order.draw(labels, rng) @ values[order.places] for _ in range(draws)])
+            ps.append(permutation_p(int((null >= labels @ values - 1e-9).sum()), draws))
+        reached.append(np.array(ps) <= 0.05)
+    without, within = np.mean(reached, axis=0)
+    assert without > 0.9
+    assert 0.03 < within < 0.075
+
+
+def test_strata_of_one_row_each_are_refused():
+    assert read_strata(None, 4) is None
+    assert read_strata([3.5, 3.5, 2.0], 3).tolist() == [0, 0, 1]
+    with pytest.raises(InputError, match="alone in its stratum"):
+        read_strata([1, 2, 3], 3)
+    with pytest.raises(InputError, match="2 strata for 3 examples"):
+        read_strata([1, 1], 3)
