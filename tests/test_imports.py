@@ -30,7 +30,7 @@ BELOW = {
     "models": {"models.layout"},
     "data": {"models"},
     "activations": {"data", "results"},
-    "interventions": {"activations"},
+    "interventions": {"activations", "statistics"},
     "interop": {"activations"},
     "toy": {"models"},
     "patching": {"interventions", "statistics"},

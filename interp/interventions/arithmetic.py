@@ -9,7 +9,10 @@ by the norm of the states it is added to if layers or models are to be compared.
 
 `Project` removes all that a state has along one direction, or in the span of several. Afterwards no linear readout along
 these directions tells two states apart. If an answer changes, the model used them. If it does not change, the model did not
-need them, or their information is also written elsewhere. The control is a random direction, removed in the same way.
+need them, or their information is also written elsewhere.
+
+The control of both is a random direction: `Steer.control` and `Project.control` give the same intervention with random
+directions of the same lengths. What they do too is due to the size of the change, not to its direction.
 
 `Scale` strengthens, weakens or reverses what a part writes. A factor of 0 is an ablation, 1 changes nothing, -1 writes the
 opposite. At site z it scales heads: the output projection is linear, so the head's contribution to the stream scales by the
@@ -19,13 +22,13 @@ same factor.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from interp.arguments import checked_number
+from interp.arguments import checked_number, checked_seed
 from interp.errors import InputError, shown
 from interp.interventions.selection import AtSite, Selection
 from interp.interventions.writes import (
@@ -61,6 +64,8 @@ class Steer(AtSite):
     >>> ahead = interp.interventions.Steer(direction=torch.ones(128), layers=3, positions="last", scale=2.0)
     >>> bool((vlm.logits(batch) == vlm.logits(batch, interventions=[ahead])).all())
     False
+    >>> ahead.control(seed=0).direction.norm().round(decimals=3) == ahead.direction.norm().round(decimals=3)
+    tensor(True)
     """
 
     direction: Any
@@ -83,6 +88,13 @@ class Steer(AtSite):
         if is_same_everywhere(direction, selection):
             selection = self.select(vlm, batch, new)
         return selection.edits(add_states, broadcast_value(change, selection, "direction"))
+
+    def control(self, seed: int = 0) -> Steer:
+        """The same intervention along random directions of the same lengths, drawn uniformly with `seed`.
+
+        It tells what any change of this size does. Raises what the intervention raises for its direction.
+        """
+        return replace(self, direction=random_directions(self.direction, seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +170,13 @@ class Project(AtSite):
         bases = [orthonormal_basis(each) for each in _directions_by_layer(direction, selection)]
         return selection.edits(project_states, bases)
 
+    def control(self, seed: int = 0) -> Project:
+        """The same intervention with as many random directions, drawn uniformly with `seed`.
+
+        It tells what the loss of any directions does. Raises what the intervention raises for its direction.
+        """
+        return replace(self, direction=random_directions(self.direction, seed))
+
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
@@ -186,6 +205,16 @@ def _directions_by_layer(direction: Tensor, selection: Selection) -> list[Tensor
             f"({layers}, directions, {widths[0]})"
         )
     return list(directions)
+
+
+def random_directions(direction: Any, seed: int) -> Tensor:
+    """Directions of the same shape and lengths, each uniform on its sphere, in float32 at least."""
+    given = checked_direction(direction)
+    given = given.to(torch.promote_types(given.dtype, torch.float32))
+    draw = torch.Generator().manual_seed(checked_seed(seed))
+    drawn = torch.randn(given.shape, generator=draw, dtype=torch.float64)
+    lengths = given.norm(dim=-1, keepdim=True, dtype=torch.float64).cpu()
+    return (drawn / drawn.norm(dim=-1, keepdim=True) * lengths).to(given)
 
 
 def orthonormal_basis(directions: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 from interp.activations import Activations
 from interp.arguments import checked_seed
 from interp.errors import InputError, InputTypeError, RowError, shown
+from interp.interventions.mean_groups import groups_of_means
 from interp.interventions.selection import AtSite, Reusable, Selection, select_layers, select_positions
 from interp.interventions.writes import (
     broadcast_value,
@@ -115,19 +116,28 @@ class Ablate(AtSite):
     `site` and `heads` are as in `Patch`. `value` is one of
 
     - "zero";
-    - "mean": in each layer the mean of the selected states over all rows of this batch, in the unchanged run;
+    - "mean": in each layer the mean of the selected states over all rows of this batch, in the unchanged run; `by` says
+      which of them share a mean;
     - "resample": the states of another row in the unchanged run, position by position. `seed` draws which row takes which;
       no row takes its own;
     - a tensor, written as it is (it broadcasts as in `Patch`);
-    - `Activations`: in each layer their mean over all examples, such as the mean of a data set.
+    - `Activations`: in each layer their mean over all examples, such as the mean of a reference set.
 
-    In generation it also changes the new tokens that `positions` names, except with "resample" and with a tensor that has a
-    value for each position: these belong to the prompt.
+    `by` keeps in the mean what is not to be removed. None is one mean for all selected states. "position" is one for the
+    first selected position of all rows, one for the second, and so on. Labels, one a row, are one mean for each group of
+    rows. ``("position", labels)`` is both: the mean at this position over the rows of this group. With `Activations`, the
+    labels of the reference rows have a name: ``by={"kind": labels}`` takes the reference rows of the same "kind".
 
-    Raises what `Patch` raises; `InputError` for an unknown value, for a seed below 0 or of another type, and for "resample"
-    of one row or of rows that select different numbers of positions.
+    In generation it also changes the new tokens that `positions` names, except with "resample", with a tensor that has a
+    value for each position, and with means by position: these belong to the prompt.
 
-    Source: mean and resample ablation as in Wang et al. 2022 and Chan et al. 2022 (causal scrubbing).
+    Raises what `Patch` raises; `InputError` for an unknown value, for a seed below 0 or of another type, for "resample" of
+    one row, for "resample" or means by position of rows that select different numbers of positions, for `by` with another
+    value, and for groups that are not one a row or that the reference lacks.
+
+    Source: Wang et al. 2022 ablate with the mean over a reference set of prompts of one template, position by position: a
+    reference captured with ``reduce="none"``, ``by="position"`` and, with several templates, their labels. Chan et al. 2022
+    (causal scrubbing) resample. The mean over all positions is a coarser state, further from what the model is used to.
 
     >>> import interp
     >>> vlm = interp.load("toy")
@@ -143,14 +153,21 @@ class Ablate(AtSite):
     value: Any = "zero"
     heads: int | Iterable[int] | None = None
     seed: int = 0
+    by: Any = None
 
     def edits(self, vlm: VLM, batch: Batch, new: int = 0) -> list[Edit]:
         seed, prompt = checked_seed(self.seed), self.select(vlm, batch)
+        if self.by is not None and not (
+            isinstance(self.value, Activations) or (isinstance(self.value, str) and self.value == "mean")
+        ):
+            raise InputError(
+                f"by={shown(self.by)} with value={shown(self.value)}: only a mean has groups, leave by out"
+            )
         if isinstance(self.value, Tensor):
             selection = self.select(vlm, batch, new) if is_same_everywhere(self.value, prompt) else prompt
             return selection.edits(put_states, broadcast_value(self.value, selection))
         if isinstance(self.value, Activations):
-            return self._mean_edits(captured_examples(self.value, prompt), self.select(vlm, batch, new))
+            return self._mean_edits(captured_examples(self.value, prompt), prompt, self.select(vlm, batch, new))
         if not isinstance(self.value, str):
             raise InputTypeError(f"value is a {type(self.value).__name__}: expected a word, a tensor or Activations")
         if self.value not in _WORDS:
@@ -160,12 +177,14 @@ class Ablate(AtSite):
         selection = self.select(vlm, batch, new)
         if self.value == "zero":
             return selection.edits(put_states, broadcast_value(torch.zeros(1, dtype=torch.float32), selection))
-        return self._mean_edits(unchanged_states(vlm, batch, prompt), selection)
+        return self._mean_edits(unchanged_states(vlm, batch, prompt), prompt, selection)
 
-    @staticmethod
-    def _mean_edits(states: list[Tensor], selection: Selection) -> list[Edit]:
-        count = sum(selection.counts)
-        return selection.edits(put_states, [_mean(each).expand(count, *each.shape[1:]) for each in states])
+    def _mean_edits(self, states: list[Tensor], prompt: Selection, selection: Selection) -> list[Edit]:
+        """Write the mean of the states that share one; `selection` has the new tokens of a generation too."""
+        reference = self.value if isinstance(self.value, Activations) else None
+        groups = groups_of_means(self.by, prompt, selection, reference)
+        values = [_means(each, groups.of_states)[groups.of_positions] for each in states]
+        return groups.selection.edits(put_states, values)
 
     def _states_of_other_rows(self, vlm: VLM, batch: Batch, prompt: Selection, seed: int) -> list[Tensor]:
         counts = prompt.counts
@@ -224,9 +243,12 @@ def go_around(value, entered, past, mask):
 # Values ------------------------------------------------------------------------------------------------------------------
 
 
-def _mean(states: Tensor) -> Tensor:
-    """The mean over the first axis, accumulated in float32 at least."""
-    return states.to(torch.promote_types(states.dtype, torch.float32)).mean(dim=0, keepdim=True)
+def _means(states: Tensor, groups: Tensor) -> Tensor:
+    """The mean of the states of each group, accumulated in float32 at least; groups are numbered from 0."""
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    return torch.stack(
+        [states[(groups == group).to(states.device)].mean(dim=0) for group in range(int(groups.max()) + 1)]
+    )
 
 
 def derangement(rows: int, seed: int) -> Tensor:

@@ -298,3 +298,19 @@ def test_projecting_a_probes_directions_out_blinds_it(toy, colours):
     assert found.accuracy[STATE] > 0.9
     assert score(every) <= found.chance + 1e-9
     assert score(directions(5, 128)) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(128,), (3, 128), (2, 1, 128)])
+def test_a_control_has_random_directions_of_the_same_lengths(shape):
+    direction = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 7
+    made = (
+        Steer(direction=direction, layers=[1, 2], positions="last", scale=3.0),
+        Project(direction=direction, layers=[1, 2], positions="last"),
+    )
+    for each in made:
+        control, again, other = each.control(seed=1), each.control(seed=1), each.control(seed=2)
+        torch.testing.assert_close(control.direction.norm(dim=-1), direction.norm(dim=-1))
+        assert (control.direction == again.direction).all()
+        assert not torch.allclose(control.direction, other.direction)
+        assert torch.nn.functional.cosine_similarity(control.direction, direction, dim=-1).abs().max() < 0.4
+        assert (control.layers, control.positions) == (each.layers, each.positions)
