@@ -194,11 +194,11 @@ def capture(
     site: Annotated[list[str], typer.Option(help="What is captured; may be given several times.")] = ["resid"],  # noqa: B006
     layers: Annotated[str, typer.Option(help="all, or numbers: 0,4,8.")] = "all",
     positions: Annotated[str, typer.Option(help="A name, or numbers that count a row's tokens: 0,-1.")] = "image",
-    reduce: Annotated[str, typer.Option(help="What becomes of them: mean, last, sample, none.")] = "mean",
+    reduce: Annotated[str, typer.Option(help="What becomes of them: mean, mean:4, last, sample, none.")] = "mean",
     dtype: Annotated[str | None, typer.Option(help="float16 and the like; the model's own if left out.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that are run together.")] = 8,
     rows_per_shard: Annotated[int | None, typer.Option(min=1, help="Rows of one file.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which positions a sample is.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which positions are drawn.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="Every row's text: '<image> {question}'.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each text into the model's chat template.")] = False,
     column: Annotated[

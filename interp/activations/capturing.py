@@ -20,7 +20,6 @@ import torch
 
 from interp.activations.container import Activations, Places, cat_examples
 from interp.activations.extraction import (
-    REDUCTIONS,
     BatchStates,
     CaptureRequest,
     extract,
@@ -34,6 +33,7 @@ from interp.activations.extraction import (
 from interp.activations.plan import make_plan
 from interp.activations.portions import Halving, Piece, Portion, Work, pieces, portions, read_portions, shard_rows
 from interp.activations.processes import Advance, Processes, processes, rows_bar
+from interp.activations.reductions import checked_reduction, count_pooled
 from interp.activations.shards import Shard, add_hashes, in_memory
 from interp.activations.sink_counts import add_counts
 from interp.activations.store import Store, open_activations
@@ -80,14 +80,18 @@ def capture(
     >>> acts["resid"].shape
     torch.Size([9, 4, 128])
 
-    `reduce` says what becomes of a row's selected positions: their "mean" (accumulated in float32), the "last" one, one
-    drawn with `seed` ("sample"), or "none", where each of them is an example. `layers` are the layers to capture (the
-    states, for `resid`), or a dict of them by site. All tensors are on the CPU, in `dtype` or else the model's own.
+    `reduce` says what becomes of a row's selected positions: their "mean" (accumulated in float32), the mean of 4 of them that
+    are drawn with `seed` ("mean:4", any number), the "last" one, one that is drawn ("sample"), or "none", where each of them
+    is an example. What is drawn depends on the row's number in the data and not on other rows. A row with fewer positions
+    than are drawn is at fault. Where images are compared with captions, take the same number for both.
+
+    `layers` are the layers to capture (the states, for `resid`), or a dict of them by site. All tensors are on the CPU, in
+    `dtype` or else the model's own.
 
     `data` is a `Data` or what it is made from: a list of batches, of (image, text) or of texts, a folder of pictures, a
     file, a `datasets.Dataset` (or a stream of one), toy scenes; `columns`, `prompt`, `chat` and `on_error` are as in
     `Data`. With ``on_error="skip"`` rows that are at fault by themselves are left out, and the manifest lists them: those
-    that cannot be read, that the processor refuses, and that have no selected position.
+    that cannot be read, that the processor refuses, and that have no selected position or fewer than `reduce` draws.
 
     Rows in which an intervention selects nothing stay as they are.
 
@@ -103,7 +107,7 @@ def capture(
     something else; `LayoutError` where the model does not have the site; `InterpError` where the disk is full: finished
     shards stay.
     """
-    checked_choice(reduce, "reduce", REDUCTIONS)
+    reduce = checked_reduction(reduce)
     batch_size, seed = checked_int(batch_size, "batch_size", least=1), checked_int(seed, "seed")
     if rows_per_shard is not None:
         rows_per_shard = checked_int(rows_per_shard, "rows_per_shard", least=1)
@@ -299,6 +303,7 @@ class _Pass:
             skipped=tuple(skipped[number] for number in sorted(skipped)),
             sinks=add_counts(states.sinks for states, _ in parts),
             idle=frozenset[int]().union(*idle[:1]).intersection(*idle),
+            pooled=count_pooled([states.pooled for states, _ in parts]),
         )
 
     def _extract(self, piece: Piece, portion: Portion, skip: Skip | None) -> list[tuple[BatchStates, tuple[int, ...]]]:

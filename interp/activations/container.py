@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.activations.lazy import LazyTensor
+from interp.activations.reductions import add_pooled, is_mean
 from interp.activations.sink_counts import note_of
 from interp.arguments import as_ints
 from interp.displays import Display
@@ -149,6 +150,19 @@ class Activations(Display, Mapping[str, Any]):
     @cached_property
     def _located(self) -> dict[str, Places]:
         return {kind: places() if callable(places) else places for kind, places in self.located.items()}
+
+    def pooled(self, site: str) -> dict[str, float]:
+        """How many positions of a row an example of this site is the mean of: "least", "most" and "mean" over all rows of the
+        capture. 1 for single positions; empty for a folder that was written before these were counted."""
+        self._check_site(site)
+        kind = self.kinds[site]
+        parts = self.manifest.get("parts", [self.manifest])
+        if not is_mean(self.manifest.get("reduce", "none")):
+            return {"least": 1, "most": 1, "mean": 1.0}
+        if not all(kind in part.get("pooled", {}) for part in parts):
+            return {}
+        count = add_pooled([part["pooled"] for part in parts])[kind]
+        return {"least": count["least"], "most": count["most"], "mean": count["total"] / count["rows"]}
 
     @property
     def rows(self) -> Int[Tensor, " example"]:

@@ -9,7 +9,7 @@ never shows. The examples of `vision`, the states of the image tower, and of `pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.activations.container import Places, means
+from interp.activations.reductions import draw_places, drawn_number, is_mean, shortfall
 from interp.activations.sink_counts import SinkCount, count_sinks, reads_for_sinks
 from interp.arguments import as_ints
 from interp.errors import InputError, LayoutError, NothingSelected, RowError, shown
@@ -28,7 +29,6 @@ from interp.models.running.places import HEADED, STATES
 from interp.models.running.steps import Read, reads_of_states, reads_of_vision, take_each, take_mean
 from interp.models.running.trace import run_forward
 
-REDUCTIONS = ("mean", "last", "none", "sample")
 TOKENS = "tokens"
 PATCHED = ("vision", "projector")
 _SPAN = "captured positions"
@@ -93,6 +93,7 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
     edits, idle = _edits(vlm, batch, selection.interventions)
     reads: list[Read] = []
     places: dict[str, Places] = {}
+    pooled: dict[str, Tensor] = {}
     of_tokens = {site: layers for site, layers in selection.sites.items() if kind_of(site) == TOKENS}
     mask = _selected_tokens(batch, selection, numbers) if of_tokens else None
     for site, layers in selection.sites.items():
@@ -103,6 +104,8 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
             else _tokens(batch, mask, selection)
         )
         places[kind] = examples.places
+        if examples.pooled is not None:
+            pooled[kind] = examples.pooled
         function, arguments = _reduction(batch, site, examples, selection.dtype)
         if site == "resid":
             of_site = [read for read in reads_of_states(vlm, function, arguments, edits) if read.key in layers]
@@ -115,7 +118,7 @@ def extract(vlm: VLM, batch: Batch, selection: CaptureRequest, numbers: Sequence
     values = run_forward(vlm, batch, edits, [*reads, *norms], logits=None)
     sinks = None if mask is None else count_sinks(vlm, batch, edits, norms, values, mask)
     tensors = {site: _stack(vlm, site, layers, values) for site, layers in selection.sites.items()}
-    return BatchStates(tensors, places, sinks, idle)
+    return BatchStates(tensors, places, sinks, idle, pooled)
 
 
 def _edits(vlm: VLM, batch: Batch, interventions: Sequence[Intervention]) -> tuple[list[Edit], frozenset[int]]:
@@ -139,8 +142,9 @@ def _reduction(
     """The function that takes the examples inside the trace, and its arguments."""
     arguments = (*examples.arguments, dtype)
     if site in PATCHED:
-        return (take_patch_means, arguments) if examples.pooled else (take_patches, (examples.arguments[0], dtype))
-    function = take_mean if examples.pooled else take_each
+        pooled = examples.pooled is not None
+        return (take_patch_means, arguments) if pooled else (take_patches, (examples.arguments[0], dtype))
+    function = take_each if examples.pooled is None else take_mean
     if site != "pattern":
         return function, arguments
     return take_over_keys, (function, arguments, _keys(batch.positions["all"])[examples.places.rows])
@@ -164,7 +168,7 @@ def _stack(vlm: VLM, site: str, layers: Sequence[int], values: Mapping[Any, Tens
 
 
 def _selected_tokens(batch: Batch, selection: CaptureRequest, numbers: Sequence[int]) -> Bool[Tensor, "batch seq"]:
-    """The selected tokens, or the one of each row that the reduction picks."""
+    """The selected tokens, or those of each row that the reduction picks."""
     mask = _selected(batch, selection.positions)
     empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
     if empty:
@@ -172,19 +176,24 @@ def _selected_tokens(batch: Batch, selection: CaptureRequest, numbers: Sequence[
         raise RowError(dict.fromkeys(empty, (before, ": expected one or more in each row")))
     if selection.reduce == "last":
         return last_true(mask)
-    if selection.reduce == "sample":
-        of_row = [row.nonzero().flatten() for row in mask]
-        sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
-        return torch.zeros_like(mask).scatter(1, torch.stack(sample)[:, None], True)
+    if drawn_number(selection.reduce):
+        few = shortfall(mask.sum(dim=1), selection.reduce, f"positions={shown(selection.positions)} selects")
+        if few:
+            raise RowError(few)
+        drawn = [
+            draw_places(row.nonzero().flatten(), selection.reduce, selection.seed, number)
+            for row, number in zip(mask, numbers, strict=True)
+        ]
+        return torch.zeros_like(mask).scatter(1, torch.stack(drawn).to(mask.device), True)
     return mask
 
 
 def _tokens(batch: Batch, mask: Bool[Tensor, "batch seq"], selection: CaptureRequest) -> _Examples:
-    if selection.reduce == "mean":
-        return _Examples(True, (mask,), means(len(mask)))
+    if is_mean(selection.reduce):
+        return _Examples((mask,), means(len(mask)), mask.sum(dim=1))
     rows, columns = mask.nonzero(as_tuple=True)
     real = batch.positions["all"].long().cumsum(dim=1) - 1
-    return _Examples(False, (rows, columns), Places(rows, real[rows, columns]))
+    return _Examples((rows, columns), Places(rows, real[rows, columns]))
 
 
 def _selected(batch: Batch, positions: Any) -> Tensor:
@@ -217,33 +226,35 @@ def take_over_keys(value, function, arguments, keys):
     return weights.gather(-1, keys.clamp(min=0)) * (keys >= 0)
 
 
-def _one_of(places: Tensor, seed: int, number: int) -> Tensor:
-    """One of a row's places, which depends on the seed and on the row's number and not on its batch."""
-    return places[int(np.random.default_rng([seed, number]).integers(len(places)))]
-
-
 # Patches -----------------------------------------------------------------------------------------------------------------
 
 
 def _patches(vlm: VLM, batch: Batch, site: str, selection: CaptureRequest, numbers: Sequence[int]) -> _Examples:
-    """All patches of each row, or the one of each row that the reduction picks."""
+    """All patches of each row, or those of each row that the reduction picks."""
     patches = patches_of(vlm, batch, site) if batch.has_images else None
     counts = torch.bincount(patches.rows if patches else torch.zeros(0, dtype=torch.long), minlength=len(batch))
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         raise RowError(dict.fromkeys(empty, ("", f" has no image, so no {site}: expected an image in each row")))
     assert patches is not None
-    if selection.reduce == "mean":
-        return _Examples(True, (patches.index, patches.rows), means(len(batch)))
+    few = shortfall(counts, selection.reduce, f"site {site!r} has")
+    if few:
+        raise RowError(few)
     picks = torch.arange(len(patches))
     if selection.reduce == "last":
         picks = counts.cumsum(0) - 1
-    elif selection.reduce == "sample":
+    elif drawn_number(selection.reduce):
         of_row = [picks[patches.rows == row] for row in range(len(batch))]
-        sample = [_one_of(mine, selection.seed, number) for mine, number in zip(of_row, numbers, strict=True)]
-        picks = torch.stack(sample)
+        drawn = [
+            draw_places(mine, selection.reduce, selection.seed, number)
+            for mine, number in zip(of_row, numbers, strict=True)
+        ]
+        picks = torch.cat(drawn)
     rows = patches.rows[picks]
-    return _Examples(False, (patches.index[picks], rows), Places(rows, picks - (counts.cumsum(0) - counts)[rows]))
+    if is_mean(selection.reduce):
+        pooled = torch.bincount(rows, minlength=len(batch))
+        return _Examples((patches.index[picks], rows), means(len(batch)), pooled)
+    return _Examples((patches.index[picks], rows), Places(rows, picks - (counts.cumsum(0) - counts)[rows]))
 
 
 def take_patch_means(value, index, rows, dtype):
@@ -272,18 +283,21 @@ class CaptureRequest:
 @dataclass(frozen=True)
 class BatchStates:
     """`[state, example, ...]` of each site, the places of each kind of example, rows counted within the batch, the count of
-    attention sinks among the tokens, and the numbers of the interventions that select nothing."""
+    attention sinks among the tokens, the numbers of the interventions that select nothing, and for means how many positions
+    of each row they are of."""
 
     tensors: dict[str, Tensor]
     places: dict[str, Places]
     sinks: SinkCount | None = None
     idle: frozenset[int] = frozenset()
+    pooled: Mapping[str, Int[Tensor, " row"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Examples:
-    """Where the examples of one site are: `arguments` select them inside the trace, for `pooled` ones all that are pooled."""
+    """Where the examples of one site are: `arguments` select them inside the trace, for means all that are pooled, so many of
+    each row as `pooled` says."""
 
-    pooled: bool
     arguments: tuple[Tensor, ...]
     places: Places
+    pooled: Int[Tensor, " row"] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.activations.container import Activations, Places, cat_examples
 from interp.activations.extraction import kind_of
+from interp.activations.reductions import add_pooled
 from interp.activations.sink_counts import SinkCount, add_counts
 from interp.displays import dtype_name
 from interp.errors import InputError
@@ -65,6 +66,7 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         "skipped": skipped,
         "not_finite": not_finite,
         "sinks": add_counts(entry.get("sinks") for entry in entries),
+        "pooled": add_pooled([entry.get("pooled", {}) for entry in entries]),
         "shards": [{name: entry[name] for name in entry if name not in _OF_ALL} for entry in entries],
         "ids": [each for entry in entries for each in entry["ids"]],
         "labels": labels,
@@ -143,7 +145,7 @@ class Shard:
 
     The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
     hash of texts and pictures, `source` one of the rows' ids, texts and labels. `sinks` counts attention sinks. `idle` are
-    the numbers of the interventions that select nothing in any row.
+    the numbers of the interventions that select nothing in any row. `pooled` counts the positions that means are of.
     """
 
     tensors: Mapping[str, Tensor]
@@ -155,6 +157,7 @@ class Shard:
     skipped: tuple[Mapping[str, Any], ...] = ()
     sinks: SinkCount | None = None
     idle: frozenset[int] = frozenset()
+    pooled: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def count_not_finite(self) -> dict[str, dict[str, Any]]:
         """For each site that has examples with NaN or infinity: how many these are over all layers, the first of the site's
@@ -184,6 +187,7 @@ class Shard:
             "not_finite": self.count_not_finite(),
             "sinks": None if self.sinks is None else dict(self.sinks),
             "idle": sorted(self.idle),
+            "pooled": {kind: dict(count) for kind, count in self.pooled.items()},
             "ids": list(self.ids),
             "labels": {label: list(values) for label, values in self.labels.items()},
         }

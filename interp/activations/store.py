@@ -27,6 +27,7 @@ from torch import Tensor
 
 from interp.activations.container import Activations, Places, means
 from interp.activations.lazy import LazyTensor, Part
+from interp.activations.reductions import is_mean
 from interp.activations.shards import FORMAT, Shard, as_activations, merge
 from interp.errors import InputError, InputTypeError, InterpError, reason_of, shown
 from interp.files import whole_file
@@ -116,7 +117,7 @@ def _open_shards(path: Path, manifest: Mapping[str, Any]) -> Activations:
         file = path / entry["file"]
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise _damaged(file, f"it has {file.stat().st_size} bytes" if file.is_file() else "it is missing")
-    pooled = manifest["reduce"] == "mean"  # then the places of examples are known
+    pooled = is_mean(manifest["reduce"])  # then the places of examples are known
     return as_activations(
         manifest,
         {site: _lazy_site(path, shards, site, about["kind"]) for site, about in manifest["sites"].items()},

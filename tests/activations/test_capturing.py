@@ -59,7 +59,7 @@ def texts(count):
 def test_batches_and_their_padding_do_not_matter(toy, batch_size):
     """Thirteen rows of four lengths, in windows that sort them."""
     options = {"positions": "text", "progress": False}
-    for reduce in ("mean", "last", "sample"):
+    for reduce in ("mean", "mean:5", "last", "sample"):
         alone = interp.capture(toy, texts(13), reduce=reduce, batch_size=1, **options)
         acts = interp.capture(toy, texts(13), reduce=reduce, batch_size=batch_size, **options)
         torch.testing.assert_close(acts["resid"], alone["resid"], rtol=1e-5, atol=1e-5)

@@ -43,7 +43,8 @@ def copied(written, tmp_path):
 
 
 def test_a_folder_holds_what_memory_would(toy, written):
-    for options in ({}, {"reduce": "none"}, {"reduce": "sample", "dtype": "float16", "seed": 4}):
+    drawn = {"reduce": "sample", "dtype": "float16", "seed": 4}
+    for options in ({}, {"reduce": "none"}, drawn, {"reduce": "mean:2", "seed": 4}):
         kept = run(toy, None, **options)
         out = written.parent / f"other-{len(options)}-{options.get('reduce')}"
         found = run(toy, out, **options)
@@ -53,6 +54,7 @@ def test_a_folder_holds_what_memory_would(toy, written):
         assert torch.equal(found.columns, kept.columns)
         assert (found.ids, found.labels) == (kept.ids, kept.labels)
         assert found.manifest["data"] == kept.manifest["data"]
+        assert found.pooled("resid") == kept.pooled("resid")
 
 
 def test_safetensors_alone_reads_it(written):
