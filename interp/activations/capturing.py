@@ -34,7 +34,7 @@ from interp.activations.plan import make_plan
 from interp.activations.portions import Halving, Piece, Portion, Work, pieces, portions, read_portions, shard_rows
 from interp.activations.processes import Advance, Processes, processes, rows_bar
 from interp.activations.reductions import checked_reduction, count_pooled
-from interp.activations.shards import Shard, add_hashes, in_memory
+from interp.activations.shards import Contents, Shard, add_hashes, in_memory
 from interp.activations.sink_counts import add_counts
 from interp.activations.store import Store, open_activations
 from interp.arguments import checked_choice, checked_int
@@ -281,10 +281,12 @@ class _Pass:
         extract_piece = partial(self._extract, portion=portion, skip=skipping)
         parts: list[tuple[BatchStates, tuple[int, ...]]] = []
         hashes: dict[int, str] = {}
-        for piece, of_piece in pieces(self.vlm, portion, self.batch_size, self.data.chat, skipping):
+        contents: dict[int, Contents] = {}
+        for piece, of_piece, of_rows in pieces(self.vlm, portion, self.batch_size, self.data.chat, skipping):
             new = [part for half in self.halving.run(self._with_positions(piece), extract_piece) for part in half]
             parts += new
             hashes |= of_piece
+            contents |= of_rows
             advance(len(piece.numbers), sum(t.nbytes for states, _ in new for t in states.tensors.values()))
         numbers = sorted(number for _, part in parts for number in part)
         idle = [states.idle for states, _ in parts]
@@ -300,6 +302,7 @@ class _Pass:
             # A batch in memory counts as a whole, whichever of its rows are captured.
             data=add_hashes(each for number, each in hashes.items() if portion.batches or number not in skipped),
             source=portion.source,
+            contents=tuple(contents[number] for number in numbers),
             skipped=tuple(skipped[number] for number in sorted(skipped)),
             sinks=add_counts(states.sinks for states, _ in parts),
             idle=frozenset[int]().union(*idle[:1]).intersection(*idle),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -100,6 +101,7 @@ class Activations(Display, Mapping[str, Any]):
     manifest: Mapping[str, Any]
     kinds: Mapping[str, str]
     located: Mapping[str, Any]  # kind of example -> Places, or a function that reads them
+    contents: tuple[tuple[str, ...], ...] = ()  # hashes of each row's pictures, or of its text; none where unknown
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site} {list(value.shape)} {value.dtype}" for site, value in self.sites.items())
@@ -173,6 +175,28 @@ class Activations(Display, Mapping[str, Any]):
     def columns(self) -> Int[Tensor, " example"]:
         """The real token (or patch) of its row that each example of the first site is, -1 for a mean."""
         return self.places(next(iter(self.sites))).columns
+
+    def groups(self, site: str) -> Int[Tensor, " example"]:
+        """The group of each example of a site: rows that share a picture are one, and so are all examples of a row.
+
+        >>> import interp
+        >>> scene = interp.toy.scenes(1, seed=0)[0]
+        >>> rows = [(scene.image, "<image> colour ?"), (scene.image, "<image> digit ?"), (None, "colour ?")]
+        >>> interp.capture(interp.load("toy"), rows, positions="last", progress=False).groups("resid").tolist()
+        [0, 0, 1]
+
+        Pictures are equal where all their pixels are. Rows without a picture are one group where their texts are equal. If rows
+        have several pictures, those that share any of them are joined, and what is joined to these. Where nothing is known of
+        pictures (an encoding that came with them, a folder written by an earlier version), each row is a group.
+        """
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        pairs = [(row, content) for row, of in enumerate(self.contents) for content in of]
+        node_of = {content: node for node, content in enumerate(dict.fromkeys(each for _, each in pairs), len(self.ids))}
+        ends = ([row for row, _ in pairs], [node_of[content] for _, content in pairs])
+        links = coo_array((np.ones(len(pairs)), ends), shape=(len(self.ids) + len(node_of),) * 2)
+        return torch.from_numpy(connected_components(links, directed=False)[1]).long()[self.places(site).rows]
 
     @property
     def provenance(self) -> Provenance:
@@ -249,6 +273,7 @@ class Activations(Display, Mapping[str, Any]):
             layers={site: tuple(self.layers[site][place] for place in places[site]) for site in names},
             ids=tuple(self.ids[row] for row in chosen),
             labels={name: [values[row] for row in chosen] for name, values in self.labels.items()},
+            contents=tuple(self.contents[row] for row in chosen if self.contents),
             kinds={site: self.kinds[site] for site in names},
             located=self.located
             if whole
@@ -295,6 +320,7 @@ class Activations(Display, Mapping[str, Any]):
             sites={site: _join(self.sites[site], other.sites[site]) for site in self.sites},
             ids=self.ids + other.ids,
             labels={name: [*values, *other.labels[name]] for name, values in self.labels.items()},
+            contents=tuple(of for acts in (self, other) for of in acts.contents or ((),) * len(acts.ids)),
             manifest={**self.manifest, "parts": parts},
             located=located,
         )

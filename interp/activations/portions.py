@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from interp.activations.shards import row_hash
+from interp.activations.shards import Contents, content_hash, row_hash
 from interp.data.batches import prepare_rows
 from interp.data.rows import Batches, Row, Rows, Skip, open_rows
 from interp.errors import InputError, is_out_of_memory
@@ -87,8 +87,9 @@ def _groups(batches: Sequence[Batch], size: int) -> Iterator[tuple[int, tuple[Ba
 
 def pieces(
     vlm: VLM, portion: Portion, batch_size: int, chat: bool, skip: Skip | None
-) -> Iterator[tuple[Piece, dict[int, str]]]:
-    """The batches of a portion, each with a hash of the data of each row; a row that cannot be used goes to `skip`.
+) -> Iterator[tuple[Piece, dict[int, str], dict[int, Contents]]]:
+    """The batches of a portion, each with a hash of the data of each row and with the rows' contents; a row that cannot be
+    used goes to `skip`.
 
     Without `skip` such a row is an error. A batch in memory has one hash, under the number of its first row.
     """
@@ -96,7 +97,8 @@ def pieces(
         number = portion.first
         for each in portion.batches:
             numbers = tuple(range(number, number + len(each)))
-            yield Piece(each, numbers), {number: row_hash(number, fingerprint(each).encode())}
+            contents = dict(zip(numbers, _contents_of(each), strict=True))
+            yield Piece(each, numbers), {number: row_hash(number, fingerprint(each).encode())}, contents
             number += len(each)
         return
     window = WINDOW * batch_size
@@ -107,12 +109,29 @@ def pieces(
             batch, rows = prepare_rows(vlm, opened[first : first + batch_size], chat, skip)
             if batch is not None:
                 numbers = tuple(row.index for row, _ in rows)
-                yield Piece(batch, numbers), {row.index: _hash(row, pictures) for row, pictures in rows}
+                raw = {row.index: (row.text.encode(), *map(_bytes_of, pictures)) for row, pictures in rows}
+                hashes = {number: row_hash(number, b"".join(parts)) for number, parts in raw.items()}
+                yield Piece(batch, numbers), hashes, {number: _contents(*parts) for number, parts in raw.items()}
 
 
-def _hash(row: Row, pictures: Sequence[Image.Image]) -> str:
-    content = row.text.encode() + b"".join(str(each.size).encode() + each.tobytes() for each in pictures)
-    return row_hash(row.index, content)
+def _bytes_of(picture: Image.Image) -> bytes:
+    return str(picture.size).encode() + picture.tobytes()
+
+
+def _contents(text: bytes, *pictures: bytes) -> Contents:
+    """What says that two rows are about one thing: their pictures, or the text of a row without any."""
+    return tuple(map(content_hash, pictures or (text,)))
+
+
+def _contents_of(batch: Batch) -> list[Contents]:
+    """The contents of each row of a batch; nothing is known of pictures that came as an encoding."""
+    if batch.texts:
+        rows = zip(batch.texts, batch.images or [()] * len(batch), strict=True)
+        return [_contents(text.encode(), *map(_bytes_of, pictures)) for text, pictures in rows]
+    if batch.has_images or "input_ids" not in batch.inputs:
+        return [()] * len(batch)
+    real = zip(batch.inputs["input_ids"], batch.positions["all"], strict=True)
+    return [_contents(repr(ids[mask].tolist()).encode()) for ids, mask in real]
 
 
 # When memory runs out ----------------------------------------------------------------------------------------------------

@@ -24,14 +24,21 @@ from interp.errors import InputError
 
 FORMAT = "interp-activations-1"
 # What the manifest has once for all shards.
-_OF_ALL = ("ids", "labels")
+_OF_ALL = ("ids", "labels", "contents")
 # So many rows with states that are not finite are named.
 _NAMED = 5
+# Hashes of a row's pictures, or of its text where it has none; empty where that is not known.
+Contents = tuple[str, ...]
 
 
 def row_hash(number: int, content: bytes) -> str:
     """The hash of a row and its number in the data."""
     return hashlib.sha256(f"{number}:".encode() + content).hexdigest()
+
+
+def content_hash(content: bytes) -> str:
+    """A hash by which equal pictures, or equal texts, are told."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def add_hashes(hashes: Iterable[str]) -> str:
@@ -70,6 +77,8 @@ def merge(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], run: Ma
         "shards": [{name: entry[name] for name in entry if name not in _OF_ALL} for entry in entries],
         "ids": [each for entry in entries for each in entry["ids"]],
         "labels": labels,
+        # folders of before have no contents
+        "contents": [list(of) for entry in entries for of in entry.get("contents") or [()] * entry["rows"]],
         "run": dict(run),
     }
 
@@ -133,9 +142,10 @@ def as_activations(manifest: Mapping[str, Any], sites: Mapping[str, Any], locate
         layers={site: tuple(about["layers"]) for site, about in manifest["sites"].items()},
         ids=tuple(manifest["ids"]),
         labels=manifest["labels"],
-        manifest={name: value for name, value in manifest.items() if name not in ("ids", "labels")},
+        manifest={name: value for name, value in manifest.items() if name not in _OF_ALL},
         kinds={site: about["kind"] for site, about in manifest["sites"].items()},
         located=located,
+        contents=tuple(tuple(of) for of in manifest.get("contents") or ()),
     )
 
 
@@ -146,6 +156,7 @@ class Shard:
     The rows of `places` are counted from the shard's first; `skipped` are those that could not be read. `data` is a
     hash of texts and pictures, `source` one of the rows' ids, texts and labels. `sinks` counts attention sinks. `idle` are
     the numbers of the interventions that select nothing in any row. `pooled` counts the positions that means are of.
+    `contents` are hashes of each row's pictures.
     """
 
     tensors: Mapping[str, Tensor]
@@ -154,6 +165,7 @@ class Shard:
     labels: Mapping[str, Sequence[Any]]
     data: str
     source: str
+    contents: tuple[Contents, ...] = ()
     skipped: tuple[Mapping[str, Any], ...] = ()
     sinks: SinkCount | None = None
     idle: frozenset[int] = frozenset()
@@ -190,4 +202,5 @@ class Shard:
             "pooled": {kind: dict(count) for kind, count in self.pooled.items()},
             "ids": list(self.ids),
             "labels": {label: list(values) for label, values in self.labels.items()},
+            "contents": [list(of) for of in self.contents],
         }

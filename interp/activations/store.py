@@ -88,6 +88,7 @@ def _entries_of(manifest: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         stop = start + shard["rows"]
         labels = {name: values[start:stop] for name, values in manifest["labels"].items()}
         entry = {**shard, "ids": manifest["ids"][start:stop], "labels": labels}
+        entry |= {"contents": manifest["contents"][start:stop]} if "contents" in manifest else {}
         if not entry.keys() >= _FIELDS:
             raise KeyError(*sorted(_FIELDS - entry.keys())[:1])
         entries[index] = entry

@@ -22,7 +22,7 @@ def composed(toy, data, batch_size, size, only=None):
     made = []
     for index, read in enumerate(portions(source_of(data), size)):
         if only is None or index in only:
-            made.append([piece.numbers for piece, _ in pieces(toy, read(), batch_size, False, None)])
+            made.append([piece.numbers for piece, *_ in pieces(toy, read(), batch_size, False, None)])
     return made
 
 
@@ -52,7 +52,7 @@ def test_batches_in_hand_stay_as_they_are(toy):
     batches = [toy.prepare(texts=[text for _, text in texts(rows)]) for rows in (3, 1, 2, 5, 4)]
     made = [read() for read in portions(source_of(batches), size=5)]
     assert [(portion.first, len(portion.batches), portion.ids[0]) for portion in made] == [(0, 4, "0"), (11, 1, "11")]
-    found = [piece for portion in made for piece, _ in pieces(toy, portion, 1, False, None)]
+    found = [piece for portion in made for piece, *_ in pieces(toy, portion, 1, False, None)]
     assert [piece.batch for piece in found] == batches
     assert [number for piece in found for number in piece.numbers] == list(range(15))
 
