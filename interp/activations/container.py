@@ -193,7 +193,9 @@ class Activations(Display, Mapping[str, Any]):
         from scipy.sparse.csgraph import connected_components
 
         pairs = [(row, content) for row, of in enumerate(self.contents) for content in of]
-        node_of = {content: node for node, content in enumerate(dict.fromkeys(each for _, each in pairs), len(self.ids))}
+        node_of = {
+            content: node for node, content in enumerate(dict.fromkeys(each for _, each in pairs), len(self.ids))
+        }
         ends = ([row for row, _ in pairs], [node_of[content] for _, content in pairs])
         links = coo_array((np.ones(len(pairs)), ends), shape=(len(self.ids) + len(node_of),) * 2)
         return torch.from_numpy(connected_components(links, directed=False)[1]).long()[self.places(site).rows]

@@ -52,9 +52,7 @@ def test_patches_have_the_group_of_their_picture(toy, scenes):
 
 
 def test_batches_know_their_pictures_and_texts(toy, scenes):
-    batch = toy.prepare(
-        texts=["<image> colour ?", "<image> digit ?"], images=[scenes[0].image, scenes[0].image]
-    )
+    batch = toy.prepare(texts=["<image> colour ?", "<image> digit ?"], images=[scenes[0].image, scenes[0].image])
     words = toy.prepare(encoding=toy.prepare(texts=["a red 3", "a red 3 at top ."]).inputs)
     acts = interp.capture(toy, [batch, words, words], positions="last", progress=False)
     assert acts.groups("resid").tolist() == [0, 0, 1, 2, 1, 2]
