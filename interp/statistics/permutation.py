@@ -24,6 +24,7 @@ from torch import Tensor
 from interp.errors import InputError, shown
 from interp.statistics.categories import Labels, read_labels
 
+_TRIES = 100
 Count = TypeVar("Count", float, np.ndarray, Tensor)
 
 
@@ -77,8 +78,8 @@ def shuffle_labels(
     seed: int,
     strata: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The labels in another order. Each side is shuffled on its own, so every class keeps its share in both; with `strata`
-    each stratum of a side is.
+    """The labels in another order, that of `BlockOrder`. Each side is shuffled on its own, so every class keeps its share in
+    both (about, with groups of several sizes); with `strata` each stratum of a side is.
 
     >>> labels = np.array([0, 0, 1, 1, 0, 1])
     >>> shuffle_labels(labels, None, (np.arange(4), np.arange(4, 6)), seed=0)[:4].sum()
@@ -88,7 +89,10 @@ def shuffle_labels(
     labels = numbers.copy()
     for side in sides:
         order = BlockOrder(side, blocks, strata)
-        labels[order.places] = order.draw(numbers, rng)
+        for _ in range(_TRIES):  # a label of few rows may be left out where groups have several sizes
+            labels[order.places] = order.draw(numbers, rng)
+            if len(np.unique(labels[side])) == len(np.unique(numbers[side])):
+                break
     return labels
 
 
@@ -99,28 +103,33 @@ class BlockOrder:
     >>> {tuple(order.draw(np.array([7, 8, 9, 9]), np.random.default_rng(seed)).tolist()) for seed in range(9)}
     {(7, 8, 9, 9), (9, 9, 7, 8)}
 
-    Groups change places as wholes: their labels, group after group in a random order, are laid along the rows. So rows of
-    one group still tend to share a label, as they do in the data. `places` are the rows, group by group.
+    Each group takes over the labels of another one, in their order; a larger group begins again with the first of them, and a
+    smaller one leaves out the last. So rows of one group share a label as often as they do in the data. p is exact where
+    labels are one a group or groups are of one size, and on the safe side else. `places` are the rows, group by group.
     With `strata`, the number of each row's stratum, groups change places only within theirs; a group has one.
     """
 
     def __init__(self, rows: np.ndarray, blocks: np.ndarray | None, strata: np.ndarray | None = None) -> None:
-        self.places, self.parts, self.within = rows, None, list[BlockOrder]()
+        self.places, self.grouped, self.within = rows, False, list[BlockOrder]()
         if strata is not None:
             _check_whole(rows, blocks, strata)
             self.within = [BlockOrder(rows[strata[rows] == each], blocks) for each in np.unique(strata[rows])]
             self.places = np.concatenate([each.places for each in self.within])
         elif blocks is not None:
-            self.places = rows[np.argsort(blocks[rows], kind="stable")]
-            self.parts = np.split(self.places, 1 + np.flatnonzero(np.diff(blocks[self.places])))
+            self.grouped, self.places = True, rows[np.argsort(blocks[rows], kind="stable")]
+            _, self.starts, self.group_of, self.sizes = np.unique(
+                blocks[self.places], return_index=True, return_inverse=True, return_counts=True
+            )
+            self.offsets = np.arange(len(rows)) - self.starts[self.group_of]
 
     def draw(self, numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The labels of `places` in a random order."""
         if self.within:
             return np.concatenate([each.draw(numbers, rng) for each in self.within])
-        if self.parts is None:
+        if not self.grouped:
             return rng.permutation(numbers[self.places])
-        return numbers[np.concatenate([self.parts[part] for part in rng.permutation(len(self.parts))])]
+        source = rng.permutation(len(self.sizes))[self.group_of]
+        return numbers[self.places[self.starts[source] + self.offsets % self.sizes[source]]]
 
 
 def _check_whole(rows: np.ndarray, blocks: np.ndarray | None, strata: np.ndarray) -> None:

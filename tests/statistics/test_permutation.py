@@ -61,12 +61,43 @@ def test_the_control_of_groups_moves_whole_groups():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.booleans())
 def test_shuffles_keep_the_counts_of_each_side(seed, grouped):
-    rng = np.random.default_rng(seed)
-    numbers, blocks = rng.integers(4, size=50), rng.integers(8, size=50)
-    sides = (np.flatnonzero(blocks < 5), np.flatnonzero(blocks >= 5))
+    numbers = np.random.default_rng(seed).integers(4, size=50)
+    blocks = np.repeat(np.arange(10), 5)
+    sides = (np.flatnonzero(blocks < 6), np.flatnonzero(blocks >= 6))
     shuffled = shuffle_labels(numbers, blocks if grouped else None, sides, seed)
     for side in sides:
         assert sorted(shuffled[side]) == sorted(numbers[side])
+
+
+SIZES = {
+    "two of 60 rows": np.repeat([1, 60], [30, 2]),
+    "doubling": np.tile(2 ** np.arange(7), 2),
+    "one of 100 rows": np.repeat([2, 100], [30, 1]),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_p_holds_with_groups_of_any_size(sizes, mixed):
+    """Answers and labels, one a group, that share nothing; with `mixed`, a quarter of the rows have labels of their own."""
+    rng, draws, found = np.random.default_rng(0), 99, []
+    for _ in range(600):
+        blocks = np.repeat(np.arange(len(sizes)), rng.permutation(sizes))
+        labels, answers = rng.integers(2, size=(2, len(sizes)))[:, blocks]
+        if mixed:
+            labels = np.where(rng.random(len(blocks)) < 0.25, rng.integers(2, size=len(blocks)), labels)
+        order = BlockOrder(np.arange(len(blocks)), blocks)
+        null = np.array([(order.draw(labels, rng) == answers).sum() for _ in range(draws)])
+        found.append(permutation_p(int((null >= (labels == answers).sum()).sum()), draws))
+    assert np.mean(np.array(found) <= 0.05) < 0.07
+
+
+def test_a_group_takes_over_the_labels_of_another():
+    blocks = np.array([0, 1, 1, 2, 2, 2])
+    labels = np.array(["a", "b", "c", "d", "e", "f"])
+    order, rng = BlockOrder(np.arange(6), blocks), np.random.default_rng(0)
+    orders = {"".join(order.draw(labels, rng)) for _ in range(200)}
+    assert orders == {"abcdef", "adebcb", "baadef", "bdeaaa", "daabcb", "dbcaaa"}
 
 
 @settings(max_examples=25, deadline=None)
