@@ -29,10 +29,11 @@ from torch import Tensor
 from interp.arguments import checked_seed
 from interp.errors import InputError, shown
 from interp.interventions import Knockout
+from interp.interventions.random_controls import random_positions
 from interp.models import VLM, Batch
 from interp.models.batches.positions import name_of_positions
 from interp.patching.metrics import Metric, MetricFunction, answer_ids, bind_to_batches, name_of
-from interp.patching.window_sweeps import as_batches, centred_windows, draw_controls, last_logits
+from interp.patching.window_sweeps import as_batches, centred_windows, last_logits
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
@@ -48,11 +49,11 @@ class FlowResult(Result):
 
     `values[edge, window]` is the relative change of the metric in percent, a mean over rows. `low` and `high` bound it (95 %,
     bootstrap over rows; NaN for one row). `control` is the same with random positions as source: None if it was not asked
-    for, NaN if no such positions exist. `kept` says which of the given rows count: those that the unchanged model answers
-    correctly. `per_row[row, edge, window]` is the metric of each kept row with the edge cut, `baseline_rows` that of the
-    unchanged model, and `baseline` its mean. `n_source[edge]` is how many source positions a kept row has before its target,
-    on average, and `n_control[edge]` how many random ones stood in for them. `edges` are the names of the curves, and
-    `windows` the layers of each point; window l is centred on layer l.
+    for, NaN if no such positions exist. `control_rows` is the metric of each kept row with these. `kept` says which of the given
+    rows count: those that the unchanged model answers correctly. `per_row[row, edge, window]` is the metric of each kept row
+    with the edge cut, `baseline_rows` that of the unchanged model, and `baseline` its mean. `n_source[edge]` is how many source
+    positions a kept row has before its target, on average, and `n_control[edge]` how many random ones stood in for them.
+    `edges` are the names of the curves, and `windows` the layers of each point; window l is centred on layer l.
     """
 
     values: Float[Tensor, "edge window"]
@@ -68,6 +69,7 @@ class FlowResult(Result):
     windows: list[range]
     metric: str
     mode: str
+    control_rows: Float[Tensor, "row edge window"] | None = None
 
     def __post_init__(self) -> None:
         grid = (len(self.edges), len(self.windows))
@@ -155,7 +157,7 @@ def flow(
 
     runs = [_run_baseline(vlm, *each, interventions) for each in zip(batches, metrics, answers, strict=True)]
     baseline, kept = _kept_baseline(runs, name_of(metric))
-    control_cuts, n_source, n_control = _control_cuts(runs, cuts, seed)
+    control_cuts, n_source, n_control = _control_cuts(vlm, runs, cuts, seed)
     plans = [[cuts] * len(runs), *([control_cuts] if control else [])]
     total = len(plans) * sum(bool(run.right.any()) for run in runs) * len(cuts) * len(windows)
     with progress_bar("flow", total, "runs", progress) as bar:
@@ -168,14 +170,14 @@ def flow(
             )
             for plan in plans
         )
+    of_control = [each.masked_fill(n_control[:, :, None] == 0, torch.nan) for each in of_control]
     change, *changes = (relative_change(each, baseline[:, None, None]) for each in (per_row, *of_control))
     low, high = bootstrap_mean(change, seed)
-    means = [each.masked_fill(n_control[:, :, None] == 0, torch.nan).nanmean(dim=0) for each in changes]
     return FlowResult(
         values=change.mean(dim=0),
         low=low,
         high=high,
-        control=means[0] if control else None,
+        control=changes[0].nanmean(dim=0) if control else None,
         per_row=per_row,
         baseline_rows=baseline,
         kept=kept,
@@ -185,6 +187,7 @@ def flow(
         windows=windows,
         metric=name_of(metric),
         mode=mode,
+        control_rows=of_control[0] if control else None,
         provenance=provenance_of_run(vlm, batches, interventions, seed),
     )
 
@@ -268,17 +271,20 @@ def _kept_baseline(runs: Sequence[_BaselineRun], name: str) -> tuple[Tensor, Ten
 def _run_cuts(
     vlm: VLM,
     run: _BaselineRun,
-    cuts: Sequence[Knockout],
+    cuts: Sequence[Knockout | None],
     windows: Sequence[range],
     interventions: Sequence[Any],
     bar: Bar,
 ) -> Tensor:
-    """The metric `[row, edge, window]` of the rows that count, with one edge cut in one window at a time."""
-    values = torch.empty(int(run.right.sum()), len(cuts), len(windows), dtype=torch.float32)
+    """The metric `[row, edge, window]` of the rows that count, with one edge cut in one window at a time; NaN for no cut."""
+    values = torch.full((int(run.right.sum()), len(cuts), len(windows)), torch.nan, dtype=torch.float32)
     if not len(values):  # no row of this batch counts
         return values
     edits = vlm.edits_of(run.batch, interventions)
     for edge, cut in enumerate(cuts):
+        if cut is None:
+            bar.advance(len(windows))
+            continue
         for index, layers in enumerate(windows):
             logits = last_logits(vlm, run.batch, edits, [replace(cut, layers=layers)])
             values[:, edge, index] = run.metric(logits)[run.right]
@@ -287,21 +293,15 @@ def _run_cuts(
 
 
 def _control_cuts(
-    runs: Sequence[_BaselineRun], cuts: Sequence[Knockout], seed: int
-) -> tuple[list[list[Knockout]], Tensor, Tensor]:
-    """For each batch the cuts from random positions. For the rows that count, Float `[row, edge]`: the number of source
-    positions before the target, and of random ones."""
-    control_cuts: list[list[Knockout]] = [[] for _ in runs]
-    counts = []
-    for cut in cuts:
-        generator = torch.Generator().manual_seed(seed)  # one for each edge: its draws do not depend on the other edges
-        of_edge = []
-        for run, of_batch in zip(runs, control_cuts, strict=True):
-            positions = run.batch.positions
-            source, target = positions.select(cut.source), positions.select(cut.target)
-            controls, n_source, n_control = draw_controls(source, target, positions["all"], generator)
-            of_batch.append(replace(cut, source=controls))
-            of_edge.append(torch.stack([n_source, n_control])[:, run.right])
-        counts.append(torch.cat(of_edge, dim=1))
-    n_source, n_control = torch.stack(counts, dim=-1).float()
-    return control_cuts, n_source, n_control
+    vlm: VLM, runs: Sequence[_BaselineRun], cuts: Sequence[Knockout], seed: int
+) -> tuple[list[list[Knockout | None]], Tensor, Tensor]:
+    """For each batch the cuts from random positions, None where there are none. For the rows that count, Float `[row, edge]`:
+    the number of source positions before the target, and of random ones."""
+    batches, kept = [run.batch for run in runs], torch.cat([run.right for run in runs])
+    # Each edge draws anew, so its draws do not depend on the other edges.
+    controls = [random_positions(vlm, batches, cut, seed) for cut in cuts]
+    of_batches = [[next(iter(each.of_batches[number]), None) for each in controls] for number in range(len(batches))]
+    wanted, drawn = (
+        torch.stack([getattr(each, name)[kept] for each in controls], dim=-1) for name in ("wanted", "drawn")
+    )
+    return of_batches, wanted.float(), drawn.float()

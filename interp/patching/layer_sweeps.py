@@ -23,12 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import checked_seed
+from interp.arguments import checked_flag, checked_seed
 from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Skip
+from interp.interventions.random_controls import controls_of, random_positions
 from interp.models import VLM, Batch
 from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
-from interp.patching.window_sweeps import as_batches, draw_controls, last_logits, sliding_windows, windows_to_end
+from interp.patching.window_sweeps import as_batches, last_logits, sliding_windows, windows_to_end
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
@@ -36,6 +37,13 @@ from interp.statistics.bootstrap import bootstrap_mean
 
 Plan = Sequence[Any]  # the interventions of one window
 _NOTHING = 1e-12
+# What a control draws, in words.
+_KINDS = {
+    "own": "the one that the intervention makes",
+    "heads": "as many random other heads",
+    "positions": "as many random other positions",
+    "layers": "as many random other layers",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +54,9 @@ class SweepResult(Result):
     over rows; NaN for one row). `per_row[row, window]` are the rows, `baseline_rows` those of the unchanged model, and
     `baseline` their mean. `score` is ``values / baseline``. `windows` are ranges of layers.
 
-    A layer contribution has a `control`: the same at random positions. A row should have `n_positions` of them, and has
-    `n_control` on average. `control` is None if no other positions exist, and in every other sweep.
+    `control[window]` is the mean with the control of the intervention in its place, such as the same at random positions, and
+    `control_rows` its rows (NaN where nothing could be drawn); None if it was not asked for or does not exist. A row should
+    have `n_positions` random positions (or heads, or layers), and has `n_control` on average.
     """
 
     values: Float[Tensor, " window"]
@@ -61,6 +70,7 @@ class SweepResult(Result):
     control: Float[Tensor, " window"] | None = None
     n_positions: float | None = None
     n_control: float | None = None
+    control_rows: Float[Tensor, "row window"] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.windows)
@@ -102,6 +112,7 @@ def layer_sweep(
     *,
     metric: Metric | MetricFunction,
     interventions: Sequence[Any] = (),
+    control: bool = False,
     progress: bool = True,
     **fixed: Any,
 ) -> SweepResult:
@@ -113,8 +124,14 @@ def layer_sweep(
     the metric's targets are one for all rows or one for each row of all batches. A long run shows its progress on a terminal or
     in a notebook; ``progress=False`` hides it.
 
+    With `control`, which doubles the runs, the same is done with the control of the intervention: as many random other heads of
+    one that names heads, else as many random other positions before the last token, else as many random other layers; an
+    intervention with a method ``control(seed)`` makes its own, as `Steer` does along a random direction. The draws depend on
+    the `seed` that the intervention is given, 0 if it takes none. The notes of the provenance say what was drawn.
+
     Before anything is run, it raises `InputError` for a window that is wider than the model is deep, for arguments that the
-    intervention does not take, and for those that the intervention refuses on this model and these batches.
+    intervention does not take, for those that the intervention refuses on this model and these batches, and for a control
+    where nothing else can be drawn.
 
     >>> import interp
     >>> from interp.interventions import Truncate
@@ -129,29 +146,16 @@ def layer_sweep(
     >>> [f"{share:.1f}" for share in sweep.score[[0, 7]].tolist()]  # without the image from layer 0 on, and from layer 7 on
     ['0.0', '1.0']
     """
-    batches = as_batches(batch)
+    batches, control = as_batches(batch), checked_flag(control, "control")
     fixed = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in fixed.items()}
     windows, plans = _plans(intervention, vlm.structure.n_layers, window, fixed)
     metrics = bind_to_batches(metric, vlm, batches)
     _check_plans(vlm, batches, plans, interventions)
-    with progress_bar("layer sweep", len(batches) * len(plans), "runs", progress) as bar:
-        parts = [
-            _run_plans(vlm, each, plans, interventions, bar, function)
-            for each, function in zip(batches, metrics, strict=True)
-        ]
-    per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
-    name = _name(intervention)
-    arguments = "".join(f", {key}={shown(value)}" for key, value in fixed.items())
-    provenance = provenance_of_run(vlm, batches, interventions, seed=0)
-    provenance = replace(provenance, interventions=(*provenance.interventions, f"{name}(in each window{arguments})"))
-    return SweepResult(
-        **_statistics(per_row, seed=0),
-        baseline_rows=baseline,
-        windows=windows,
-        metric=name_of(metric),
-        intervention=name,
-        provenance=provenance,
-    )
+    seed = checked_seed(fixed.get("seed", 0))
+    controls = _control_plans(vlm, batches, plans, controls_of, seed) if control else None
+    name, arguments = _name(intervention), "".join(f", {key}={shown(value)}" for key, value in fixed.items())
+    run = _Run(vlm, batches, plans, controls, interventions, metrics)
+    return run.result(windows, name_of(metric), (name, f"{name}(in each window{arguments})"), seed, progress)
 
 
 def layer_contribution(
@@ -191,28 +195,12 @@ def layer_contribution(
     plans = [[Skip(layers=layers, positions=positions)] for layers in windows]
     _check_plans(vlm, batches, plans, interventions)
     vlm.refuse_image_positions(positions)
-    masks, n_positions, n_control = _controls(batches, positions, seed)
-    has_control = control and bool(n_control.any())
-    with progress_bar("layer contribution", len(batches) * len(plans) * (1 + has_control), "runs", progress) as bar:
-        parts = [
-            _run_plans(vlm, each, plans + (_plans_at(mask, windows) if has_control else []), interventions, bar)
-            for each, mask in zip(batches, masks, strict=True)
-        ]
-    per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
-    per_row, of_control = per_row[:, : len(windows)], per_row[:, len(windows) :]
-    provenance = provenance_of_run(vlm, batches, interventions, seed)
+    controls = _control_plans(vlm, batches, plans, random_positions, seed)
+    if not (control and controls.drawn.any()):
+        controls = replace(controls, of_batches=None, drawn=controls.drawn if control else None)
+    run = _Run(vlm, batches, plans, controls, interventions, None)
     description = f"Skip(in each window, positions={shown(positions)})"
-    return SweepResult(
-        **_statistics(per_row, seed),
-        baseline_rows=baseline,
-        windows=windows,
-        metric="KL divergence",
-        intervention="Skip",
-        control=of_control[n_control > 0].mean(dim=0) if has_control else None,
-        n_positions=n_positions.float().mean().item(),
-        n_control=n_control.float().mean().item() if control else None,
-        provenance=replace(provenance, interventions=(*provenance.interventions, description)),
-    )
+    return run.result(windows, "KL divergence", ("Skip", description), seed, progress)
 
 
 def contribution_from(logits: Tensor) -> MetricFunction:
@@ -267,24 +255,37 @@ def _plan(intervention: Callable[..., Any], layers: dict[str, Any], fixed: dict[
     return plan if isinstance(plan, list | tuple) else [plan]
 
 
-def _plans_at(mask: Tensor, windows: Sequence[range]) -> list[Plan]:
-    """The plans that skip each window at these positions; empty plans if there are none."""
-    return [[Skip(layers=layers, positions=mask)] if mask.any() else [] for layers in windows]
-
-
 def _name(intervention: Any) -> str:
     inner = getattr(intervention, "func", intervention)  # of a functools.partial
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _controls(batches: Sequence[Batch], positions: Any, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Random positions before the last token for each batch, and for each row of all batches the numbers of positions that
-    they stand for and of those drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    kinds = [each.positions for each in batches]
-    draws = [draw_controls(each.select(positions), each["last"], each["all"], generator) for each in kinds]
-    masks, n_positions, n_control = zip(*draws, strict=True)
-    return list(masks), torch.cat(n_positions), torch.cat(n_control)
+@dataclass(frozen=True)
+class _ControlPlans:
+    """The control of each plan: `of_batches[batch][window]`, None for no runs, how many positions (heads, layers) a row should
+    have, `wanted`, and how many it has, `drawn`, None if none were asked for. `kinds` says what was drawn."""
+
+    of_batches: list[list[Plan]] | None
+    wanted: Tensor
+    drawn: Tensor | None
+    kinds: tuple[str, ...]
+
+
+def _control_plans(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], draw: Any, seed: int) -> _ControlPlans:
+    """The control of each plan, where `draw` makes that of one intervention. All windows have the same random positions.
+
+    Raises what the controls raise on this model and these batches, in the first window.
+    """
+    of_windows = [[draw(vlm, batches, each, seed) for each in plan] for plan in plans]
+    of_batches = [
+        [[one for controls in window for one in controls.of_batches[number]] for window in of_windows]
+        for number in range(len(batches))
+    ]
+    for batch, of_batch in zip(batches, of_batches, strict=True):
+        vlm.edits_of(batch, of_batch[0])
+    wanted = torch.stack([controls.wanted for controls in of_windows[0]]).amax(dim=0)
+    drawn = torch.stack([controls.drawn for controls in of_windows[0]]).amin(dim=0)
+    return _ControlPlans(of_batches, wanted, drawn, tuple(dict.fromkeys(controls.kind for controls in of_windows[0])))
 
 
 # Runs --------------------------------------------------------------------------------------------------------------------
@@ -298,23 +299,61 @@ def _check_plans(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], inte
             vlm.edits_of(batch, plan)
 
 
-def _run_plans(
-    vlm: VLM,
-    batch: Batch,
-    plans: Sequence[Plan],
-    interventions: Sequence[Any],
-    bar: Bar,
-    metric: MetricFunction | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The metric `[row, plan]` with each plan and `[row]` without; by default it is the divergence from the run without."""
-    edits = vlm.edits_of(batch, interventions)
-    baseline = last_logits(vlm, batch, edits)
-    metric = metric or contribution_from(baseline)
-    values = []
-    for plan in plans:
-        values.append(metric(last_logits(vlm, batch, edits, plan)).cpu())
-        bar.advance()
-    return torch.stack(values, dim=1), metric(baseline).cpu()
+@dataclass(frozen=True)
+class _Run:
+    """What a sweep runs: a plan for each window and its control on every batch, and the metric of each batch. Without metrics
+    the metric is the divergence from the run without a plan."""
+
+    vlm: VLM
+    batches: Sequence[Batch]
+    plans: Sequence[Plan]
+    controls: _ControlPlans | None
+    interventions: Sequence[Any]
+    metrics: Sequence[MetricFunction] | None
+
+    def result(
+        self, windows: list[range], metric: str, intervention: tuple[str, str], seed: int, progress: bool
+    ) -> SweepResult:
+        """Run it. `intervention` is its name and its description."""
+        controls, name = self.controls, intervention[0]
+        extra = [[]] * len(self.batches) if controls is None or controls.of_batches is None else controls.of_batches
+        plans = [[*self.plans, *more] for more in extra]
+        with progress_bar(
+            "layer sweep" if self.metrics is not None else "layer contribution", sum(map(len, plans)), "runs", progress
+        ) as bar:
+            parts = [self._run_batch(number, of_batch, bar) for number, of_batch in enumerate(plans)]
+        per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
+        per_row, of_control = per_row[:, : len(windows)], per_row[:, len(windows) :]
+        fields, kinds = {}, ()
+        if controls is not None:
+            fields["n_positions"] = controls.wanted.float().mean().item()
+            fields["n_control"] = None if controls.drawn is None else controls.drawn.float().mean().item()
+        if of_control.numel():
+            of_control = of_control.masked_fill(controls.drawn[:, None] == 0, torch.nan)
+            fields["control_rows"], fields["control"] = of_control, of_control.nanmean(dim=0)
+            kinds = tuple(f"control: {_KINDS[kind]}" for kind in controls.kinds)
+        provenance = provenance_of_run(self.vlm, self.batches, self.interventions, seed, kinds)
+        return SweepResult(
+            **_statistics(per_row, seed),
+            baseline_rows=baseline,
+            windows=windows,
+            metric=metric,
+            intervention=name,
+            provenance=replace(provenance, interventions=(*provenance.interventions, intervention[1])),
+            **fields,
+        )
+
+    def _run_batch(self, number: int, plans: Sequence[Plan], bar: Bar) -> tuple[Tensor, Tensor]:
+        """The metric `[row, plan]` of a batch with each plan and `[row]` without."""
+        vlm, batch = self.vlm, self.batches[number]
+        edits = vlm.edits_of(batch, self.interventions)
+        baseline = last_logits(vlm, batch, edits)
+        metric = self.metrics[number] if self.metrics is not None else contribution_from(baseline)
+        values = []
+        for plan in plans:
+            values.append(metric(last_logits(vlm, batch, edits, plan)).cpu())
+            bar.advance()
+        return torch.stack(values, dim=1), metric(baseline).cpu()
 
 
 def _statistics(per_row: Tensor, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a sweep over windows of layers needs: the windows, the batches of a data set, and control positions.
+"""What a sweep over windows of layers needs: the windows, and the batches of a data set.
 
 *Windows.* Often a layer on its own is not missed, because its neighbours do the same work. So a sweep changes a *window*, a
 few layers next to each other, and moves it through the depth of the model. Windows are half-open ranges of layers:
@@ -7,11 +7,6 @@ few layers next to each other, and moves it through the depth of the model. Wind
   a layer, in which the windows at the ends are narrower than the others;
 - *sliding* windows of equal width, from ``range(0, width)`` to the one that ends with the last layer;
 - windows *to the end*, from each layer to the last, for what cannot be undone later, such as dropping tokens.
-
-*Controls.* Cutting off 576 image tokens takes away pictures, and it takes away 576 keys. So the same intervention is also
-made at as many other positions, drawn at random. They are drawn before the position where the effect is measured, since a
-later one could have no effect. A prompt may have fewer others (it is mostly picture); then all of them are taken, and the
-result reports their number.
 """
 
 from __future__ import annotations
@@ -19,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interp.arguments import checked_int
@@ -77,26 +71,3 @@ def as_batches(batch: Any) -> list[Batch]:
 def last_logits(vlm: VLM, batch: Batch, edits: Sequence[Edit], interventions: Sequence[Any] = ()) -> Tensor:
     """The logits at the last token of each row, with these edits and then these interventions."""
     return run_forward(vlm, batch, [*edits, *vlm.edits_of(batch, interventions)])["logits"]
-
-
-def draw_controls(
-    source: Tensor, target: Tensor, real: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Random control positions: in each row as many as `source` has before the last `target`, all Bool `[batch, seq]`.
-
-    Returns the controls, Bool `[batch, seq]`, and for each row the number of source positions before the target and the
-    number of controls, Int `[row]`. Both are 0 in a row without a target. Padding makes no difference.
-
-    >>> import torch
-    >>> row = lambda *columns: torch.tensor([[column in columns for column in range(6)]])
-    >>> draw = draw_controls(row(0, 1), row(5), row(0, 1, 2, 3, 4, 5), torch.Generator().manual_seed(0))
-    >>> [each.sum().item() for each in draw], bool((draw[0] & row(0, 1, 5)).any())
-    ([2, 2, 2], False)
-    """
-    before = real & (target.flip(1).cumsum(1).flip(1) - target.long() > 0)
-    n_source = (source & before).sum(dim=1)
-    controls = torch.zeros_like(real)
-    for row, count in enumerate(n_source.tolist()):
-        free = (before[row] & ~source[row]).nonzero().flatten()
-        controls[row, free[torch.randperm(len(free), generator=generator)[:count]]] = True
-    return controls, n_source, controls.sum(dim=1)

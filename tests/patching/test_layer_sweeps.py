@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import interp
-from interp.interventions import Knockout, Skip, Truncate
+from interp.interventions import Knockout, Reweight, Scale, Skip, Steer, Truncate
+from interp.interventions.random_controls import random_positions
 from interp.patching import SweepResult, kl_divergence, layer_contribution, layer_sweep, probability
 from interp.patching.layer_sweeps import contribution_from
 
@@ -137,6 +138,51 @@ def test_the_control_is_drawn_with_the_seed_and_of_the_rows_that_have_one(toy, b
     chosen[0] = two.positions["all"][0]
     assert alone[0] > 0.1
     torch.testing.assert_close(layer_contribution(toy, two, chosen).control, alone, atol=1e-4, rtol=1e-3)
+
+
+def test_the_control_of_a_sweep_is_the_same_at_random_positions(toy, asked, batch, metric, chances):
+    """The object's patches are four of 36: as many others cost less."""
+    scenes, questions = asked
+    theirs = torch.zeros_like(batch.positions["image"])
+    for row, (scene, question) in enumerate(zip(scenes, questions, strict=True)):
+        number = [str(item.digit) for item in scene.objects].index(question.prompt.split()[-2])
+        theirs[row, 1:37] = torch.from_numpy((scene.patch_labels == number).flatten())
+    found = layer_sweep(toy, batch, Truncate, metric=metric, control=True, positions=theirs)
+    drawn = random_positions(toy, [batch], Truncate(positions=theirs, from_layer=2)).of_batches[0][0]
+    torch.testing.assert_close(found.control_rows[:, 2], chances(drawn))
+    torch.testing.assert_close(found.control, found.control_rows.mean(dim=0))
+    assert (found.n_positions, found.n_control) == (4, 4)
+    assert found.provenance.notes == ("control: as many random other positions",)
+    assert found.control[0] > found.values[0] + 0.2
+    assert torch.equal(found.values, layer_sweep(toy, batch, Truncate, metric=metric, positions=theirs).values)
+
+
+def test_the_control_of_a_sweep_that_names_no_positions_or_heads(toy, batch, metric, chances):
+    def steered(layers, seed):
+        return Steer(direction=torch.ones(128), layers=layers, positions="image", scale=3.0)
+
+    directions = layer_sweep(toy, batch, steered, window=8, metric=metric, control=True, seed=4)
+    plain = steered(range(8), 0)
+    torch.testing.assert_close(directions.control_rows[:, 0], chances(plain.control(4)))
+    heads = layer_sweep(
+        toy, batch, Scale, window=8, metric=metric, control=True, positions="all", factor=0, heads=[0, 1]
+    )
+    torch.testing.assert_close(
+        heads.control_rows[:, 0], chances(Scale(layers="all", positions="all", factor=0, heads=[2, 3]))
+    )
+    assert heads.provenance.notes == ("control: as many random other heads",)
+    layers = layer_sweep(toy, batch, Reweight, window=4, metric=metric, control=True, kind="uniform")
+    torch.testing.assert_close(layers.control_rows[:, 0], layers.per_row[:, 4], atol=1e-5, rtol=0)  # the other four
+    with pytest.raises(interp.InputError, match="Skip has no control: it leaves no other"):
+        layer_sweep(toy, batch, window=8, metric=metric, control=True)
+
+
+def test_a_row_without_a_control_does_not_count_in_it(toy, batch, metric):
+    chosen = batch.positions["image"].clone()
+    chosen[0] = batch.positions["all"][0]
+    found = layer_sweep(toy, batch, window=4, metric=metric, control=True, positions=chosen)
+    assert found.control_rows[0].isnan().all()
+    torch.testing.assert_close(found.control, found.control_rows[1:].mean(dim=0))
 
 
 def test_batches_are_one_data_set(toy, asked, batch, metric, contribution):
