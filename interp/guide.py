@@ -89,7 +89,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "prepare a cloud",
         "geometry",
-        "outlying_rows standardise clamp distinct_rows nearest_neighbors approximate_neighbors",
+        "preprocess outlying_rows standardise clamp distinct_rows nearest_neighbors approximate_neighbors",
         "geometry",
     ),
     ("follow states through the layers", "geometry", "curvature curvature_per_example", "geometry"),

@@ -36,8 +36,9 @@ from interp.geometry.overlap import (
     overlap_chance,
     overlap_interval,
 )
+from interp.geometry.preprocessing import clamp, preprocess, standardise
 from interp.geometry.registry import MEASURES, REGISTRY, Measure, register_measure, unregister_measure
-from interp.geometry.scaling import clamp, massive_features, standardise
+from interp.geometry.scaling import massive_features
 from interp.geometry.spectra import curvature, curvature_per_example, eigenvalues, participation_ratio, spectral_entropy
 from interp.geometry.subspaces import principal_angles, procrustes, pwcca, svcca
 from interp.geometry.weighting import FeatureWeights, learn_weights
@@ -91,6 +92,7 @@ __all__ = [
     "overlap_interval",
     "participation_ratio",
     "plateau",
+    "preprocess",
     "principal_angles",
     "procrustes",
     "pwcca",

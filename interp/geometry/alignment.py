@@ -32,8 +32,8 @@ from interp.errors import InputError
 from interp.geometry.bypass import INTERMEDIATE, BypassResult, bypass_of
 from interp.geometry.clouds import States, as_paired_states, check_k
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks
-from interp.geometry.outlying import notes_of_outlying
 from interp.geometry.phase import phase_of
+from interp.geometry.preprocessing import prepared_states
 from interp.geometry.registry import measure_of
 from interp.progress import quiet
 from interp.provenance import Provenance
@@ -65,6 +65,7 @@ class AlignmentMatrix(Result):
     floor: Float[Tensor, "visual textual"] | None = None
     parts: Float[Tensor, "half visual textual"] | None = None
     flips: Float[Tensor, "draw visual textual"] | None = None
+    preprocess: str = "none"
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or not self.values.shape == self.low.shape == self.high.shape:
@@ -110,6 +111,7 @@ def alignment_matrix(
     subsamples: int | None = None,
     seed: int = 0,
     *,
+    preprocess: str = "none",
     progress: bool = True,
 ) -> AlignmentMatrix:
     """The similarity of each layer of `visual` with each of `textual`, both `[state, example, feature]`, rows paired.
@@ -136,6 +138,10 @@ def alignment_matrix(
     A layer in which all examples are equal (state 0 at the last position, where prompts end alike) is at chance by
     neighbours; other measures refuse it.
 
+    `preprocess` is what is done to each cloud first, "none", "standardise", "clamp", "cosine" or "whiten"
+    (`interp.geometry.preprocessing`): ``preprocess="clamp"`` where the notes of `provenance` say that massive features decide.
+    Halves and shuffles use the preprocessed clouds. Measures of a gap take "none" alone.
+
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` for an unknown metric, k >= n, examples that are not paired, and states that are not finite.
@@ -143,7 +149,8 @@ def alignment_matrix(
     measure = measure_of(metric).turned
     if k is not None and measure.k is None:
         raise InputError(f"k={k!r} for metric={metric!r}: this measure has no neighbours, leave k out")
-    first, second = as_paired_states(visual, textual, ("visual", "textual"))
+    stacks = as_paired_states(visual, textual, ("visual", "textual"))
+    first, second, notes = prepared_states(stacks, preprocess, [measure.kind])
     n, number = first.shape[1], measure.k if k is None else k
     if number is not None:
         check_k(number, n)
@@ -151,10 +158,10 @@ def alignment_matrix(
     halves = NO_HALVES if not isinstance(count, bool) and count == 0 else half_samples(n, count, seed)
     names = [f"visual state {state}" for state in range(len(first))]
     others = [f"textual state {state}" for state in range(len(second))]
-    stacks = LayerStacks(list(first), list(second), (names, others))
+    layers = LayerStacks(list(first), list(second), (names, others))
     with quiet(not checked_flag(progress, "progress")):
-        grid = measure.grid(stacks, halves, number)
-        floor = measure.floor(stacks, number, seed)
+        grid = measure.grid(layers, halves, number)
+        floor = measure.floor(layers, number, seed)
     error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
     low, high = interval(grid.values, error, measure.bounds)
     return AlignmentMatrix(
@@ -169,7 +176,8 @@ def alignment_matrix(
         floor,
         grid.parts,
         None if grid.influence is None else _flipped(grid.influence, seed),
-        provenance=Provenance(seed=seed, notes=notes_of_outlying(visual=first, textual=second)),
+        preprocess=preprocess,
+        provenance=Provenance(seed=seed, notes=notes),
     )
 
 

@@ -31,8 +31,8 @@ from interp.geometry.clouds import States, as_paired_states, the_site
 from interp.geometry.copies import distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
-from interp.geometry.outlying import notes_of_outlying
 from interp.geometry.overlap import label_classes
+from interp.geometry.preprocessing import prepared_states
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure
 from interp.progress import progress_bar, quiet
@@ -72,6 +72,7 @@ class GeometryComparison(Result):
     p: Float[Tensor, " row"]
     n: int
     dropped: Int[Tensor, " dropped"]
+    preprocess: str = "none"
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each number: measure, modality, state, value, error, chance, p."""
@@ -110,6 +111,7 @@ def compare(
     permutations: int = 20,
     seed: int = 0,
     *,
+    preprocess: str = "none",
     progress: bool = True,
 ) -> GeometryComparison:
     """Measures of `visual` and `textual`, both `[state, example, feature]` with paired examples, at every state.
@@ -141,6 +143,10 @@ def compare(
     Examples that repeat another, up to rounding, in any state of either modality have no dimension. Where a measure needs
     distinct ones, repeated ones are left out of *all* numbers, in all states and both modalities, and listed in `dropped`.
 
+    `preprocess` is what is done to each cloud of the examples that are left, "none", "standardise", "clamp", "cosine" or
+    "whiten" (`interp.geometry.preprocessing`). Halves and shuffles use the preprocessed clouds. With measures of a gap it is
+    "none" alone.
+
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
@@ -155,7 +161,8 @@ def compare(
     rows = _distinct(first, second, measures)
     dropped = torch.ones(first.shape[1], dtype=torch.bool)
     dropped[rows] = False
-    first, second = first[:, rows], second[:, rows]
+    stacks = first[:, rows], second[:, rows]
+    first, second, notes = prepared_states(stacks, preprocess, [measure.kind for measure in measures])
     n = len(rows)
     _check_enough(n, measures)
     classes = None if classes is None else classes[rows.numpy()]
@@ -172,7 +179,7 @@ def compare(
     names = [measure.name for measure in measures]
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
-    notes = (*notes_of_outlying(visual=first, textual=second), *_notes_of_dimensions(readings))
+    notes = (*notes, *_notes_of_dimensions(readings))
     if len(out):
         notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out", *notes)
     numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
@@ -183,6 +190,7 @@ def compare(
         **numbers,
         n=n,
         dropped=out,
+        preprocess=preprocess,
         provenance=Provenance(seed=seed, notes=notes),
     )
 

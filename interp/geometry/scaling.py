@@ -7,11 +7,8 @@ of 1e-8. They refuse a cloud whose points are all equal: only rounding errors wo
 
 **Scaling.** In most language models a few features of a few tokens are hundreds of times larger than all others ("massive
 activations", Sun et al. 2024). They say next to nothing about what a token means, but they make up nearly all of a
-Euclidean distance. `massive_features` names them. There are three ways out, and no measure takes one by itself:
-
-- `clamp` limits values to so many times a typical deviation, the same for all features;
-- `standardise` gives every feature mean 0 and standard deviation 1, so that all count the same, also those of noise;
-- `metric="cosine"` in measures of neighbours removes the length of rows, though not the large features.
+Euclidean distance. `massive_features` names them. `interp.geometry.preprocessing` has the ways out, of which no measure takes
+one by itself.
 
 A few attention sinks among the examples (`interp.geometry.outlying`) have massive features of their own: they make up the
 spread of these features, and after `standardise` all other examples agree in them. So drop `outlying_rows` first. Of 1,363
@@ -25,14 +22,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.geometry.clouds import Cloud, States, as_cloud, as_pair, as_states, check_lengths, checked_within, precision
+from interp.geometry.clouds import Cloud, States, as_cloud, as_pair, as_states, check_lengths, checked_within
 from interp.geometry.copies import is_one_point
 
 TIMES = 20.0
+RARE = 20  # a feature is massive as a whole with massive values in more than one of so many examples
 
 
 def centred(x: Cloud, name: str = "x") -> Float[Tensor, "n d"]:
@@ -80,46 +78,6 @@ def as_given(values: Tensor, x: Cloud) -> Cloud:
     return values if device.type == "mps" else values.to(device)
 
 
-def standardise(x: Cloud) -> Cloud:
-    """`x` `[example, feature]` with each feature's mean 0 and standard deviation 1 (ddof=1) over examples.
-
-    Constant features become 0. Returns an array for an array, else a tensor on the device of `x`; computed in float64 and
-    returned in the precision of `x` (float32 for less).
-
-    A few outlying rows make up the spread of their features: see `outlying_rows`, and drop those first.
-
-    Raises the errors of `as_cloud`.
-
-    >>> standardise(torch.tensor([[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]])).tolist()
-    [[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
-    """
-    cloud = as_cloud(x)
-    varies = (cloud != cloud[0]).any(dim=0)
-    wide = cloud.double()
-    rest = wide - wide.mean(dim=0)
-    spread = torch.where(varies, rest.std(dim=0), 1.0)
-    return as_given(torch.where(varies, rest / spread, 0.0).to(precision(x)), x)
-
-
-def clamp(x: Cloud, times: float = TIMES) -> Cloud:
-    """`x` `[example, feature]` with each value at most `times` typical deviations from the median of its feature.
-
-    The typical deviation is the median over all features of their median absolute deviation, one number for the cloud, so
-    that features keep their proportions. Returns an array for an array, else a tensor on the device of `x`, in the
-    precision of `x` (float32 for less).
-
-    Raises the errors of `massive_features`.
-
-    >>> x = torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 900.0]])
-    >>> clamp(x, times=10).max()
-    tensor(7.5000)
-    """
-    cloud = as_cloud(x)
-    middle, typical = _typical(cloud, times)
-    cut = torch.minimum(torch.maximum(cloud, middle - times * typical), middle + times * typical)
-    return as_given(cut.to(precision(x)), x)
-
-
 def massive_features(states: States, times: float = TIMES) -> Int[Tensor, " feature"]:
     """The features with a value more than `times` typical deviations from their median, in any of `states`.
 
@@ -137,16 +95,28 @@ def massive_features(states: States, times: float = TIMES) -> Int[Tensor, " feat
     stack = as_states(states) if getattr(states, "ndim", 3) == 3 else as_cloud(states)[None]
     massive = torch.zeros(stack.shape[2], dtype=torch.bool, device=stack.device)
     for cloud in stack:
-        middle, typical = _typical(cloud, times)
+        middle, typical = deviations(cloud, times)
         massive |= ((cloud - middle).abs() > times * typical).any(dim=0)
     return massive.nonzero().flatten().cpu()
 
 
-def _typical(cloud: Tensor, times: float) -> tuple[Tensor, float]:
-    """Each feature's median, and the median over features of the median absolute deviation from it."""
+def deviations(cloud: Tensor, times: float) -> tuple[Tensor, float]:
+    """Each feature's median, and the typical deviation: the median over features of the median absolute deviation from it.
+
+    Features that do not vary, and those that are massive as a whole, do not count: `clamp` turns the second into the first, and
+    what it returns has the typical deviation of what it took.
+    """
     checked_within(times, "times", "a number above 0")
     middle = cloud.quantile(0.5, dim=0) if len(cloud) < 2**14 else cloud.median(dim=0).values
-    typical = float((cloud - middle).abs().median(dim=0).values.median())
-    if not typical:
+    sizes = (cloud - middle).abs()
+    each = sizes.median(dim=0).values
+    if not each.median():
         raise InputError(f"half of the {cloud.shape[1]} features or more are nearly constant: drop them first")
-    return middle, typical
+    varies = each > 0
+    ordinary = varies & ~massive_as_a_whole(sizes, times * float(each[varies].median()))
+    return middle, float(each[ordinary if ordinary.any() else varies].median())
+
+
+def massive_as_a_whole(sizes: Float[Tensor, "n d"], limit: float) -> Bool[Tensor, " d"]:
+    """The features of which more than one in twenty examples, and more than one at all, is beyond a limit."""
+    return (sizes > limit).sum(dim=0) > max(1.0, len(sizes) / RARE)
