@@ -32,6 +32,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("change a run: write or remove states", "interventions", "Patch Ablate Skip", "conventions"),
     ("change a run: cut or reweigh attention", "interventions", "Knockout Truncate Reweight", "conventions"),
     ("change a run: add or remove a direction, scale", "interventions", "Steer Project Scale", "conventions"),
+    ("see how far an intervention leaves the usual states", "readouts", "off_distribution", "readouts"),
     ("write an intervention or a readout of your own", "interventions", "Edit Read", "extending"),
     ("run reads and edits of your own in one trace", "models", "run_forward reads_of_states Intervention", "extending"),
     ("find where an answer is carried", "patching", "patch_sweep attribution_patch", "patching"),
@@ -109,7 +110,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "patching",
     ),
     ("draw lenses", "plots", "lens_figure lens_on_image tuned_lens_figure", "lens"),
-    ("draw readouts", "plots", "attribution_figure heads_figure mass_figure share_figure", "readouts"),
+    (
+        "draw readouts",
+        "plots",
+        "attribution_figure heads_figure mass_figure share_figure distribution_figure",
+        "readouts",
+    ),
     ("draw words", "plots", "decomposition_figure projector_figure pursuit_figure tokens_figure", "words"),
     ("draw probes and answers", "plots", "probe_figure accuracy_figure", "probes"),
     (

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import interp
-from interp import geometry, interventions, lens, patching, plots, probes
+from interp import geometry, interventions, lens, patching, plots, probes, readouts
 from interp.models import Intervention
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -62,6 +62,13 @@ def results(toy, stage1):
         lens.direct_logit_attribution(toy, clean, pair.answer),
         lens.attention_share(toy, clean),
         lens.attention_masses(toy, clean),
+        readouts.off_distribution(
+            toy,
+            few,
+            [interventions.Skip(layers=3)],
+            interp.capture(toy, scenes, reduce="none", progress=False),
+            "image",
+        ),
         lens.vocabulary_decomposition(torch.randn(2, 128), lens.dictionary_of(toy, "head"), 2),
         lens.head_pursuit(toy, z, ["red", "blue", "green"], 1),
         lens.projector_report(toy, scenes, k=2),

@@ -46,6 +46,7 @@ _FUNCTIONS = {
     },
     "readouts": {
         "attribution_figure": "AttributionResult",
+        "distribution_figure": "OffDistribution",
         "heads_figure": "",
         "mass_figure": "MassResult",
         "share_figure": "ShareResult",

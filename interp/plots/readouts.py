@@ -18,7 +18,7 @@ from interp.plots.series import Series, series_figure
 from interp.plots.theme import AMOUNT_SCALE, COLOURS, EFFECT_SCALE, INK, label, mean_of, new_figure, numbers
 
 if TYPE_CHECKING:
-    from interp.readouts import AttributionResult, MassResult, ShareResult
+    from interp.readouts import AttributionResult, MassResult, OffDistribution, ShareResult
 
 _KINDS = {"attn_out": "attention", "mlp_out": "MLP"}
 
@@ -170,6 +170,20 @@ def mass_figure(result: MassResult, title: str | None = None, height: int = 400)
     rows = mean_of(_rows(result.shares[0]))
     titled = title or f"Attention within and between kinds of position ({rows}; dashed: spread evenly)"
     return series_figure(series, titled, "share of attention", x="layer", y_range=(0, 1), height=height)
+
+
+def distribution_figure(result: OffDistribution, title: str | None = None, height: int = 380) -> go.Figure:
+    """The distance of the states to captured ones by depth, in units of the distance among these; dashed: the unchanged run."""
+    line = Series(
+        values=result.distance.nanmean(dim=0), control=result.distance_unchanged.nanmean(dim=0), at=result.states
+    )
+    before, after = float(result.entropy_unchanged.mean()), float(result.entropy.mean())
+    titled = (
+        title or f"Distance to {result.n_reference} captured states (output entropy {before:.2f} to {after:.2f} nats)"
+    )
+    return series_figure(
+        {"with the interventions": line}, titled, "distance / that among captured states", height=height
+    )
 
 
 def _rows(result: ShareResult) -> int:

@@ -1,4 +1,4 @@
-"""Readouts: which components wrote a logit, and where attention heads look.
+"""Readouts: which components wrote a logit, where attention heads look, and how far interventions go.
 
 >>> import interp
 >>> from interp.readouts import attention_share, direct_logit_attribution
@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from interp.readouts.attention_shares import MassResult, ShareResult, attention_masses, attention_share
 from interp.readouts.logit_attribution import AttributionResult, Component, direct_logit_attribution
+from interp.readouts.off_distribution import OffDistribution, off_distribution
 
 __all__ = [
     "AttributionResult",
     "Component",
     "MassResult",
+    "OffDistribution",
     "ShareResult",
     "attention_masses",
     "attention_share",
     "direct_logit_attribution",
+    "off_distribution",
 ]
