@@ -11,8 +11,9 @@ inputs. For each state, this readout compares the changed states h with states r
     entropy   of the output at the last token, in nats
 
 The control is the unchanged run of the same rows: where the reference is of their kind and has many rows, its distance is
-about 1 and its `outside` about 0.05, and both are larger with few. Read the difference, which is paired row by row. No measure sees everything: the mean of two kinds of
-states lies between them, and a state of zeros may be as near as any, but has no norm.
+about 1 and its `outside` about 0.05, and both are larger with few. Read the difference, which is paired row by row. No
+measure sees everything: the mean of two kinds of states lies between them, and a state of zeros may be as near as any, but
+has no norm.
 """
 
 from __future__ import annotations
