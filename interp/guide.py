@@ -98,7 +98,14 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "put an interval or a p on a number",
         "statistics",
-        "bootstrap_mean bootstrap_ratio bootstrap_shares permutation_p shuffle_labels wilson_interval BlockOrder",
+        "mean_interval ratio_interval few_rows wilson_interval permutation_p shuffle_labels BlockOrder "
+        "bootstrap_mean bootstrap_ratio bootstrap_shares",
+        "conventions",
+    ),
+    (
+        "compare two measurements of the same items, correct a p of many, judge a claim",
+        "statistics",
+        "paired_change Change holm family_p verdict Verdict",
         "conventions",
     ),
     ("save, load and compare results", "", "Result Provenance", "results"),

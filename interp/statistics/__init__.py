@@ -4,22 +4,36 @@
 >>> [round(bound, 3) for bound in wilson_interval(0.5, 100)]
 [0.404, 0.596]
 
-One module each: `bootstrap` (means and ratios over rows), `proportions` (shares: Wilson's interval, and the bootstrap over
-groups), `permutation` (tests) and `half_samples` (measures of neighbours, whose functions are in the module alone).
+One module each: `intervals` (means and ratios over rows or groups), `proportions` (Wilson's interval), `paired` (the same
+items twice), `verdicts` (what an interval says of a claim), `corrections` (one p of many), `permutation` (tests) and
+`half_samples` (measures of neighbours, whose functions are in the module alone).
 """
 
 from __future__ import annotations
 
 from interp.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
+from interp.statistics.corrections import family_p, holm
+from interp.statistics.intervals import few_rows, mean_interval, ratio_interval
+from interp.statistics.paired import Change, paired_change
 from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
 from interp.statistics.proportions import bootstrap_shares, wilson_interval
+from interp.statistics.verdicts import Verdict, verdict
 
 __all__ = [
     "BlockOrder",
+    "Change",
+    "Verdict",
     "bootstrap_mean",
     "bootstrap_ratio",
     "bootstrap_shares",
+    "family_p",
+    "few_rows",
+    "holm",
+    "mean_interval",
+    "paired_change",
     "permutation_p",
+    "ratio_interval",
     "shuffle_labels",
+    "verdict",
     "wilson_interval",
 ]

@@ -15,6 +15,7 @@ from numbers import Real
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, shown
@@ -35,10 +36,20 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
     share, n = (each.item() if isinstance(each, Tensor) and not each.ndim else each for each in (share, n))
     if not (isinstance(share, Real) and isinstance(n, Real) and 0 <= share <= 1 and 0 < n < math.inf):
         raise InputError(f"share={shown(share)} of n={shown(n)}: expected a share in [0, 1] of a positive number")
-    square = NORMAL_95**2 / n
-    half_width = NORMAL_95 * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    low, high = wilson_bounds(torch.tensor(float(share)).double(), torch.tensor(float(n)).double(), NORMAL_95)
+    return float(low), float(high)
+
+
+def wilson_bounds(
+    share: Float[Tensor, "*cell"], n: Float[Tensor, "*cell"], quantile: float
+) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"]]:
+    """Wilson's bounds of many shares, `quantile` standard errors on either side."""
+    square = quantile**2 / n
+    half_width = quantile * (share * (1 - share) / n + square / (4 * n)).sqrt()
     low, high = ((share + square / 2 + side) / (1 + square) for side in (-half_width, half_width))
-    return max(0.0, min(share, low)), min(1.0, max(share, high))  # rounding must not put the share outside
+    return torch.minimum(share, low).clamp(min=0), torch.maximum(share, high).clamp(
+        max=1
+    )  # rounding must not cross the share
 
 
 def bootstrap_shares(hits: np.ndarray, blocks: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor]:
