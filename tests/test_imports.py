@@ -23,7 +23,7 @@ BELOW = {
     "guide": {"displays", "errors"},
     "statistics": {"errors", "arguments", "progress"},
     "geometry": {"results", "statistics"},
-    "probes": {"results", "statistics"},
+    "probes": {"results", "statistics", "geometry"},
     "models.batches": {"arguments", "displays", "progress", "provenance"},
     "models.running": {"models.batches"},
     "models.layout": {"models.running", "results"},

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -30,8 +30,9 @@ from torch import Tensor
 
 from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError, shown
-from interp.geometry.clouds import check_k, checked_within
+from interp.geometry.clouds import as_cloud, check_k, checked_within
 from interp.geometry.neighbors import Graph, Neighbors, graph_of, level, refuse_copies, size_of
+from interp.geometry.preprocessing import PREPROCESS, notes_of_massive, preprocess
 from interp.results import Result
 
 LONELY, TOO_MANY = 50.0, 0.05  # a nearest neighbour so many times nearer than the next, and the share of such points
@@ -47,7 +48,8 @@ class Estimate(Result):
     `scale` is the mean distance to the farthest neighbour in use: the 2nd for 2NN, n2-th for GRIDE, k-th for MLE.
     `ranks` are the two neighbours with the ratio of distances, and `reach` is the scale as a part of the distance of any two
     points (the root of its mean square). `twins` is the number of points whose nearest neighbour is over 50 times nearer than
-    the next, for estimates that use it; in one dimension that is 2 % of points by chance, in more it is less.
+    the next, for estimates that use it; in one dimension that is 2 % of points by chance, in more it is less. `preprocess` is
+    what was done to the cloud, and `massive` a note of features that make up most of its distances.
     """
 
     value: float
@@ -58,10 +60,17 @@ class Estimate(Result):
     ranks: tuple[int, int] = (1, 2)
     reach: float = math.nan
     twins: int = 0
+    preprocess: str = "none"
+    massive: str = ""
 
     @property
     def warning(self) -> str:
-        """Why the value is surely too low, in one line; empty where it is not."""
+        """Why the value is surely too low, or that of a few features alone, in one line; empty where it is neither."""
+        return "; ".join(filter(None, (self.massive, self.too_low)))
+
+    @property
+    def too_low(self) -> str:
+        """The part of the `warning` on the scale and on copies."""
         if self.twins > TOO_MANY * self.n:
             return (
                 f"too low: {self.twins} of {self.n} points have one neighbour over {LONELY:g} times nearer than the next, as"
@@ -89,6 +98,8 @@ def intrinsic_dimension(
     n2: int = 32,
     k: int = 20,
     metric: str = "euclidean",
+    *,
+    preprocess: str = "none",
 ) -> Estimate:
     """The intrinsic dimension d of the cloud `x` `[example, feature]`, with its error and scale.
 
@@ -111,6 +122,10 @@ def intrinsic_dimension(
     simulations with Gaussians it is right from five dimensions on, and 0.6 of the true one for 2NN and GRIDE in two.
     Half-samples, which give the errors of overlaps, would change the scale itself, and double the error.
 
+    Where massive features make up the distances, the dimension is theirs, and the estimate has a `warning`:
+    ``preprocess="clamp"`` measures without them ("none", "standardise", "clamp", "cosine" or "whiten", see
+    `interp.geometry.preprocessing`). A graph of neighbours is taken as it is.
+
     Raises `InputError` for an unknown method, too few points, a fraction outside (0, 1), and for rows that are equal or equal
     but for rounding, which have no ratio of distances: drop them in all clouds jointly with `distinct_rows`.
     """
@@ -123,10 +138,13 @@ def intrinsic_dimension(
         "mle-inverse": ((1, k), _mackay_ghahramani),
     }
     ranks, estimator = known[checked_choice(method, "method", tuple(known))]
-    return _estimate(_graph(x, *ranks, metric), method, ranks, estimator)
+    x, how = _prepared(x, preprocess)
+    return replace(_estimate(_graph(x, *ranks, metric), method, ranks, estimator), **how)
 
 
-def dimension_scaling(x: Graph, range_max: int = 256, metric: str = "euclidean") -> list[Estimate]:
+def dimension_scaling(
+    x: Graph, range_max: int = 256, metric: str = "euclidean", *, preprocess: str = "none"
+) -> list[Estimate]:
     """GRIDE over scales: one `Estimate` for each of the ranks (1, 2), (2, 4), (4, 8), ... up to `range_max`.
 
     >>> import numpy as np
@@ -135,7 +153,7 @@ def dimension_scaling(x: Graph, range_max: int = 256, metric: str = "euclidean")
 
     A dimension is a property of the cloud where it hardly changes with the scale; at the smallest scales noise raises
     it, at the largest ones curvature and borders change it either way. Ranks 16/32 are item 4. Too large a `range_max` is
-    cut to the number of points; the `ranks` of the last item tell.
+    cut to the number of points; the `ranks` of the last item tell. `preprocess` is that of `intrinsic_dimension`.
 
     Raises the errors of `intrinsic_dimension`.
     """
@@ -143,16 +161,17 @@ def dimension_scaling(x: Graph, range_max: int = 256, metric: str = "euclidean")
     steps = int(math.log2(min(range_max, n - 1)))
     if steps < 1:
         raise InputError(f"{n} examples have no two neighbours each: pass 3 or more")
+    x, how = _prepared(x, preprocess)
     graph = _graph(x, 1, 2**steps, metric)
     ranks = [(2**step, 2 ** (step + 1)) for step in range(steps)]
-    return [_estimate(graph, "gride", pair, partial(_gride, n1=pair[0], n2=pair[1])) for pair in ranks]
+    return [replace(_estimate(graph, "gride", pair, partial(_gride, n1=pair[0], n2=pair[1])), **how) for pair in ranks]
 
 
 def plateau(estimates: Sequence[Estimate], tolerance: float = 0.1) -> range | None:
     """Where a dimension hardly depends on the scale: the longest run of `estimates` in which each differs from the one
     before by `tolerance` of it or less, as a half-open range of their numbers; None where no two do.
 
-    Of runs of equal length it is the one that changes least from end to end. Estimates with a `warning` do not count. (This
+    Of runs of equal length it is the one that changes least from end to end. Estimates that are `too_low` do not count. (This
     definition is this package's own; studies choose the scale by eye.)
 
     Raises `InputError` where `estimates` are not a list of `Estimate`, and for a tolerance of 0 or less.
@@ -168,7 +187,7 @@ def plateau(estimates: Sequence[Estimate], tolerance: float = 0.1) -> range | No
         raise InputError(f"estimates={shown(estimates)}: expected the list that dimension_scaling returns")
     checked_within(tolerance, "tolerance", "a share above 0")
     steady = [
-        abs(after.value - before.value) <= tolerance * before.value and not before.warning and not after.warning
+        abs(after.value - before.value) <= tolerance * before.value and not before.too_low and not after.too_low
         for before, after in pairwise(estimates)
     ]
     runs = []
@@ -178,6 +197,19 @@ def plateau(estimates: Sequence[Estimate], tolerance: float = 0.1) -> range | No
             change = abs(math.log(estimates[stop].value / estimates[start].value))
             runs.append((start - stop, change, start, stop + 1))
     return range(*min(runs)[2:]) if runs else None
+
+
+def _prepared(x: Graph, how: str) -> tuple[Graph, dict[str, str]]:
+    """The cloud after preprocessing, and what an estimate says of it. A graph stays as it is, and has no note."""
+    checked_choice(how, "preprocess", tuple(PREPROCESS))
+    if isinstance(x, Neighbors):
+        if how != "none":
+            raise InputError(
+                f"preprocess={how!r} and x is a graph of neighbours: pass the cloud, which makes another graph"
+            )
+        return x, {}
+    cloud = preprocess(as_cloud(x), how)
+    return cloud, {"preprocess": how, "massive": "".join(notes_of_massive(x=cloud))}
 
 
 def _graph(x: Graph, first: int, last: int, metric: str) -> Neighbors:

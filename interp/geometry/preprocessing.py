@@ -42,6 +42,7 @@ Change = Callable[[Tensor], Tensor]  # a cloud [example, feature], or some of it
 EACH = 10  # examples for each component that whitening keeps
 _RANK = 1e-6  # a component whose spread is below this part of the largest is rounding
 _DECISIVE = 0.1  # the part of a cloud's squared distances from which massive features are noted
+_FEW = 8  # massive features are no more than one in so many; where more are large, they are the cloud and the rest is noise
 _NORMAL = 0.6745  # the median absolute deviation of a normal feature with a standard deviation of 1
 
 
@@ -183,15 +184,32 @@ def prepared_states(
     return first, second, (*notes_of_outlying(**named), *notes_of_massive(**named), *copies)
 
 
+def preprocess_for_probes(stacks: Sequence[Any], rows: np.ndarray, how: str) -> tuple[list[Any], tuple[str, ...]]:
+    """Stacks of states after what is fitted on these rows of the first, and a note of its massive features.
+
+    A probe standardises what it gets on the same rows, so "standardise" is what it does without.
+    """
+    fit = PREPROCESS[checked_choice(how, "preprocess", tuple(PREPROCESS))]
+    first, changed = stacks[0], list(stacks)
+    if how not in ("none", "standardise"):
+        changes = [fit(torch.as_tensor(state[rows])) for state in first]
+        changed = [
+            torch.stack([change(torch.as_tensor(state)) for change, state in zip(changes, stack, strict=True)])
+            for stack in stacks
+        ]
+        changed = [as_given(new, old) for new, old in zip(changed, stacks, strict=True)]
+    return changed, notes_of_massive(acts=changed[0])
+
+
 # Notes ----------------------------------------------------------------------------------------------------------------
 
 
 def notes_of_massive(**stacks: Any) -> tuple[str, ...]:
-    """A line for each cloud or stack in which massive features make up a tenth or more of the squared distances."""
+    """A line for each cloud or stack in which a few massive features make up a tenth or more of the squared distances."""
     notes = []
     for name, stack in stacks.items():
         clouds = stack if stack.ndim == 3 else stack[None]
-        features = [_massive_in(cloud) for cloud in clouds]
+        features = [_massive_in(torch.as_tensor(cloud)) for cloud in clouds]
         states = [state for state, (which, _) in enumerate(features) if len(which)]
         if states:
             which = torch.cat([each for each, _ in features]).unique().tolist()
@@ -206,7 +224,7 @@ def notes_of_massive(**stacks: Any) -> tuple[str, ...]:
 
 
 def _massive_in(cloud: Float[Tensor, "n d"]) -> tuple[Int[Tensor, " feature"], float]:
-    """The massive features if they decide distances, and their part of the squared distances of all pairs.
+    """The massive features if they are few and decide distances, and their part of the squared distances of all pairs.
 
     The rule is that of `massive_features`, without outlying rows, which have a note of their own; a typical deviation is that
     of a normal feature with the median standard deviation, which needs no order of the values.
@@ -223,6 +241,8 @@ def _massive_in(cloud: Float[Tensor, "n d"]) -> tuple[Int[Tensor, " feature"], f
     least, most = torch.aminmax(cloud, dim=0)
     limit = TIMES * _NORMAL * spread.median()
     massive = (torch.maximum(most - mean, mean - least) > limit) & (limit > 0)
+    if int(massive.sum()) > max(1, cloud.shape[1] // _FEW):
+        return none, 0.0
     squares = spread.double().square()
     share = float(squares[massive].sum() / squares.sum()) if massive.any() else 0.0
     return (massive.nonzero().flatten().cpu(), share) if share >= _DECISIVE else (none, 0.0)

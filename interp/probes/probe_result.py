@@ -26,8 +26,8 @@ class ProbeResult(Result):
     `chance` is the accuracy of the best constant answer on the test examples. `p[state]` is the share of `permutations` of
     the test labels with which the probe's answers agree as often. `control[state]` is the accuracy on shuffled labels,
     `control_task[state]` that on labels drawn for each type, `transfer[state]` that on the other modality's test examples;
-    each is None where it was not asked for. `probes` are the fitted ones, `classes` their labels, `train_rows` and
-    `test_rows` the examples of each side.
+    each is None where it was not asked for. `probes` are the fitted ones, of states after `preprocess`, `classes` their
+    labels, `train_rows` and `test_rows` the examples of each side.
     """
 
     accuracy: Float[Tensor, " state"]
@@ -45,6 +45,7 @@ class ProbeResult(Result):
     p: Float[Tensor, " state"] | None = None
     permutations: int = 0
     control_task: Float[Tensor, " state"] | None = None
+    preprocess: str = "none"
 
     @property
     def n_train(self) -> int:
@@ -76,8 +77,13 @@ class ProbeResult(Result):
         probe gives every example the same scores.
 
         This is what the probe *reads*. The way in which states of the class differ from others may be another direction:
-        the difference of means. Raises `InputError` for an unknown state or label, and for a probe without a direction.
+        the difference of means. Raises `InputError` for an unknown state or label, for a probe without a direction, and for
+        probes of whitened states.
         """
+        if self.preprocess == "whiten":
+            raise InputError(
+                "preprocess='whiten': the probes read components, expected one of the other ways for a direction"
+            )
         number = checked_int(state, "state", -len(self.probes), len(self.probes) - 1)
         if label not in self.classes:
             raise InputError(f"label={label!r} is not a class of this probe: use one of {self.classes!r}")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from interp.arguments import checked_int, checked_seed, checked_share
 from interp.errors import InputError
+from interp.geometry.preprocessing import preprocess_for_probes
 from interp.probes.batched import fit_batched
 from interp.probes.controls import control_task, p_values, split_examples
 from interp.probes.inputs import States, checked_classes, checked_labels, checked_states
@@ -52,6 +53,7 @@ def probe_layers(
     permutations: int | np.integer = 1000,
     types: Labels | None = None,
     *,
+    preprocess: str = "none",
     progress: bool = True,
 ) -> ProbeResult:
     """Probe `labels` at every state of `acts`, a tensor or array [state, example, feature] or Activations.
@@ -77,6 +79,10 @@ def probe_layers(
     `transfer` holds states of the same examples in the other modality. The probes trained on `acts` are tested on its
     test examples. They standardise it as they do `acts`, so a constant gap between modalities counts against transfer.
 
+    `preprocess` is what is done to the states first, fitted on the training examples: "none", "clamp" where the notes of
+    `provenance` say that a few massive features dwarf the others, "cosine" or "whiten" (`interp.geometry.preprocessing`);
+    "standardise" is what a probe does anyhow. `transfer` is changed as `acts` are, and `probes` take preprocessed states.
+
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` where labels, groups or types are not one an example, some are missing or look alike (1 and "1"), or
@@ -99,6 +105,7 @@ def probe_layers(
     if other is not None and other.shape != states.shape:
         raise InputError(f"transfer has shape {tuple(other.shape)}, acts {tuple(states.shape)}: expected the same")
     train, test = split_examples(classes, numbers, blocks, test_size, seed)
+    (states, *others), notes = preprocess_for_probes([states] if other is None else [states, other], train, preprocess)
     shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn) for turn in range(turns)]
     tasks = []
     if type_of is not None:
@@ -111,12 +118,13 @@ def probe_layers(
     answers, test_blocks = _answers(probes, states, test), None if blocks is None else blocks[test]
     accuracy, low, high = _accuracy(answers == numbers[test], test_blocks, seed)
     crossed: dict[str, Any] = {}
-    if other is not None:
+    for other in others:
         hits = _answers(probes, other, test) == numbers[test]
         crossed = dict(zip(TRANSFER, _accuracy(hits, test_blocks, seed), strict=True))
     for probe in probes:
         probe.classes_ = np.asarray(classes)
     provenance = getattr(acts, "provenance", None)
+    provenance = provenance if isinstance(provenance, Provenance) else Provenance()
     return ProbeResult(
         accuracy=accuracy,
         low=low,
@@ -131,7 +139,8 @@ def probe_layers(
         permutations=permutations,
         control_task=of_tasks,
         **crossed,
-        provenance=replace(provenance if isinstance(provenance, Provenance) else Provenance(), seed=seed),
+        preprocess=preprocess,
+        provenance=replace(provenance, seed=seed, notes=(*provenance.notes, *notes)),
     )
 
 

@@ -11,6 +11,9 @@ from interp.geometry import (
     alignment_matrix,
     clamp,
     compare,
+    dimension_scaling,
+    intrinsic_dimension,
+    nearest_neighbors,
     neighbor_overlap,
     preprocess,
     standardise,
@@ -81,6 +84,24 @@ def test_compare_notes_them_and_clamp_takes_them_out():
     assert clamped.preprocess == "clamp"
     assert clamped.provenance.notes == ()
     assert (clamped.value - clamped.chance).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_dimension_under_a_massive_feature_comes_back(seed):
+    rng = np.random.default_rng(seed)
+    cloud = rng.normal(size=(1000, 6)) @ rng.normal(size=(6, 24)) + 0.01 * rng.normal(size=(1000, 24))
+    hidden = cloud.copy()
+    hidden[:, 7] = 3000 * rng.normal(size=1000)
+    value = intrinsic_dimension(cloud, "gride").value
+    assert 5 < value < 6
+    estimate = intrinsic_dimension(hidden, "gride")
+    assert estimate.value < 2
+    assert "feature 7 of 24 makes up to 99.9 % of squared distances" in estimate.warning
+    clamped = intrinsic_dimension(hidden, "gride", preprocess="clamp")
+    assert abs(clamped.value - value) < 0.1
+    assert (clamped.warning, clamped.preprocess) == ("", "clamp")
+    scales = dimension_scaling(hidden, range_max=32, preprocess="clamp")
+    assert (scales[4].value, scales[4].preprocess) == (clamped.value, "clamp")
 
 
 def test_ordinary_clouds_have_no_note():
@@ -183,6 +204,11 @@ def test_examples_that_repeat_others_in_both_stacks_are_noted():
 def test_refusals():
     x = np.random.default_rng(0).normal(size=(2, 60, 4))
     for call, message in [
+        (lambda: intrinsic_dimension(x[0], preprocess="zscore"), "preprocess='zscore'"),
+        (
+            lambda: intrinsic_dimension(nearest_neighbors(x[0], 2), preprocess="clamp"),
+            "x is a graph of neighbours: pass the",
+        ),
         (lambda: preprocess(x, "zscore"), "how='zscore'"),
         (lambda: alignment_matrix(x, x, preprocess="zscore"), "preprocess='zscore'"),
         (
