@@ -35,7 +35,7 @@ from interp.models.running.steps import reads_of_states, whole
 from interp.models.running.trace import run_forward
 from interp.provenance import provenance_of_run
 from interp.results import Result
-from interp.statistics.bootstrap import bootstrap_mean
+from interp.statistics.intervals import mean_interval
 
 MEASURES = ("norm", "distance", "outside", "entropy")
 _FEWEST = 100
@@ -70,7 +70,7 @@ class OffDistribution(Result):
             changed, unchanged = getattr(self, measure), getattr(self, f"{measure}_unchanged")
             present = ~changed.flatten(1).isnan().any(dim=1) if changed.ndim == 2 else ~changed.isnan()
             value, before = changed[present], unchanged[present]
-            low, high = bootstrap_mean(value - before)
+            low, high = mean_interval(value - before)
             means = (value.mean(dim=0), before.mean(dim=0), (value - before).mean(dim=0), low, high)
             columns = zip(*(part.reshape(-1).tolist() for part in means), strict=True)
             states = self.states if changed.ndim == 2 else [None]
