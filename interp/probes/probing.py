@@ -32,8 +32,8 @@ from interp.probes.probe_result import TRANSFER, ProbeResult
 from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
 from interp.statistics.categories import Labels, labels_of
+from interp.statistics.intervals import mean_interval
 from interp.statistics.permutation import shuffle_labels
-from interp.statistics.proportions import bootstrap_shares
 
 Probes = tuple[LinearProbe, ...]  # one a state
 Fit = Callable[[np.ndarray], Probes]  # class numbers to probes
@@ -68,7 +68,7 @@ def probe_layers(
     `probe_layers(acts, "colour")`. A `LinearProbe` is fitted at each state. The split into training and test examples is
     the same at all states: stratified by class, or, with `groups` (one an example), by whole groups: the first of several
     random splits in which both sides have every class. Features are standardised on the training examples. `low` and `high`
-    are a 95 % bootstrap interval over the test groups, or over the test examples without groups. Logistic probes of states
+    are a 95 % interval over the test groups, or over the test examples without groups. Logistic probes of states
     on an accelerator are fitted there, all in one solve.
 
     `control` is how many shuffles of the labels to average over (True: one). Training and test labels are shuffled
@@ -160,7 +160,7 @@ def _answers(probes: Sequence[LinearProbe], states: States, rows: np.ndarray) ->
 
 def _accuracy(hits: np.ndarray, blocks: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The share of hits at each state of Bool [state, test], and its 95 % bounds."""
-    return torch.from_numpy(hits.mean(axis=1)), *bootstrap_shares(hits, blocks, seed)
+    return torch.from_numpy(hits.mean(axis=1)), *mean_interval(torch.from_numpy(hits.T), blocks, seed)
 
 
 def _mean_accuracy(fit: Fit, states: States, labelings: Sequence[np.ndarray], test: np.ndarray) -> Tensor | None:
