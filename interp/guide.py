@@ -39,7 +39,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "measure a change of the logits",
         "patching",
-        "logit_difference probability cross_entropy kl_divergence",
+        "logit_difference probability cross_entropy kl_divergence logprob logprob_difference",
         "patching",
     ),
     ("move an intervention through the depth", "patching", "flow layer_sweep layer_contribution", "sweeps"),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError, InputTypeError, shown
+from interp.models.batches.answered import AnsweredBatch
 from interp.models.batches.batch import Batch
 from interp.models.batches.maker import BatchMaker, ModelInputs
 from interp.models.copying import Unsendable, copied, pickled
@@ -168,8 +169,14 @@ class VLM(Core):
         checked_interventions(interventions)
 
     def edits_of(self, batch: Batch, interventions: Sequence[Intervention], new: int = 0) -> list[Edit]:
-        """All edits of these interventions, in their order, on this batch and `new` tokens after it."""
+        """All edits of these interventions, in their order, on this batch and `new` tokens after it.
+
+        On an answered batch they are those on its prompt, and the answer's tokens are new ones.
+        """
         self.refuse_unfit(batch, interventions)
+        if isinstance(batch, AnsweredBatch):
+            assert batch.prompt is not None
+            batch, new = batch.prompt, batch.tail - 1
         return [edit for intervention in interventions for edit in intervention.edits(self, batch, new)]
 
     def logits(

@@ -3,7 +3,14 @@
 from interp.patching.attribution_patching import attribution_patch
 from interp.patching.flow import FlowResult, flow
 from interp.patching.layer_sweeps import SweepResult, layer_contribution, layer_sweep
-from interp.patching.metrics import cross_entropy, kl_divergence, logit_difference, probability
+from interp.patching.metrics import (
+    cross_entropy,
+    kl_divergence,
+    logit_difference,
+    logprob,
+    logprob_difference,
+    probability,
+)
 from interp.patching.patch_result import PatchResult
 from interp.patching.sweep import patch_sweep
 from interp.patching.transplants import transplant
@@ -19,6 +26,8 @@ __all__ = [
     "layer_contribution",
     "layer_sweep",
     "logit_difference",
+    "logprob",
+    "logprob_difference",
     "patch_sweep",
     "probability",
     "transplant",

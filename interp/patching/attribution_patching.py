@@ -35,7 +35,7 @@ from interp.models.running.gradients import GradientRead, run_gradients
 from interp.models.running.steps import take_each
 from interp.models.running.trace import no_numbers, run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
-from interp.patching.metrics import Metric, MetricFunction, apply_rule
+from interp.patching.metrics import Metric, MetricFunction, RowMetric, apply_rule, difference_of_terms, rows_to_run
 from interp.patching.patch_result import PatchResult
 from interp.progress import progress_bar
 
@@ -107,7 +107,10 @@ def attribution_patch(
     parts = []
     with progress_bar("attribution patching", len(grid.pairs), "pairs", progress) as bar:
         for rows in _portions(grid):
-            parts.append(_attribution(grid, rows))
+            terms = [
+                _attribution(grid, rows, metrics) for metrics in zip(*(grid.metrics[row] for row in rows), strict=True)
+            ]
+            parts.append([difference_of_terms(each) for each in zip(*terms, strict=True)])
             bar.advance(len(rows))
     source, target, per_row = (torch.cat(each) for each in zip(*parts, strict=True))
     note = f"first order in the states of the {'corrupted' if direction == 'denoise' else 'clean'} run"
@@ -122,11 +125,11 @@ def _portions(grid: SweepGrid) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _attribution(grid: SweepGrid, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The metric of these rows in the source and in the target run `[row]`, and of their cells `[row, layer, position(,
+def _attribution(grid: SweepGrid, rows: Sequence[int], metrics: Sequence[RowMetric]) -> tuple[Tensor, Tensor, Tensor]:
+    """The metrics of these rows in the source and in the target run `[row]`, and of their cells `[row, layer, position(,
     head)]`."""
-    vlm, metrics = grid.vlm, [grid.metrics[row] for row in rows]
-    source, target = (side.part(rows) for side in grid.source_and_target)
+    vlm = grid.vlm
+    source, target = (rows_to_run(vlm, side.part(rows), metrics) for side in grid.source_and_target)
     groups = [grid.pairs.groups[row] for row in rows]
     reads = [
         Read(layer, grid.site, layer, take_each, (*_rows_and_columns(source, groups), None)) for layer in grid.layers

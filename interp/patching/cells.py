@@ -26,10 +26,10 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.models import VLM, Batch, Edit, Intervention, Read
-from interp.models.layout.additions import tolerance
 from interp.models.running.resume import (
     POSITIONS_AT_ONCE,
     ROWS_AT_ONCE,
+    MetricFunction,
     Versions,
     at_columns,
     changes_of,
@@ -39,7 +39,7 @@ from interp.models.running.resume import (
     write_versions,
 )
 from interp.models.running.trace import no_numbers, run_forward
-from interp.patching.metrics import MetricFunction
+from interp.patching.agreement import allowed_difference, largest_difference
 
 # The ways to resume cells, best first, by the notes that describe them.
 _WAYS = {
@@ -49,8 +49,6 @@ _WAYS = {
 _WHOLE = "each cell was a whole forward pass"
 # A first sweep is divided into so many parts, from its lowest layers to its highest; a cell of each is computed in both ways.
 _COMPARED = 4
-# Every logit is smaller than the values that rule a token out, in any precision.
-_RULED_OUT = 6e4
 
 
 def run_cells(
@@ -140,7 +138,7 @@ def _is_same_repeated(vlm: VLM, row: Batch, logits: Tensor, interventions: Seque
     except Exception as error:  # any error of a model that does not take a repeated encoding
         _raise_if_out_of_memory(error)
         return False
-    return _largest_difference(again, logits) <= _allowed_difference(vlm, logits)
+    return largest_difference(again, logits) <= allowed_difference(vlm, logits)
 
 
 # Which way ---------------------------------------------------------------------------------------------------------------
@@ -148,7 +146,8 @@ def _is_same_repeated(vlm: VLM, row: Batch, logits: Tensor, interventions: Seque
 
 def choose_way(vlm: VLM, row: Batch, versions: Versions, seed: int) -> tuple[str, str]:
     """The way to compute cells of this kind on this model, which is tried once, and the note that describes it."""
-    kind, reach = ("resumed", versions.site, row.has_images), _reach(row, versions)
+    behind = ("answered",) if row.tail > 1 else ()
+    kind, reach = ("resumed", versions.site, row.has_images, *behind), _reach(row, versions)
     known = vlm.tried.get(kind, {})
     covering = [outcome for (lowest, last), outcome in known.items() if lowest <= reach[0] and last <= reach[1]]
     if covering:
@@ -163,9 +162,9 @@ def choose_way(vlm: VLM, row: Batch, versions: Versions, seed: int) -> tuple[str
 
 
 def _reach(row: Batch, versions: Versions) -> tuple[int, bool]:
-    """What these versions run again: the lowest layer, and whether they run the last position alone."""
+    """What these versions run again: the lowest layer, and whether they run nothing before those that are read out."""
     first = min(int(versions.groups[group].min()) for group in {cell.group for cell in versions.cells})
-    return min(versions.states), first == len(row.tokens[0]) - 1
+    return min(versions.states), first == len(row.tokens[0]) - row.tail
 
 
 def _draw_cells(vlm: VLM, row: Batch, versions: Versions, seed: int) -> Versions:
@@ -187,15 +186,15 @@ def _first_that_agrees(vlm: VLM, row: Batch, versions: Versions, whole: Tensor) 
     reasons: list[str] = []
     for way, run in _WAYS.items():
         try:
-            difference = _largest_difference(run(vlm, row, versions, full_logits)[1], whole)
+            difference = largest_difference(run(vlm, row, versions, full_logits)[1], whole)
         except Exception as error:  # any error of a layer that only its model can call
             _raise_if_out_of_memory(error)
             reasons.append(_reason(error))
             continue
-        if difference <= _allowed_difference(vlm, whole):
+        if difference <= allowed_difference(vlm, whole):
             return way, ": ".join([way, *reasons[:1]])
         reasons.append(
-            f"logits of resumed cells were off by {difference:.2g}, {_allowed_difference(vlm, whole):.2g} was allowed"
+            f"logits of resumed cells were off by {difference:.2g}, {allowed_difference(vlm, whole):.2g} was allowed"
         )
     return _WHOLE, f"{_WHOLE}: {'; '.join(dict.fromkeys(reasons))}"
 
@@ -209,18 +208,6 @@ def _reason(error: Exception) -> str:
 def full_logits(logits):
     """Plain torch, run inside the trace: the logits themselves."""
     return logits.float()
-
-
-def _largest_difference(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference of logits. The value that rules a token out, which may be infinite, is equal in both."""
-    difference = torch.where(logits == expected, 0.0, (logits.float() - expected.float()).abs())
-    return difference.nan_to_num(nan=torch.inf).max().item()
-
-
-def _allowed_difference(vlm: VLM, logits: Tensor) -> float:
-    """The difference that logits of this size may have in the model's precision."""
-    sizes = logits.float().abs()
-    return 10 * tolerance(vlm.dtype) * sizes[sizes < _RULED_OUT].max().item()
 
 
 def _raise_if_out_of_memory(error: Exception) -> None:

@@ -32,8 +32,8 @@ from interp.interventions import Knockout
 from interp.interventions.random_controls import random_positions
 from interp.models import VLM, Batch
 from interp.models.batches.positions import name_of_positions
-from interp.patching.metrics import Metric, MetricFunction, answer_ids, bind_to_batches, name_of
-from interp.patching.window_sweeps import as_batches, centred_windows, last_logits
+from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, name_of
+from interp.patching.window_sweeps import MetricRuns, as_batches, centred_windows
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
@@ -150,24 +150,22 @@ def flow(
     batches, windows = as_batches(batch), centred_windows(vlm.structure.n_layers, window)
     named_cuts, seed = _knockouts(edges, mode), checked_seed(seed)
     cuts = list(named_cuts.values())
-    metrics, answers = bind_to_batches(metric, vlm, batches), answer_ids(metric, vlm, batches)
+    metrics = bind_to_batches(metric, vlm, batches)
     for each in batches:
         vlm.edits_of(each, cuts)
         vlm.edits_of(each, interventions)
 
-    runs = [_run_baseline(vlm, *each, interventions) for each in zip(batches, metrics, answers, strict=True)]
+    runs = [
+        _run_baseline(each, MetricRuns(vlm, of_batch, interventions))
+        for each, of_batch in zip(batches, metrics, strict=True)
+    ]
     baseline, kept = _kept_baseline(runs, name_of(metric))
     control_cuts, n_source, n_control = _control_cuts(vlm, runs, cuts, seed)
     plans = [[cuts] * len(runs), *([control_cuts] if control else [])]
     total = len(plans) * sum(bool(run.right.any()) for run in runs) * len(cuts) * len(windows)
     with progress_bar("flow", total, "runs", progress) as bar:
         per_row, *of_control = (
-            torch.cat(
-                [
-                    _run_cuts(vlm, run, of_run, windows, interventions, bar)
-                    for run, of_run in zip(runs, plan, strict=True)
-                ]
-            )
+            torch.cat([_run_cuts(run, of_run, windows, bar) for run, of_run in zip(runs, plan, strict=True)])
             for plan in plans
         )
     of_control = [each.masked_fill(n_control[:, :, None] == 0, torch.nan) for each in of_control]
@@ -234,20 +232,17 @@ def _knockouts(edges: Any, mode: str) -> dict[str, Knockout]:
 
 @dataclass(frozen=True)
 class _BaselineRun:
-    """One batch, its metric, and its run without a cut: the metric's value in each row, and which rows are right."""
+    """One batch, the runs of its metric, and those without a cut: the metric's value in each row, and which rows are right."""
 
     batch: Batch
-    metric: MetricFunction
+    runs: MetricRuns
     values: Tensor
     right: Tensor
 
 
-def _run_baseline(
-    vlm: VLM, batch: Batch, metric: MetricFunction, answers: Tensor | None, interventions: Sequence[Any]
-) -> _BaselineRun:
-    logits = last_logits(vlm, batch, vlm.edits_of(batch, interventions))
-    right = torch.ones(len(batch), dtype=torch.bool) if answers is None else logits.argmax(dim=-1).cpu() == answers
-    return _BaselineRun(batch, metric, metric(logits), right)
+def _run_baseline(batch: Batch, runs: MetricRuns) -> _BaselineRun:
+    logits = runs.logits()
+    return _BaselineRun(batch, runs, runs.metric(*logits), runs.metric.right(logits[0]))
 
 
 def _kept_baseline(runs: Sequence[_BaselineRun], name: str) -> tuple[Tensor, Tensor]:
@@ -268,26 +263,17 @@ def _kept_baseline(runs: Sequence[_BaselineRun], name: str) -> tuple[Tensor, Ten
     return values, kept
 
 
-def _run_cuts(
-    vlm: VLM,
-    run: _BaselineRun,
-    cuts: Sequence[Knockout | None],
-    windows: Sequence[range],
-    interventions: Sequence[Any],
-    bar: Bar,
-) -> Tensor:
+def _run_cuts(run: _BaselineRun, cuts: Sequence[Knockout | None], windows: Sequence[range], bar: Bar) -> Tensor:
     """The metric `[row, edge, window]` of the rows that count, with one edge cut in one window at a time; NaN for no cut."""
     values = torch.full((int(run.right.sum()), len(cuts), len(windows)), torch.nan, dtype=torch.float32)
     if not len(values):  # no row of this batch counts
         return values
-    edits = vlm.edits_of(run.batch, interventions)
     for edge, cut in enumerate(cuts):
         if cut is None:
             bar.advance(len(windows))
             continue
         for index, layers in enumerate(windows):
-            logits = last_logits(vlm, run.batch, edits, [replace(cut, layers=layers)])
-            values[:, edge, index] = run.metric(logits)[run.right]
+            values[:, edge, index] = run.runs.values([replace(cut, layers=layers)])[run.right]
             bar.advance()
     return values
 

@@ -66,7 +66,8 @@ class SweepRequest:
 class SweepGrid:
     """The cells of a sweep: each layer of `site` at each column of `pairs`, and with `heads` each of them alone.
 
-    `metrics` has the metric of each row. `interventions` hold in all runs, and `seed` makes the draws.
+    `metrics` has what the metric of each row is in one run, or in two, the first minus the second. `interventions` hold in all
+    runs, and `seed` makes the draws.
     """
 
     vlm: VLM
@@ -76,7 +77,7 @@ class SweepGrid:
     heads: list[int] | None
     direction: str
     metric: str
-    metrics: list[RowMetric]
+    metrics: list[tuple[RowMetric, ...]]
     interventions: Sequence[Intervention]
     seed: int
 

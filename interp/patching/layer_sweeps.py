@@ -28,8 +28,8 @@ from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Skip
 from interp.interventions.random_controls import controls_of, random_positions
 from interp.models import VLM, Batch
-from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
-from interp.patching.window_sweeps import as_batches, last_logits, sliding_windows, windows_to_end
+from interp.patching.metrics import BatchMetric, Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
+from interp.patching.window_sweeps import MetricRuns, as_batches, sliding_windows, windows_to_end
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
@@ -309,7 +309,7 @@ class _Run:
     plans: Sequence[Plan]
     controls: _ControlPlans | None
     interventions: Sequence[Any]
-    metrics: Sequence[MetricFunction] | None
+    metrics: Sequence[BatchMetric] | None
 
     def result(
         self, windows: list[range], metric: str, intervention: tuple[str, str], seed: int, progress: bool
@@ -347,15 +347,15 @@ class _Run:
 
     def _run_batch(self, number: int, plans: Sequence[Plan], bar: Bar) -> tuple[Tensor, Tensor]:
         """The metric `[row, plan]` of a batch with each plan and `[row]` without."""
-        vlm, batch = self.vlm, self.batches[number]
-        edits = vlm.edits_of(batch, self.interventions)
-        baseline = last_logits(vlm, batch, edits)
-        metric = self.metrics[number] if self.metrics is not None else contribution_from(baseline)
+        metric = None if self.metrics is None else self.metrics[number]
+        runs = MetricRuns(self.vlm, metric or BatchMetric((self.batches[number],), ()), self.interventions)
+        baseline = runs.logits()
+        measure = metric or contribution_from(baseline[0])
         values = []
         for plan in plans:
-            values.append(metric(last_logits(vlm, batch, edits, plan)).cpu())
+            values.append(measure(*runs.logits(plan)).cpu())
             bar.advance()
-        return torch.stack(values, dim=1), metric(baseline).cpu()
+        return torch.stack(values, dim=1), measure(*baseline).cpu()
 
 
 def _statistics(per_row: Tensor, seed: int) -> dict[str, Any]:

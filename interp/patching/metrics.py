@@ -19,14 +19,16 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, Batch
-from interp.models.batches.targets import target_ids_of
+from interp.models.batches.targets import answers_of, target_ids_of
 from interp.models.running.resume import MetricFunction
+from interp.patching.answers import answered
 
 Rule = Callable[..., Tensor]
 
@@ -35,42 +37,53 @@ Rule = Callable[..., Tensor]
 class RowMetric(Display):
     """A metric of one row: ``rule(logits, *references)`` of any number of versions of that row's logits `[version, vocab]`.
 
+    With an `answer` of several tokens (Int `[token]`) the row is run with it, and the logits are `[version, token, vocab]`.
     It is plain torch, so a sweep can measure inside a trace and keep one number of each version.
     """
 
     rule: Rule
     references: tuple[Tensor, ...] = ()
+    answer: Tensor | None = None
 
-    def __call__(self, logits: Float[Tensor, "version vocab"]) -> Float[Tensor, " version"]:
+    def __call__(self, logits: Float[Tensor, "version *token vocab"]) -> Float[Tensor, " version"]:
         """Raises `InputError` if the rule does not give one number a version."""
         values = apply_rule(logits, self.rule, self.references)
         return check_per_row(values, logits, getattr(self.rule, "__name__", type(self.rule).__name__))
 
-    def of_run(self, logits: Float[Tensor, "1 vocab"], name: str) -> Float[Tensor, " 1"]:
+    def of_run(self, logits: Float[Tensor, "1 *token vocab"], name: str) -> Float[Tensor, " 1"]:
         """The metric of the row's own run. Raises `InputError` if two versions do not get a number each."""
-        two = logits.expand(2, -1)
+        two = logits.expand(2, *logits.shape[1:])
         return check_per_row(apply_rule(two, self.rule, self.references), two, name)[:1]
 
 
 @dataclass(frozen=True)
 class Metric(Display):
     """A rule on logits `[batch, vocab]` and what it compares them with: targets, one for all rows or one a row, or a
-    reference `[batch, vocab]`."""
+    reference `[batch, vocab]`.
+
+    With `several`, the targets are answers of any number of tokens. The value is ``rule(logits, answer)`` of the first, minus
+    that of the second where there are two. The logits are those that judge the answer, `[batch, token, vocab]`: each answer
+    of more than one token has a run of its own.
+    """
 
     name: str
     rule: Rule
     targets: tuple[Any, ...] = ()
     reference: Tensor | None = None
+    several: bool = False
 
     def __post_init__(self) -> None:  # a metric is bound many times, and an iterator would be empty after the first
         targets = tuple(tuple(target) if isinstance(target, Iterator) else target for target in self.targets)
         object.__setattr__(self, "targets", targets)
 
     def references(self, vlm: VLM, batches: Sequence[Batch]) -> list[Tensor]:
-        """What the rule compares the logits of all rows of these batches with: tensors with one entry a row.
+        """What the rule compares the logits of all rows of these batches with: tensors with one entry a row, of answers
+        `[row, token]` with -1 behind shorter ones.
 
         Raises `InputError` for targets or a reference that do not fit the rows.
         """
+        if self.several:
+            return [torch.cat(answers_of(vlm, batches, target)) for target in self.targets]
         references = [torch.cat(target_ids_of(vlm, batches, target)) for target in self.targets]
         if self.reference is None:
             return references
@@ -82,10 +95,13 @@ class Metric(Display):
             )
         return [*references, self.reference]
 
-    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
+    def __call__(self, logits: Float[Tensor, "batch *token vocab"]) -> Float[Tensor, " batch"]:
         """The metric of a batch of logits. Its targets must be token ids, because words need a model to look them up."""
         if any(_has_words(target) for target in self.targets):
             raise InputError(f"targets {self.targets!r}: a metric that is called on its own needs token ids, not words")
+        if self.several:
+            answers = [_answer_ids(target, logits) for target in self.targets]
+            return difference_of_terms([apply_rule(logits, self.rule, [each]) for each in answers])
         references = [torch.as_tensor(target, device=logits.device) for target in self.targets]
         if self.reference is not None:
             references.append(self.reference)
@@ -134,6 +150,37 @@ def kl_divergence(reference: Float[Tensor, "batch vocab"]) -> Metric:
     return Metric("KL divergence", divergence_from, reference=reference)
 
 
+def logprob(answer: Any) -> Metric:
+    """``sum over t of log p(answer[t] | prompt, answer[:t])``: the log-probability of an answer of any number of tokens, in nats.
+
+    The answer is text (``"light blue"``), a token id or, one a row, lists of token ids. Its tokens are those with which each
+    row's prompt goes on. The model reads them behind the prompt, whose keys and values they use, and an intervention acts on
+    them as on generated tokens: the value is what greedy generation would give to these very tokens. The probability
+    that the model says this and stops has the end in the answer too, as in ``"light blue</s>"``.
+
+    It is a sum, so longer answers get less. Of one token it is the logarithm of `probability`.
+
+    >>> import torch
+    >>> logprob(0)(torch.tensor([[0.0, 0.0]]))
+    tensor([-0.6931])
+    >>> logprob([[0, 1]])(torch.tensor([[[0.0, 0.0], [0.0, 0.0]]]))
+    tensor([-1.3863])
+    """
+    return Metric("log-probability", logprob_of, (answer,), several=True)
+
+
+def logprob_difference(a: Any, b: Any) -> Metric:
+    """``logprob(a) - logprob(b)``: how far the model prefers answer `a` to answer `b`, each of any number of tokens, in nats.
+
+    It is above 0 where `a` is the likelier answer. Of two answers of one token it is their `logit_difference`.
+
+    >>> import torch
+    >>> logprob_difference(0, 2)(torch.tensor([[3.0, 0.0, 1.0]]))
+    tensor([2.])
+    """
+    return Metric("log-probability difference", logprob_of, (a, b), several=True)
+
+
 # Binding a metric to rows ------------------------------------------------------------------------------------------------
 
 
@@ -143,53 +190,133 @@ def name_of(metric: Metric | MetricFunction) -> str:
 
 
 def bind_to_rows(metric: Any, vlm: VLM, batch: Batch) -> list[RowMetric]:
-    """The metric of each row of a batch; a plain function is the metric of every row.
+    """The metric of each row of a batch, for a metric that is read from one run; a plain function is the metric of every row.
 
     Raises `InputTypeError` for what is not a metric, `InputError` for targets or a reference that do not fit the rows.
     """
-    if not isinstance(metric, Metric):
-        return [RowMetric(_checked_function(metric))] * len(batch)
-    references = metric.references(vlm, [batch])
-    return [RowMetric(metric.rule, tuple(each[row] for each in references)) for row in range(len(batch))]
+    return [terms[0] for terms in _terms_of_rows(metric, vlm, batch)]
 
 
-def bind_to_pairs(metric: Any, vlm: VLM, clean: Batch, corrupted: Batch) -> list[RowMetric]:
-    """The metric of each pair of rows, which is measured in runs of both.
+def bind_to_pairs(metric: Any, vlm: VLM, clean: Batch, corrupted: Batch) -> list[tuple[RowMetric, ...]]:
+    """The metric of each pair of rows, which is measured in runs of both: what it is of one run, or of two runs with an answer
+    each, the first minus the second.
 
     Raises what `bind_to_rows` raises, and `InputError` for a word that is one token behind the clean and another behind the
     corrupted row.
     """
-    metrics = bind_to_rows(metric, vlm, clean)
-    for row, (own, other) in enumerate(zip(metrics, bind_to_rows(metric, vlm, corrupted), strict=True)):
-        tokens = [] if not isinstance(metric, Metric) or not metric.targets else [own.references, other.references]
-        for in_clean, in_corrupted in zip(*tokens, strict=True):
-            if in_clean != in_corrupted:
+    metrics = _terms_of_rows(metric, vlm, clean)
+    has_targets = isinstance(metric, Metric) and metric.targets
+    for row, sides in enumerate(zip(metrics, _terms_of_rows(metric, vlm, corrupted), strict=True)):
+        own, other = (
+            ([each for term in terms for each in term.references] for terms in sides) if has_targets else ([], [])
+        )
+        for in_clean, in_corrupted in zip(own, other, strict=True):
+            if in_clean.tolist() != in_corrupted.tolist():
                 raise InputError(
-                    f"row {row}: a word of the metric is token {int(in_clean)} behind the clean prompt and {int(in_corrupted)} "
-                    "behind the corrupted one: expected prompts that end alike, or token ids"
+                    f"row {row}: a word of the metric is token {_ids(in_clean)} behind the clean prompt and "
+                    f"{_ids(in_corrupted)} behind the corrupted one: expected prompts that end alike, or token ids"
                 )
     return metrics
 
 
-def bind_to_batches(metric: Any, vlm: VLM, batches: Sequence[Batch]) -> list[MetricFunction]:
-    """The metric of each batch: a function of its logits `[batch, vocab]` that gives Float `[batch]` on the CPU.
+def bind_to_batches(metric: Any, vlm: VLM, batches: Sequence[Batch]) -> list[BatchMetric]:
+    """The metric of each batch.
 
     Targets are one for all rows, or one for each row of all batches in order. Raises what `bind_to_rows` raises; the
     functions raise `InputError` if the metric does not give one number a row.
     """
     if not isinstance(metric, Metric):
-        return [_on_cpu(_checked_function(metric), name_of(metric))] * len(batches)
+        function = _on_cpu(_checked_function(metric), name_of(metric))
+        return [BatchMetric((batch,), (function,)) for batch in batches]
     sizes = [len(batch) for batch in batches]
     references = metric.references(vlm, batches)
     parts = zip(*(each.split(sizes) for each in references), strict=True) if references else repeat((), len(sizes))
-    return [_on_cpu(partial(apply_rule, rule=metric.rule, references=part), metric.name) for part in parts]
+    return [_of_batch(metric, vlm, batch, part) for batch, part in zip(batches, parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class BatchMetric(Display):
+    """The metric of a batch: the batches to run (the batch itself, or it with an answer behind it), and for each a function of
+    its logits that gives Float `[batch]` on the CPU. Of two, the value is that of the first minus that of the second.
+
+    `targets` are the tokens of the right answer, Int `[batch, token]` with -1 behind shorter ones; None without targets.
+    """
+
+    batches: tuple[Batch, ...]
+    functions: tuple[MetricFunction, ...]
+    targets: Tensor | None = None
+
+    def __call__(self, *logits: Float[Tensor, "batch ... vocab"]) -> Float[Tensor, " batch"]:
+        """The metric, from the logits of each of the `batches`."""
+        return difference_of_terms([each(own) for each, own in zip(self.functions, logits, strict=True)])
+
+    def right(self, logits: Float[Tensor, "batch *token vocab"]) -> Bool[Tensor, " batch"]:
+        """In which rows the right answer is what the model would say: each of its tokens has the largest of these logits, those
+        of the first of the `batches`. True in all rows without targets."""
+        if self.targets is None:
+            return torch.ones(len(logits), dtype=torch.bool)
+        best = logits.argmax(dim=-1).cpu().reshape(len(logits), -1)
+        return ((best == self.targets) | (self.targets < 0)).all(dim=1)
+
+
+def _of_batch(metric: Metric, vlm: VLM, batch: Batch, references: Sequence[Tensor]) -> BatchMetric:
+    """The metric of a batch whose references are known."""
+    if metric.several:
+        references = [ids[:, : int((ids >= 0).sum(dim=1).max())] for ids in references]
+    rule, references = _in_one_run(metric, references)
+    targets = references[0].reshape(len(batch), -1) if metric.targets else None
+    if rule is not None:
+        return BatchMetric(
+            (batch,), (_on_cpu(partial(apply_rule, rule=rule, references=references), metric.name),), targets
+        )
+    functions = [_on_cpu(partial(apply_rule, rule=metric.rule, references=[ids]), metric.name) for ids in references]
+    return BatchMetric(tuple(answered(vlm, batch, ids) for ids in references), tuple(functions), targets)
+
+
+def _terms_of_rows(metric: Any, vlm: VLM, batch: Batch) -> list[tuple[RowMetric, ...]]:
+    """What the metric of each row is measured in: one run, or one with each answer."""
+    if not isinstance(metric, Metric):
+        return [(RowMetric(_checked_function(metric)),)] * len(batch)
+    rule, references = _in_one_run(metric, metric.references(vlm, [batch]))
+    if rule is not None:
+        return [(RowMetric(rule, tuple(each[row] for each in references)),) for row in range(len(batch))]
+    answers = [[ids[row][ids[row] >= 0] for ids in references] for row in range(len(batch))]
+    return [tuple(RowMetric(metric.rule, (ids[None],), ids) for ids in of_row) for of_row in answers]
+
+
+def _in_one_run(metric: Metric, references: Sequence[Tensor]) -> tuple[Rule | None, Sequence[Tensor]]:
+    """The rule and the references with which a metric is read from the prompt's last logits: answers of one token are ids.
+    The rule is None where an answer has more tokens."""
+    if not metric.several:
+        return metric.rule, references
+    if any(bool((ids[:, 1:] >= 0).any()) for ids in references):
+        return None, references
+    ids = [each[:, 0] for each in references]
+    return (metric.rule if len(ids) == 1 else difference_of), ids
+
+
+def _ids(answer: Tensor) -> str:
+    """A token, or the tokens of an answer."""
+    return ", ".join(map(str, answer.flatten().tolist()))
 
 
 def answer_ids(metric: Metric | MetricFunction, vlm: VLM, batches: Sequence[Batch]) -> Sequence[Tensor | None]:
-    """The right answer of each row, Int `[batch]` for each batch: the first target of the metric. None without targets."""
+    """The right answer of each row for each batch, the first target of the metric: Int `[batch]`, and of a metric of several
+    tokens `[batch, token]` with -1 behind shorter ones. None without targets."""
     if not isinstance(metric, Metric) or not metric.targets:
         return [None] * len(batches)
-    return target_ids_of(vlm, batches, metric.targets[0])
+    return (answers_of if metric.several else target_ids_of)(vlm, batches, metric.targets[0])
+
+
+def rows_to_run(vlm: VLM, batch: Batch, metrics: Sequence[RowMetric]) -> Batch:
+    """The rows of a batch in which these metrics of each are measured: those with an answer have it behind them."""
+    answers = [metric.answer for metric in metrics if metric.answer is not None]
+    return answered(vlm, batch, pad_sequence(answers, batch_first=True, padding_value=-1)) if answers else batch
+
+
+def difference_of_terms(values: Sequence[Tensor]) -> Tensor:
+    """The value of a metric from its values in one run, or in two: the first minus the second."""
+    return values[0] if len(values) == 1 else values[0] - values[1]
 
 
 def check_per_row(values: Any, logits: Tensor, name: str) -> Tensor:
@@ -222,6 +349,19 @@ def _has_words(target: Any) -> bool:
     return any(isinstance(one, str) for one in (target if isinstance(target, list | tuple) else [target]))
 
 
+def _answer_ids(target: Any, logits: Tensor) -> Tensor:
+    """Answers as ids, Int `[row or 1, token]`, for logits that judge as many tokens."""
+    rows = target.tolist() if hasattr(target, "tolist") else target
+    rows = [
+        each if isinstance(each, list | tuple) else [each]
+        for each in (rows if isinstance(rows, list | tuple) else [rows])
+    ]
+    longest, judged = max(map(len, rows)), 1 if logits.ndim == 2 else logits.shape[1]
+    if longest != judged:
+        raise InputError(f"answers of {longest} tokens and logits that judge {judged}: expected [batch, token, vocab]")
+    return torch.tensor([[*each, *[-1] * (longest - len(each))] for each in rows])
+
+
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
 
 
@@ -250,6 +390,15 @@ def probability_of(logits, a):
 def surprise_of(logits, a):
     """The rule of `cross_entropy`."""
     return -entries_at(logits.log_softmax(dim=-1), a)
+
+
+def logprob_of(logits, answer):
+    """The rule of `logprob`, of logits `[row, vocab]` or `[row, token, vocab]`; an answer is ids, `[row, token]` or one id."""
+    steps = logits if logits.ndim == 3 else logits[:, None]
+    answer = answer if answer.ndim == 2 else answer.reshape(-1, 1)
+    answer = answer.expand(len(steps), -1)
+    each = steps[:, : answer.shape[1]].log_softmax(dim=-1).gather(-1, answer.clamp(min=0)[..., None])[..., 0]
+    return each.masked_fill(answer < 0, 0).sum(dim=-1)
 
 
 def divergence_from(logits, reference):

@@ -25,7 +25,7 @@ from interp.models.running.steps import take_each
 from interp.models.running.trace import run_forward
 from interp.patching.cells import run_cells
 from interp.patching.grid import SweepGrid, SweepRequest
-from interp.patching.metrics import Metric, MetricFunction, apply_rule
+from interp.patching.metrics import Metric, MetricFunction, RowMetric, apply_rule, difference_of_terms, rows_to_run
 from interp.patching.patch_result import PatchResult
 from interp.progress import Bar, progress_bar
 
@@ -81,22 +81,42 @@ def patch_sweep(
     source, target = grid.source_and_target
     ends: list[tuple[Tensor, Tensor]] = []
     values, notes = [], []
-    with progress_bar("patching", len(grid.metrics) * len(cells), "cells", progress) as bar:
-        for row, metric_of_row in enumerate(grid.metrics):
-            versions, logits = _versions(grid, source.row(row), cells, grid.pairs.groups[row])
-            of_source = metric_of_row.of_run(logits, grid.metric)
-            in_trace = partial(apply_rule, rule=metric_of_row.rule, references=metric_of_row.references)
-            counted = in_trace if vlm.remote else partial(_counted, in_trace, bar)
-            of_target, of_cells, note = run_cells(
-                vlm, target.row(row), versions, counted, grid.interventions, grid.seed
-            )
-            ends.append((of_source.cpu(), of_target))
+    done = 0
+    with progress_bar("patching", sum(map(len, grid.metrics)) * len(cells), "cells", progress) as bar:
+        for row, terms in enumerate(grid.metrics):
+            sides, groups = (source.row(row), target.row(row)), grid.pairs.groups[row]
+            parts = []
+            for term in terms:
+                of_source, of_target, of_cells, note = _run_row(grid, term, sides, cells, groups, bar)
+                parts.append((of_source, of_target, of_cells))
+                notes.append(note)
+                done += len(cells)
+                bar.reach(done)
+            of_source, of_target, of_cells = map(difference_of_terms, zip(*parts, strict=True))
+            ends.append((of_source, of_target))
             values.append(of_cells)
-            notes.append(note)
-            bar.reach((row + 1) * len(cells))
     both = grid.clean_and_corrupted(*(torch.cat(end) for end in zip(*ends, strict=True)))
     per_row = torch.stack(values).reshape(len(values), *grid.shape)
     return grid.result(per_row, *both, tuple(dict.fromkeys(notes)), "exact")
+
+
+def _run_row(
+    grid: SweepGrid,
+    metric: RowMetric,
+    sides: tuple[Batch, Batch],
+    cells: Sequence[Cell],
+    groups: Sequence[Tensor],
+    bar: Bar,
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """The metric of one row's source `[1]`, of its target `[1]` and of every cell `[cell]`, and a note on the cells."""
+    vlm = grid.vlm
+    source, target = (rows_to_run(vlm, side, [metric]) for side in sides)
+    versions, logits = _versions(grid, source, cells, groups)
+    of_source = metric.of_run(logits, grid.metric).cpu()
+    in_trace = partial(apply_rule, rule=metric.rule, references=metric.references)
+    counted = in_trace if vlm.remote else partial(_counted, in_trace, bar)
+    of_target, of_cells, note = run_cells(vlm, target, versions, counted, grid.interventions, grid.seed)
+    return of_source, of_target, of_cells, note
 
 
 def _counted(metric: MetricFunction, bar: Bar, logits: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from interp.arguments import checked_int
 from interp.errors import InputError, InputTypeError, shown
-from interp.models import VLM, Batch, Edit
+from interp.models import VLM, Batch
 from interp.models.running.trace import run_forward
+from interp.patching.metrics import BatchMetric
 
 
 def centred_windows(n_layers: int, width: Any) -> list[range]:
@@ -68,6 +69,18 @@ def as_batches(batch: Any) -> list[Batch]:
     return list(batches)
 
 
-def last_logits(vlm: VLM, batch: Batch, edits: Sequence[Edit], interventions: Sequence[Any] = ()) -> Tensor:
-    """The logits at the last token of each row, with these edits and then these interventions."""
-    return run_forward(vlm, batch, [*edits, *vlm.edits_of(batch, interventions)])["logits"]
+class MetricRuns:
+    """The runs in which a metric of a batch is measured, all with these interventions."""
+
+    def __init__(self, vlm: VLM, metric: BatchMetric, interventions: Sequence[Any]):
+        self.vlm, self.metric = vlm, metric
+        self._edits = [vlm.edits_of(batch, interventions) for batch in metric.batches]
+
+    def logits(self, more: Sequence[Any] = ()) -> list[Tensor]:
+        """The logits of each run that the metric needs, with `more` interventions behind the others."""
+        runs = zip(self.metric.batches, self._edits, strict=True)
+        return [run_forward(self.vlm, each, [*edits, *self.vlm.edits_of(each, more)])["logits"] for each, edits in runs]
+
+    def values(self, more: Sequence[Any] = ()) -> Tensor:
+        """The metric of each row, Float `[batch]`, with `more` interventions behind the others."""
+        return self.metric(*self.logits(more))

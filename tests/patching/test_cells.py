@@ -9,6 +9,7 @@ from interp.interventions import Knockout, Patch, Reweight
 from interp.models.architectures import architectures, language_models
 from interp.models.running.resume import leftmost
 from interp.patching import attribution_patch, cells, logit_difference, patch_sweep
+from interp.patching.agreement import allowed_difference, largest_difference
 from interp.patching.metrics import bind_to_rows
 from zoo.table import load, report
 
@@ -231,10 +232,10 @@ def test_what_is_drawn_for_each_row_is_drawn_once_for_all_cells(fresh, colour, k
 def test_tokens_that_are_ruled_out_hide_no_disagreement(toy):
     """The lowest number of a precision would make any difference look small, and infinity any agreement a NaN."""
     logits = torch.tensor([[3.0, -4.0, torch.finfo(torch.float32).min, -torch.inf]])
-    assert cells._allowed_difference(toy, logits) == pytest.approx(4e-4)
-    assert cells._largest_difference(logits, logits) == 0
-    assert cells._largest_difference(logits + torch.tensor([0, 0.5, 0, 0]), logits) == 0.5
-    assert cells._largest_difference(logits.masked_fill(logits == 3, torch.nan), logits) == torch.inf
+    assert allowed_difference(toy, logits) == pytest.approx(4e-4)
+    assert largest_difference(logits, logits) == 0
+    assert largest_difference(logits + torch.tensor([0, 0.5, 0, 0]), logits) == 0.5
+    assert largest_difference(logits.masked_fill(logits == 3, torch.nan), logits) == torch.inf
 
 
 def test_memory_that_runs_out_says_nothing_about_the_model(fresh, colour, monkeypatch):

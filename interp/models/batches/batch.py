@@ -50,6 +50,11 @@ class Batch(Display):
         """Whether images are among the inputs."""
         return bool(pixels_of(self.inputs))
 
+    @property
+    def tail(self) -> int:
+        """The number of positions at the end of each row whose logits are read: the last one, except behind an answer."""
+        return 1
+
     def row(self, index: int) -> Batch:
         """Row `index` alone, without the padding it had beside the others."""
         return self.part([row_index(index, len(self))])

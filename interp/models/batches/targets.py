@@ -69,6 +69,41 @@ def target_ids_of(vlm: Vocabulary, batches: Sequence[Batch], targets: Any) -> li
     return list(torch.tensor(ids, dtype=torch.long).split([len(batch) for batch in batches]))
 
 
+def answers_of(vlm: Vocabulary, batches: Sequence[Batch], answers: Any) -> list[Int[Tensor, "row token"]]:
+    """Answers of any number of tokens as ids, for several batches: one answer for all rows, or one a row.
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> batch = vlm.prepare(texts=["where is the 3 ?", "what colour is the 3 ?"])
+    >>> (ids,) = answers_of(vlm, [batch], ["at top", "red"])
+    >>> [vlm.tokenizer.convert_ids_to_tokens(row[row >= 0]) for row in ids]
+    [['at', 'top'], ['red']]
+
+    An answer is text that is written behind its row's prompt as a word is (see `target_ids`), a token id, or a list of token
+    ids. Each row of the result has -1 behind the last token of its answer.
+
+    Raises `InputError` for an answer without a token or with a word outside the vocabulary, anything that is neither text nor
+    ids, and another number of answers than rows.
+    """
+    pieces: list[list[int]] = []
+    continuations = None
+    places = [(batch, row) for batch in batches for row in range(len(batch))]
+    for (batch, row), answer in zip(places, _one_a_row(answers, len(places)), strict=True):
+        if isinstance(answer, str):
+            _refuse_without_tokenizer(vlm, answer)
+            continuations = continuations or Continuations(vlm.tokenizer)
+            ending = _ending_of(continuations, batch, row)
+            pieces.append(_all_pieces(vlm, continuations, ending, answer, row))
+        else:
+            ids = answer if isinstance(answer, list | tuple) else [answer]
+            pieces.append([_checked_id(vlm, each) for each in ids])
+            if not ids:
+                raise InputError(f"answer {shown(answer)} of row {row} has no token: expected one at least")
+    longest = max(map(len, pieces), default=0)
+    padded = torch.tensor([[*own, *[-1] * (longest - len(own))] for own in pieces], dtype=torch.long)
+    return list(padded.split([len(batch) for batch in batches]))
+
+
 def word_id(vlm: Vocabulary, word: Any) -> int:
     """The token of a word that stands behind no prompt, or a token id as it is.
 
@@ -143,6 +178,18 @@ def _word_behind(vlm: Vocabulary, continuations: Continuations, ending: Ending, 
     return _only_piece(vlm, pieces, word, f"; row {row} ends in {ending.text[-_MOST_SHOWN:]!r}")
 
 
+def _all_pieces(vlm: Vocabulary, continuations: Continuations, ending: Ending, answer: str, row: int) -> list[int]:
+    """The tokens of an answer, which the vocabulary must have all."""
+    pieces = continuations.pieces(ending, answer) if answer else []
+    place = f"; row {row} ends in {ending.text[-_MOST_SHOWN:]!r}"
+    if not pieces:
+        raise InputError(f"answer {answer!r} adds no token to a text: expected words, or a list of token ids{place}")
+    if continuations.unknown in pieces:
+        names = vlm.tokenizer.convert_ids_to_tokens(pieces)
+        raise InputError(f"answer {answer!r} has a word outside this vocabulary, it becomes {names!r}{place}")
+    return [_checked_id(vlm, piece) for piece in pieces]
+
+
 def _is_one_word(vlm: Vocabulary, pieces: Sequence[int]) -> bool:
     return len(pieces) == 1 and pieces[0] != vlm.tokenizer.unk_token_id
 
@@ -155,4 +202,5 @@ def _only_piece(vlm: Vocabulary, pieces: list[int], word: str, place: str) -> in
     problem = f"is {len(pieces)} tokens, {names!r}" if pieces else "adds no token to a text"
     if len(pieces) == 1:
         problem = f"is not a word of this vocabulary, it becomes {names[0]!r}"
-    raise InputError(f"target {word!r} {problem}: expected a word that is one token, or an id{place}")
+    answer = ", or for an answer of several tokens the metric interp.patching.logprob" if len(pieces) > 1 else ""
+    raise InputError(f"target {word!r} {problem}: expected a word that is one token, or an id{answer}{place}")

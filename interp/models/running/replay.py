@@ -59,11 +59,20 @@ class Run:
     """The untouched run: its layers, their signatures and places, and the values that were taken from it.
 
     `values` has, by layer, what it was called with ("call"), and what entered and what left it ("enters", "leaves"); `keys`
-    are the keys and values at all positions, None where layers are called without a cache.
+    are the keys and values at all positions, None where layers are called without a cache. `tail` positions are read out.
     """
 
-    def __init__(self, layers: dict[int, Any], signatures: dict[int, Signature], places: Any, values: Any, keys: Any):
+    def __init__(
+        self,
+        layers: dict[int, Any],
+        signatures: dict[int, Signature],
+        places: Any,
+        values: Any,
+        keys: Any,
+        tail: int = 1,
+    ):
         self.layers, self.signatures, self.places, self.values, self.keys = layers, signatures, places, values, keys
+        self.tail = tail
         self.last = max(layers)
         self.length = values["leaves", self.last].shape[1]
         self.added = {layer: self.added_before(layer) for layer in layers if layer - 1 in layers}
@@ -138,13 +147,13 @@ def arguments(run, layer, hidden, start, cache):
 
 
 def call_for_last(run, layer, hidden, start):
-    """What leaves a layer at the last position: of the others only keys and values are made."""
+    """What leaves a layer at the positions that are read out: of the others only keys and values are made."""
     cache = Cache(run.keys, start, leave=True)
     args, kwargs = arguments(run, layer, hidden, start, cache)
     try:
         run.layers[layer](*args, **kwargs)
     except KeysMade:
-        return call_layer(run, layer, hidden[:, -1:], run.length - 1, cache.keys)
+        return call_layer(run, layer, hidden[:, -run.tail :], run.length - run.tail, cache.keys)
 
 
 def call_changed(run, layer, hidden, start, change):

@@ -11,8 +11,8 @@ position that may differ is read from the masks themselves (`leftmost`), so wind
 *How versions are run together.* Those that begin at one position are rows of one batch. The rows of layer l join the batch
 when the others have reached that layer, so a sweep over all layers of a column is one pass from bottom to top.
 
-*What is left out at the end.* The readout takes the last position alone. In the last layer the others are needed for
-their keys and values only, so the layer is left as soon as it has these, and called again for the last position.
+*What is left out at the end.* The readout takes the last position alone, or those that judge an answer. In the last layer the
+others are needed for their keys and values only, so the layer is left as soon as it has these, and called again for those.
 
 *What the model adds between its layers*, as DeepStack does, is the same in every version and added to it again.
 
@@ -81,9 +81,9 @@ def run_from_positions(core: Core, batch: Batch, versions: Versions, measure: Me
     """The measure of one row's untouched run `[1, ...]` and of each version `[cell, ...]`, each version resumed from the
     layer and the position where it first differs.
 
-    `measure` maps logits `[version, vocab]` to `[version, ...]` and is called inside the trace. A version whose states are
-    those of the untouched run is not run. Raises `LayoutError` for a layer without softmax attention or that takes no
-    cache, `InputError` for masks that cannot be read, and whatever a layer raises.
+    `measure` maps logits `[version, vocab]`, of an answered batch `[version, token, vocab]`, to `[version, ...]` and is called
+    inside the trace. A version whose states are those of the untouched run is not run. Raises `LayoutError` for a layer
+    without softmax attention or that takes no cache, `InputError` for masks that cannot be read, and whatever a layer raises.
     """
     return _run(core, batch, versions, measure, Cache())
 
@@ -108,15 +108,15 @@ def _run(
     reads += [Read((name, n), at, n, function) for n in layers for name, (at, function) in around.items()]
     steps = schedule(core, 1, edits, reads)
     places = {} if site in BETWEEN else {layer: place(core, 1, layer, site) for layer in versions.states}
-    inputs, _ = inputs_for_logits(core, batch, "last", inspected=True)
+    inputs, tail = inputs_for_logits(core, batch, "last", inspected=True)[0], batch.tail
     model, envoys, readout = core.nnsight, {layer: core.layers[layer] for layer in layers}, core.readout
     keys = None if cache is None else cache.keys
     with around_run(core, inputs, edits, reads), model.trace(**inputs, **core.trace_options):
         saved = nnsight.save({})
         values: dict = {}
         follow(steps, values)
-        saved["base"] = measure(model.output.logits[:, -1])
-        run = Run(envoys, signatures, places, values, keys)
+        saved["base"] = measure(at_end(model.output.logits, tail))
+        run = Run(envoys, signatures, places, values, keys, tail)
         saved["values"] = measure_versions(run, readout, measure, saved["base"], versions)
     return saved["base"].cpu(), saved["values"]
 
@@ -143,6 +143,11 @@ def _signature(core: Core, layer: int, from_positions: bool) -> Signature:
 def uncopied(value):
     """The value itself, which must not be changed."""
     return value
+
+
+def at_end(value, count):
+    """The last position, without an axis for it, or so many last ones."""
+    return value[:, -1] if count == 1 else value[:, -count:]
 
 
 def at_columns(value, columns):
@@ -237,14 +242,14 @@ def run_pass(run, readout, versions, start):
             hidden = with_changed(hidden, run.values["leaves", layer], coming, start)
         added = run.added.get(layer + 1)
         hidden = hidden if added is None else hidden + added[:, start:].to(hidden.device)
-    return readout.logits(hidden[:, -1])
+    return readout.logits(at_end(hidden, run.tail))
 
 
 def call_some(run, layer, hidden, start):
     """What leaves a layer, of the last one only what is read out."""
     if not len(hidden):
         return hidden
-    if layer == run.last and run.keys is not None and run.length - start > 1:
+    if layer == run.last and run.keys is not None and run.length - start > run.tail:
         return call_for_last(run, layer, hidden, start)
     return call_layer(run, layer, hidden, start, run.keys)
 
@@ -260,7 +265,7 @@ def with_changed(hidden, states, coming, start):
         return hidden
     count = len(coming.cells)
     new = write_versions(states[:, start:].expand(count, -1, -1), **changes_of(coming, range(count), start))
-    # After the last layer the versions have the last position alone.
+    # After the last layer the versions have the positions that are read out alone.
     return torch.cat([hidden, new[:, -hidden.shape[1] :].to(hidden.device)]) if len(hidden) else new
 
 

@@ -72,7 +72,8 @@ def inputs_for_logits(core: Core, batch: Batch, logits: Any, inspected: bool) ->
     inputs, last = ready_inputs(core, batch.inputs), isinstance(logits, str) and logits == "last"
     if last and bool(batch.positions["last"][:, -1].all()):
         trims = core.structure.trims is not False and inspected
-        return ({**inputs, "logits_to_keep": 1} if core.accepts("logits_to_keep") and not trims else inputs), "end"
+        kept = {"logits_to_keep": batch.tail} if core.accepts("logits_to_keep") and not trims else {}
+        return {**inputs, **kept}, "end" if batch.tail == 1 else batch.tail
     mask = batch.positions["last"] if last else logits
     return inputs, mask.nonzero(as_tuple=True) if isinstance(mask, Tensor) else mask
 
@@ -86,8 +87,9 @@ def run_forward(
 ) -> dict[Any, Tensor]:
     """One forward pass: the value of each read under its key, and under ``"logits"`` the logits.
 
-    `logits` is "last" (of each row's last real token, `[batch, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch,
-    seq]` (`[position, vocab]`, row after row) or None (not computed further than the last read needs).
+    `logits` is "last" (of each row's last real token, `[batch, vocab]`; of an answered batch those that judge its answers,
+    `[batch, token, vocab]`), "all" (`[batch, seq, vocab]`), a Bool `[batch, seq]` (`[position, vocab]`, row after row) or None
+    (not computed further than the last read needs).
 
     Raises `InputError` where logits are NaN or infinite, with the place where that begins (`run_unrefused` does not); reads are
     returned as they are.
@@ -291,9 +293,11 @@ def visible(core: Core, batch: Batch, layers: int | str | Iterable[int] = "all")
 
 
 def logits_at(logits, selection):
-    """The logits of the last column ("end"), of all positions ("all"), or of these rows and columns."""
+    """The logits of the last column ("end"), of so many last ones, of all positions ("all"), or of these rows and columns."""
     if selection == "end":
         return logits[:, -1]
+    if isinstance(selection, int):
+        return logits[:, -selection:]
     if selection == "all":
         return logits
     rows, columns = selection
