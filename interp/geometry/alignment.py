@@ -27,20 +27,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import checked_flag
+from interp.arguments import checked_flag, checked_int
 from interp.errors import InputError
 from interp.geometry.bypass import INTERMEDIATE, BypassResult, bypass_of
 from interp.geometry.clouds import States, as_paired_states, check_k
-from interp.geometry.layer_grids import NO_HALVES, LayerStacks
+from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
 from interp.geometry.phase import phase_of
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.registry import measure_of
+from interp.geometry.shuffles import joint_p
 from interp.progress import quiet
 from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
 
 FLIPS = 1000
+PERMUTATIONS = 199
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,10 @@ class AlignmentMatrix(Result):
     settings. `parts[half, visual, textual]` are the values of each half-sample, and `flips[draw, visual, textual]` the
     differences to textual layer 0 when examples change sides between the two at random; None for measures without
     influences.
+
+    `null[shuffle, visual, textual]` are the values after shuffles of the pairs, the same ones for all cells, None without
+    them; `p_diagonal` and `p_family` come from it. `influence[visual, textual, example]` is the part of each example in a value,
+    which is their mean, None for measures without.
     """
 
     values: Float[Tensor, "visual textual"]
@@ -66,19 +72,36 @@ class AlignmentMatrix(Result):
     parts: Float[Tensor, "half visual textual"] | None = None
     flips: Float[Tensor, "draw visual textual"] | None = None
     preprocess: str = "none"
+    null: Float[Tensor, "shuffle visual textual"] | None = None
+    influence: Float[Tensor, "visual textual example"] | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or not self.values.shape == self.low.shape == self.high.shape:
             shapes = [tuple(part.shape) for part in (self.values, self.low, self.high)]
             raise InputError(f"values, low and high have shapes {shapes}: expected [visual, textual] three times")
 
+    @property
+    def p_family(self) -> Float[Tensor, "visual textual"]:
+        """The p of each pair of layers, corrected for the look at all pairs: how often the largest of all, each standardised
+        by its own null, reaches it after a shuffle. NaN without shuffles."""
+        return torch.full_like(self.values, torch.nan) if self.null is None else joint_p(self.values, self.null)
+
+    @property
+    def p_diagonal(self) -> Float[Tensor, " layer"]:
+        """The p of each layer of the diagonal, corrected for the look at all of the diagonal; NaN without shuffles."""
+        values = self.values.diagonal()
+        if self.null is None:
+            return torch.full_like(values, torch.nan)
+        return joint_p(values, self.null.diagonal(dim1=1, dim2=2))
+
     def phase(self, tau: float = 0.8) -> range | None:
         """The contiguous layers about the diagonal's maximum m where image and caption are alike, a half-open range.
 
-        Layer l belongs to it where (S[l, l] - chance) / (S[m, m] - chance) >= tau and its `low` is above chance. None where
-        even the `low` of the maximum is not. Without intervals the value itself has to be above chance. A bound is that of
-        one layer: where nothing is shared, one of many layers may still be above chance (one of nine in 1 of 100 matrices
-        by overlaps, in 1 of 5 by "information_imbalance"). A gap is at chance where there is none, so it has no phase.
+        Layer l belongs to it where (S[l, l] - chance) / (S[m, m] - chance) >= tau, its `low` is above chance, and its
+        `p_diagonal` is at most 0.05, so that layers that share nothing have a phase in at most 5 % of matrices, however many
+        layers there are. None where the maximum is not above chance in this sense. Without intervals the value itself has to
+        be above chance; without shuffles p does not count, and one of many layers may be above chance where nothing is
+        shared. A gap is at chance where there is none, so it has no phase.
 
         Raises `InputError` for a matrix that is not square, and for tau outside (0, 1].
         """
@@ -96,11 +119,13 @@ class AlignmentMatrix(Result):
         return bypass_of(self, band)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each pair of layers: visual, textual, value, low, high, chance."""
+        """One row for each pair of layers: visual, textual, value, low, high, chance, p_family."""
         index = pd.MultiIndex.from_product([range(size) for size in self.values.shape], names=["visual", "textual"])
-        columns = {"value": self.values, "low": self.low, "high": self.high}
+        columns = {"value": self.values, "low": self.low, "high": self.high, "p_family": self.p_family}
         frame = pd.DataFrame({name: column.flatten().numpy() for name, column in columns.items()}, index=index)
-        return frame.reset_index().assign(chance=self.chance)
+        frame = frame.reset_index()
+        frame.insert(5, "chance", self.chance)
+        return frame
 
 
 def alignment_matrix(
@@ -111,6 +136,7 @@ def alignment_matrix(
     subsamples: int | None = None,
     seed: int = 0,
     *,
+    permutations: int | None = None,
     preprocess: str = "none",
     progress: bool = True,
 ) -> AlignmentMatrix:
@@ -131,9 +157,11 @@ def alignment_matrix(
 
     What belongs to one layer, its graph or its distances, is computed once. `low` and `high` are the 95 % interval from
     `subsamples` halves drawn without replacement with `seed`, by default 50 for overlaps and 10 for others; with
-    `subsamples=0` they are NaN and cost nothing. The chance level is that of the measure's formula. Without a formula it is
-    the mean over three draws of its null, for each pair of layers: a shuffle of the rows of `textual`, or an exchange of the
-    members of some pairs for a gap. `chance` is the mean over pairs of layers.
+    `subsamples=0` they are NaN and cost nothing. `permutations` shuffles of the rows of `textual` (exchanges of the members of
+    some pairs for a gap) give the null of all pairs of layers at once, by default 199 for measures that are sums over pairs of
+    examples, and 0 for others, of which each shuffle takes as long as the matrix (svcca, pwcca, procrustes, cknna, gaps, your
+    own): pass a number for their p. The chance level is that of the measure's formula; without one it is the mean
+    over the null, over three draws where `permutations` is 0. `chance` is the mean over pairs of layers.
 
     A layer in which all examples are equal (state 0 at the last position, where prompts end alike) is at chance by
     neighbours; other measures refuse it.
@@ -158,10 +186,14 @@ def alignment_matrix(
     halves = NO_HALVES if not isinstance(count, bool) and count == 0 else half_samples(n, count, seed)
     names = [f"visual state {state}" for state in range(len(first))]
     others = [f"textual state {state}" for state in range(len(second))]
-    layers = LayerStacks(list(first), list(second), (names, others))
+    draws = checked_int(
+        (PERMUTATIONS if measure.shuffles else 0) if permutations is None else permutations, "permutations"
+    )
     with quiet(not checked_flag(progress, "progress")):
+        layers = measure.ready(LayerStacks(list(first), list(second), (names, others)), number)
         grid = measure.grid(layers, halves, number)
-        floor = measure.floor(layers, number, seed)
+        null = measure.null_values(layers, number, Resampling(NO_HALVES, draws, seed)) if draws else None
+        floor = measure.floor(layers, number, seed, null)
     error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
     low, high = interval(grid.values, error, measure.bounds)
     return AlignmentMatrix(
@@ -177,6 +209,8 @@ def alignment_matrix(
         grid.parts,
         None if grid.influence is None else _flipped(grid.influence, seed),
         preprocess=preprocess,
+        null=None if null is None else null.float(),
+        influence=None if grid.influence is None else grid.influence.float(),
         provenance=Provenance(seed=seed, notes=notes),
     )
 

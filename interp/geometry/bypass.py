@@ -14,7 +14,8 @@ from torch import Tensor
 
 from interp.arguments import as_number
 from interp.errors import InputError
-from interp.geometry.phase import LayerValues, above_floor
+from interp.geometry.phase import LEVEL, LayerValues, above_floor
+from interp.geometry.shuffles import joint_p
 from interp.results import Result
 from interp.statistics.half_samples import interval, standard_error
 from interp.statistics.permutation import permutation_p
@@ -43,7 +44,7 @@ def bypass_of(matrix: LayerValues, band: tuple[float, float]) -> BypassResult:
         low=matrix.low[rows, best],
         high=matrix.high[rows, best],
         chance=matrix.chance,
-        intermediate=bool(middle[best[0]] and above_floor(matrix)[0, best[0]]),
+        intermediate=bool(middle[best[0]] and above_floor(matrix)[0, best[0]] and not _entry_p(matrix, best) > LEVEL),
         entry_gain=float(matrix.values[0, best[0]] - matrix.values[0, 0]),
         gain=gain,
         gain_low=gain_low,
@@ -52,6 +53,13 @@ def bypass_of(matrix: LayerValues, band: tuple[float, float]) -> BypassResult:
         band=(float(band[0]), float(band[1])),
         provenance=matrix.provenance,
     )
+
+
+def _entry_p(matrix: LayerValues, best: Tensor) -> float:
+    """The p of the best textual layer of visual layer 0, corrected for the choice among all; NaN without shuffles."""
+    if matrix.null is None:
+        return torch.nan
+    return float(joint_p(matrix.values[0], matrix.null[:, 0])[best[0]])
 
 
 def _gain_error(matrix: LayerValues, middle: Tensor) -> Tensor:
@@ -85,7 +93,7 @@ class BypassResult(Result):
     below 0.05, for some measures none: it errs on the safe side.
 
     `intermediate` is True where the best layer of visual layer 0, the features that enter the model, lies inside `band`
-    and its `low` is above `chance`; `entry_gain` is S[0, best] - S[0, 0].
+    and its `low` is above `chance`, with a p of at most 0.05 among all textual layers; `entry_gain` is S[0, best] - S[0, 0].
     """
 
     best: Int[Tensor, " visual"]

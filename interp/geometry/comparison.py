@@ -16,7 +16,7 @@ states of both models. The difference of two comparisons (`GeometryComparison.ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +35,11 @@ from interp.geometry.overlap import label_classes
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure
+from interp.geometry.shuffles import joint_p
 from interp.progress import progress_bar, quiet
 from interp.provenance import Provenance
 from interp.results import Result
+from interp.statistics import holm
 from interp.statistics.categories import Labels, labels_of
 from interp.statistics.half_samples import half_samples
 
@@ -59,8 +61,14 @@ class GeometryComparison(Result):
     """Measures of two modalities over states, one number in each row: `measure`, `modality` ("visual", "textual" or "both"),
     `state`, `value`, its standard `error` (NaN where unknown), `chance`, and `p` (NaN without a test).
 
+    Of many p some are small by luck. `p_holm` is Holm's over the states of each measure and modality. `p_family` is the share
+    of draws in which the largest of these states, each standardised by its own null, reaches the value, and `p_all` the same
+    over all states, modalities and measures with the same kind of null (`interp.geometry.registry`). States share their
+    draws, so both find more than Holm's where neighbouring states are alike, and can reject at 33 states.
+
     `n` is the number of examples in use, and `dropped` are the rows that repeat another and were left out, of all states and
-    both modalities.
+    both modalities. `parts[row, half]` are the values in half-samples and `influence[row, example]` the part of each example in
+    a value, NaN where there are none; `change` compares them in pairs.
     """
 
     measure: list[str]
@@ -73,11 +81,25 @@ class GeometryComparison(Result):
     n: int
     dropped: Int[Tensor, " dropped"]
     preprocess: str = "none"
+    p_family: Float[Tensor, " row"] | None = None
+    p_all: Float[Tensor, " row"] | None = None
+    parts: Float[Tensor, "row half"] | None = None
+    influence: Float[Tensor, "row example"] | None = None
+
+    @property
+    def p_holm(self) -> Float[Tensor, " row"]:
+        """Holm's p over the states of each measure and modality."""
+        adjusted = torch.full_like(self.p, torch.nan)
+        for rows in grouped(zip(self.measure, self.modality, strict=True)):
+            adjusted[rows] = torch.from_numpy(holm(self.p[rows].numpy())).to(adjusted)
+        return adjusted
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each number: measure, modality, state, value, error, chance, p."""
-        numbers = {name: getattr(self, name).numpy() for name in _NUMBERS}
-        return pd.DataFrame({"measure": self.measure, "modality": self.modality, "state": self.state, **numbers})
+        """One row for each number: measure, modality, state, value, error, chance, p, p_holm, p_family, p_all."""
+        unknown = torch.full_like(self.p, torch.nan)
+        numbers = {name: getattr(self, name) for name in (*_NUMBERS, "p_holm", "p_family", "p_all")}
+        columns = {name: (unknown if number is None else number).numpy() for name, number in numbers.items()}
+        return pd.DataFrame({"measure": self.measure, "modality": self.modality, "state": self.state, **columns})
 
     def change(self, after: GeometryComparison) -> pd.DataFrame:
         """What changed from this comparison to `after`, say from a model before tuning to the tuned one.
@@ -108,7 +130,7 @@ def compare(
     metrics: Iterable[str] = DEFAULT,
     labels: Labels | None = None,
     subsamples: int = 10,
-    permutations: int = 20,
+    permutations: int = 199,
     seed: int = 0,
     *,
     preprocess: str = "none",
@@ -191,8 +213,47 @@ def compare(
         n=n,
         dropped=out,
         preprocess=preprocess,
+        p_family=_joint_p(readings, grouped((each.measure, each.modality) for each in readings)),
+        p_all=_joint_p(readings, grouped(_draws_of(REGISTRY[each.measure]) for each in readings)),
+        parts=_rows([each.parts for each in readings]),
+        influence=_rows([each.influence for each in readings]),
         provenance=Provenance(seed=seed, notes=notes),
     )
+
+
+def grouped(keys: Iterable[Hashable]) -> list[list[int]]:
+    """The rows of each key.
+
+    >>> grouped(["cka", "rsa", "cka"])
+    [[0, 2], [1]]
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return list(rows.values())
+
+
+def _draws_of(measure: Measure) -> tuple[str | None, bool]:
+    """What the draws of a measure change: measures that share it share their draws."""
+    return measure.null, measure.kind == "labelled"
+
+
+def _joint_p(readings: Sequence[Reading], families: Iterable[list[int]]) -> Float[Tensor, " row"]:
+    """The p of each reading among those of its family that have a null; NaN without one."""
+    p = torch.full((len(readings),), torch.nan, dtype=torch.float64)
+    for family in families:
+        tested = [row for row in family if readings[row].null is not None]
+        if tested:
+            values = torch.tensor([readings[row].value for row in tested], dtype=torch.float64)
+            p[tested] = joint_p(values, torch.stack([readings[row].null for row in tested], dim=1))
+    return p
+
+
+def _rows(samples: Sequence[Tensor | None]) -> Float[Tensor, "row sample"] | None:
+    """Samples of equal length, one row each, NaN where there are none."""
+    length = next((len(each) for each in samples if each is not None), 0)
+    unknown = torch.full((length,), torch.nan, dtype=torch.float64)
+    return torch.stack([unknown if each is None else each.double() for each in samples]) if length else None
 
 
 def _readings(
@@ -233,7 +294,7 @@ def _of_both(measures: Sequence[Measure], one: StateCloud, other: StateCloud) ->
         draws = one.resampling
         with naming(f"{one.name} (x) and {other.name} (y)"):
             gap = modality_gap(one.cloud, other.cloud, shuffles=draws.permutations, seed=draws.seed)
-        yield from (of_gap(each, gap, one.state) for each in shared)
+        yield from (of_gap(each, gap, one, other) for each in shared)
     yield from (of_two(each, one, other) for each in measures if each.kind in OF_TWO and each not in shared)
 
 

@@ -99,16 +99,22 @@ class LayerGrid:
 
 def overlap_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int, metric: str) -> LayerGrid:
     """The overlap of neighbourhoods, from one graph for each cloud; graphs in the stacks are used as they are."""
-    columns = min(wide(k) if len(halves) else k, stacks.n - 1)
-    count = len(stacks.first) + len(stacks.second)
-    with progress_bar("graphs of neighbours", count, "clouds") as bar:
-        first, second = (
-            [graph_of(cloud, k, metric, name, columns) for cloud, name in bar.each(stack)] for stack in stacks.named
-        )
+    graphs = with_graphs(stacks, k, metric)
+    first, second = graphs.first, graphs.second
     values, influence = overlap_influence(first, second, k)
     with progress_bar("overlap in halves", len(halves), "halves") as bar:
         parts = [overlap_within(first, second, half, k) for half in bar.each(halves)]
     return LayerGrid(values, _stacked(parts, influence), influence)
+
+
+def with_graphs(stacks: LayerStacks, k: int, metric: str) -> LayerStacks:
+    """The stacks with the graph of neighbours in place of each cloud, of enough of them for half-samples."""
+    columns = min(wide(k), stacks.n - 1)
+    with progress_bar("graphs of neighbours", len(stacks.first) + len(stacks.second), "clouds") as bar:
+        first, second = (
+            [graph_of(cloud, k, metric, name, columns) for cloud, name in bar.each(stack)] for stack in stacks.named
+        )
+    return replace(stacks, first=first, second=second)
 
 
 def imbalance_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int) -> LayerGrid:

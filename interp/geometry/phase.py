@@ -17,6 +17,7 @@ from interp.errors import InputError
 from interp.geometry.clouds import checked_within
 from interp.provenance import Provenance
 
+LEVEL = 0.05
 _ROUNDING = 1e-6  # overlaps are sums in float32: a layer without information is at chance to 1e-7, not above it
 
 
@@ -39,6 +40,10 @@ class LayerValues(Protocol):
     @property
     def flips(self) -> Float[Tensor, "draw visual textual"] | None: ...
     @property
+    def p_diagonal(self) -> Float[Tensor, " layer"]: ...
+    @property
+    def null(self) -> Float[Tensor, "shuffle visual textual"] | None: ...
+    @property
     def n(self) -> int: ...
     @property
     def subsamples(self) -> int: ...
@@ -53,7 +58,7 @@ def phase_of(matrix: LayerValues, tau: float) -> range | None:
     if as_number(tau) != 1:  # a bool is not a share
         checked_within(tau, "tau", "a share of the maximum, above 0 and at most 1", high=1.0)
     raised = (matrix.values - floor_of(matrix)).diagonal()
-    above = above_floor(matrix).diagonal()
+    above = above_floor(matrix).diagonal() & ~(matrix.p_diagonal > LEVEL)  # NaN, without shuffles, does not count
     top = int(raised.argmax())
     if not above[top]:
         return None

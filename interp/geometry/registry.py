@@ -44,7 +44,7 @@ from interp.geometry.clouds import check_one_space
 from interp.geometry.clusters import density_peaks, homogeneity
 from interp.geometry.correlation import id_correlation
 from interp.geometry.dimension import Estimate, intrinsic_dimension
-from interp.geometry.distances import distances, inner_products, rbf
+from interp.geometry.distances import PairTable, distances, inner_products, rbf
 from interp.geometry.imbalance import information_imbalance
 from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
 from interp.geometry.layer_grids import (
@@ -58,10 +58,20 @@ from interp.geometry.layer_grids import (
     overlap_grid,
     pairwise_grid,
     shuffled_values,
+    with_graphs,
 )
 from interp.geometry.modality import centroid_distance, corrected_cosine, paired_cosine, separability
 from interp.geometry.neighbors import Graph
 from interp.geometry.overlap import cycle_knn, label_overlap, mutual_knn, neighbor_overlap, overlap_chance
+from interp.geometry.shuffles import (
+    cosine_shuffles,
+    cycle_shuffles,
+    imbalance_shuffles,
+    kernel_shuffles,
+    label_shuffles,
+    overlap_shuffles,
+    rank_shuffles,
+)
 from interp.geometry.spectra import curvature_per_example, participation_ratio, spectral_entropy
 from interp.geometry.subspaces import principal_angles, procrustes, pwcca, svcca
 
@@ -92,7 +102,8 @@ class Measure(Display):
     - `title`: its name in figures.
 
     The rest is for measures that share work. `graph` is the metric of the graph of neighbours that the function takes in place
-    of a cloud; a pair needs `layers` with it. `layers(stacks, halves, k)` computes the turned measure for two whole stacks.
+    of a cloud; a pair needs `layers` with it. `layers(stacks, halves, k)` computes the turned measure for two whole stacks, and
+    `shuffles(stacks, orders, k)` the same after each of many shuffles, for labels `shuffles(x, labels, orders, k)`.
     """
 
     name: str
@@ -109,6 +120,7 @@ class Measure(Display):
     title: str = ""
     graph: str | None = None
     layers: Callable[..., LayerGrid] | None = None
+    shuffles: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -182,6 +194,12 @@ class Measure(Display):
         """This measure as `compare` gives it: turned for pairs, as it is for all other kinds."""
         return self.turned if self.kind == "pair" else self
 
+    def ready(self, stacks: LayerStacks, k: int | None) -> LayerStacks:
+        """The stacks with graphs in place of clouds where this measure takes them: a grid and its null then share them."""
+        if self.graph is None or self.layers is None or k is None:
+            return stacks
+        return with_graphs(stacks, k, self.graph)
+
     def grid(self, stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int | None) -> LayerGrid:
         """The measure of each cloud of the one stack with each of the other, among all examples and among each half."""
         if self.layers is not None:
@@ -192,12 +210,18 @@ class Measure(Display):
         """The values of the grid under the null, one layer of the result for each draw."""
         if self.null == "exchange":
             return exchanged_values(stacks, resampling, lambda x, y: self._of_two(x, y, k))
+        if self.shuffles is not None:
+            return self.shuffles(stacks, resampling.orders(stacks.n), k)
         return shuffled_values(stacks, resampling, lambda shuffled: self.grid(shuffled, NO_HALVES, k))
 
-    def floor(self, stacks: LayerStacks, k: int | None, seed: int) -> Float[Tensor, "a b"]:
-        """The chance level of each pair of clouds: by formula, or the mean over a few draws of the null."""
+    def floor(
+        self, stacks: LayerStacks, k: int | None, seed: int, null: Float[Tensor, "draw a b"] | None = None
+    ) -> Float[Tensor, "a b"]:
+        """The chance level of each pair of clouds: by formula, or the mean over the null, of a few draws where there is none."""
         if self.chance is not None:
             return torch.full((len(stacks.first), len(stacks.second)), self.level(stacks.n, k), dtype=torch.float64)
+        if null is not None:
+            return null.mean(dim=0)
         return self.null_values(stacks, k, Resampling(NO_HALVES, _FLOOR_DRAWS, seed)).mean(dim=0)
 
     def _of_two(self, x: Tensor, y: Tensor, k: int | None) -> float:
@@ -309,10 +333,28 @@ _turned = partial(_pair, alike="lower", turn=1.0)
 _gap = partial(Measure, kind="gap", alike="lower")
 _overlap = partial(_pair, chance=overlap_chance, bounds=_UNIT, subsamples=50)
 _kernel = partial(_pair, chance=_zero, bounds=_SIGNED)
-_linear = partial(kernel_grid, table=lambda x, _: inner_products(x))
-_gaussian = partial(kernel_grid, table=lambda x, name: rbf(x, None, name))
-_distances = partial(kernel_grid, table=lambda x, _: distances(x))
-_nearest, _nearest_by_angle = (partial(overlap_grid, metric=metric) for metric in ("euclidean", "cosine"))
+
+
+def _linear(x: Tensor, name: str) -> PairTable:
+    return inner_products(x)
+
+
+def _gaussian(x: Tensor, name: str) -> PairTable:
+    return rbf(x, None, name)
+
+
+def _distances(x: Tensor, name: str) -> PairTable:
+    return distances(x)
+
+
+def _of_tables(table: Callable[[Tensor, str], PairTable]) -> dict[str, Callable[..., Any]]:
+    return {"layers": partial(kernel_grid, table=table), "shuffles": partial(kernel_shuffles, table=table)}
+
+
+def _of_graphs(metric: str) -> dict[str, Any]:
+    grid, shuffles = partial(overlap_grid, metric=metric), partial(overlap_shuffles, metric=metric)
+    return {"graph": metric, "layers": grid, "shuffles": shuffles}
+
 
 _ENTRIES = (
     _dimension("2nn", 2),
@@ -321,22 +363,47 @@ _ENTRIES = (
     _cloud("participation_ratio", participation_ratio, bounds=(1.0, math.inf)),
     _cloud("spectral_entropy", spectral_entropy, bounds=_UNIT),
     Measure("curvature", curvature_per_example, "path", "shuffle", bounds=(0.0, math.pi), title="curvature (radians)"),
-    Measure("label_overlap", label_overlap, "labelled", "shuffle", k=30, bounds=_UNIT, graph="euclidean"),
-    _overlap("neighbor_overlap", neighbor_overlap, k=30, graph="euclidean", layers=_nearest),
-    _overlap("mutual_knn", mutual_knn, k=10, title="mutual kNN", graph="cosine", layers=_nearest_by_angle),
-    _pair("cycle_knn", cycle_knn, k=10, bounds=_UNIT, title="cycle kNN"),
+    Measure(
+        "label_overlap",
+        label_overlap,
+        "labelled",
+        "shuffle",
+        k=30,
+        bounds=_UNIT,
+        graph="euclidean",
+        shuffles=label_shuffles,
+    ),
+    _overlap("neighbor_overlap", neighbor_overlap, k=30, **_of_graphs("euclidean")),
+    _overlap("mutual_knn", mutual_knn, k=10, title="mutual kNN", **_of_graphs("cosine")),
+    _pair("cycle_knn", cycle_knn, k=10, bounds=_UNIT, title="cycle kNN", shuffles=cycle_shuffles),
     _pair("cknna", cknna, k=10, bounds=_SIGNED, title="CKNNA"),
-    _turned("information_imbalance", _mean_imbalance, chance=_zero, k=1, bounds=(0.0, 2.0), layers=imbalance_grid),
-    _kernel("cka", cka, title="CKA", layers=_linear),
-    _kernel("cka_rbf", partial(cka, kernel="rbf"), title="CKA (RBF kernel)", layers=_gaussian),
-    _pair("cka_biased", partial(cka, debiased=False), bounds=_UNIT, title="CKA (biased)"),
-    _kernel("distance_correlation", distance_correlation, title="squared distance correlation", layers=_distances),
-    _kernel("rsa", rsa, title="RSA"),
+    _turned(
+        "information_imbalance",
+        _mean_imbalance,
+        chance=_zero,
+        k=1,
+        bounds=(0.0, 2.0),
+        layers=imbalance_grid,
+        shuffles=imbalance_shuffles,
+    ),
+    _kernel("cka", cka, title="CKA", **_of_tables(_linear)),
+    _kernel("cka_rbf", partial(cka, kernel="rbf"), title="CKA (RBF kernel)", **_of_tables(_gaussian)),
+    _pair(
+        "cka_biased",
+        partial(cka, debiased=False),
+        bounds=_UNIT,
+        title="CKA (biased)",
+        shuffles=partial(kernel_shuffles, table=_linear, debiased=False),
+    ),
+    _kernel(
+        "distance_correlation", distance_correlation, title="squared distance correlation", **_of_tables(_distances)
+    ),
+    _kernel("rsa", rsa, title="RSA", shuffles=rank_shuffles),
     _pair("svcca", svcca, bounds=_UNIT, title="SVCCA"),
     _pair("pwcca", pwcca, bounds=_UNIT, title="PWCCA"),
     _turned("procrustes", procrustes, bounds=_UNIT),
     _pair("id_correlation", _id_correlation, distinct=True, title="correlation by dimension"),
-    Measure("paired_cosine", paired_cosine, "gap", "shuffle", bounds=_SIGNED),
+    Measure("paired_cosine", paired_cosine, "gap", "shuffle", bounds=_SIGNED, shuffles=cosine_shuffles),
     Measure("corrected_cosine", corrected_cosine, "gap", chance=_zero, bounds=(-2.0, 2.0)),
     _gap("centroid_distance", centroid_distance, null="exchange", bounds=_POSITIVE),
     _gap("separability", separability, chance=lambda n, k: 0.5, bounds=_UNIT, turn=1.0),

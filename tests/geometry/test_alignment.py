@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from interp.errors import InputError
 from interp.geometry import AlignmentMatrix, alignment_matrix, neighbor_overlap, overlap_interval
+from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.phase import above_floor
 from interp.results import Result
+from interp.statistics import family_p
 from interp.statistics.half_samples import standard_error
 
 LAYERS = 9
@@ -46,6 +49,43 @@ def test_the_planted_phase_is_found_exactly(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_no_phase_where_nothing_is_shared(seed):
     assert alignment_matrix(*planted(seed, shared=()), k=10).phase() is None
+
+
+def test_the_p_of_many_layers_is_that_of_their_maximum():
+    visual, textual = (states[2:6] for states in planted(n=60))
+    found = alignment_matrix(visual, textual, k=6, permutations=39)
+    orders = Resampling(NO_HALVES, 39, 0).orders(60)
+    null = torch.stack([alignment_matrix(visual, textual[:, order], k=6, permutations=0).values for order in orders])
+    torch.testing.assert_close(found.null.double(), null, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.p_family, family_p(found.values, null))
+    torch.testing.assert_close(found.p_diagonal, family_p(found.values.diagonal(), null.diagonal(dim1=1, dim2=2)))
+    assert (found.p_diagonal[1:] == 1 / 40).all()
+    assert found.p_diagonal[0] > 0.05
+    without = alignment_matrix(visual, textual, k=6, permutations=0)
+    assert without.null is None
+    assert without.p_family.isnan().all()
+    assert without.phase() == range(1, 4)
+    assert alignment_matrix(visual, textual, metric="svcca", subsamples=0).null is None
+    assert alignment_matrix(visual[:2], textual[:2], metric="svcca", subsamples=0, permutations=3).null.shape == (
+        3,
+        2,
+        2,
+    )
+    with pytest.raises(InputError, match="permutations=-1"):
+        alignment_matrix(visual, textual, k=6, permutations=-1)
+
+
+def test_layers_that_share_nothing_have_a_phase_in_one_matrix_of_twenty_at_most():
+    """Of 20 layers one is above chance by its interval in a quarter of matrices, by information imbalance."""
+    rng = np.random.default_rng(1)
+    phases, alone = 0, 0
+    for seed in range(16):
+        visual, textual = torch.tensor(rng.normal(size=(2, 20, 30, 4)))
+        found = alignment_matrix(visual, textual, "information_imbalance", seed=seed, permutations=39, subsamples=4)
+        phases += found.phase() is not None
+        alone += replace(found, null=None).phase() is not None
+    assert phases <= 3
+    assert alone >= 4
 
 
 def test_phase_at_the_borders_and_across_a_gap():
@@ -127,7 +167,7 @@ def test_takes_what_gives_states_when_indexed():
 def test_frames_are_tidy():
     found = alignment_matrix(*planted(n=40), k=5, subsamples=5)
     frame = found.to_frame()
-    assert list(frame.columns) == ["visual", "textual", "value", "low", "high", "chance"]
+    assert list(frame.columns) == ["visual", "textual", "value", "low", "high", "chance", "p_family"]
     row = frame[(frame.visual == 2) & (frame.textual == 7)].iloc[0]
     assert row.value == found.values[2, 7]
     best = found.bypass().to_frame()

@@ -19,6 +19,7 @@ from interp.geometry import (
     participation_ratio,
 )
 from interp.results import Result
+from interp.statistics import family_p, holm
 
 STATES = 4
 
@@ -42,16 +43,28 @@ def test_every_measure_has_a_number_for_every_state_and_its_control(name):
     labels = np.arange(80) % 3
     found = compare(visual, textual, metrics=[name], labels=labels, subsamples=3, permutations=5)
     frame = found.to_frame()
-    assert list(frame.columns) == ["measure", "modality", "state", "value", "error", "chance", "p"]
+    assert list(frame.columns) == [
+        "measure",
+        "modality",
+        "state",
+        "value",
+        "error",
+        "chance",
+        "p",
+        "p_holm",
+        "p_family",
+        "p_all",
+    ]
     states = [1, 2] if name == "curvature" else list(range(STATES))
     assert frame.groupby("modality").state.apply(list).to_dict() == (
         {"both": states} if REGISTRY[name].kind in ("pair", "gap") else {"textual": states, "visual": states}
     )
     assert np.isfinite(frame.value).all()
     assert np.isfinite(frame.chance).all()
-    assert np.isfinite(frame.error).all() == (name not in ("paired_cosine", "centroid_distance"))
+    assert np.isfinite(frame.error).all()
     tested = REGISTRY[name].kind in ("labelled", "pair") or name in ("paired_cosine", "principal_angle", "homogeneity")
-    assert np.isfinite(frame.p).all() == tested
+    for column in ("p", "p_holm", "p_family", "p_all"):
+        assert np.isfinite(frame[column]).all() == tested
     if REGISTRY[name].kind == "pair":
         assert row(found, name, 2).value > row(found, name, 2).chance
         assert row(found, name, 2).p == pytest.approx(1 / 6)
@@ -108,7 +121,7 @@ def test_a_graph_is_made_once_for_all_that_take_it(monkeypatch):
     )
     names = ["neighbor_overlap", "2nn", "gride", "mle", "label_overlap"]
     compare(*stacks(), metrics=names, labels=np.arange(120) % 2, permutations=2)
-    assert len(made) == STATES * 2 * 2  # the clouds, and those whose features are shuffled
+    assert len(made) == STATES * 2 * (2 + 10)  # the clouds, those whose features are shuffled, and ten halves
 
 
 def test_copies_are_left_out_of_everything_alike_and_named():
@@ -142,6 +155,40 @@ def test_a_state_of_mostly_copies_is_refused_where_distinct_examples_are_needed(
     assert compare(visual[:, 40:], textual[:, 40:], metrics=["cka"], permutations=2).n == 80
     with pytest.raises(InputError, match="visual state 1 has 20 distinct examples of 80"):
         compare(visual[:, 40:], textual[:, 40:], metrics=["2nn"], permutations=2)
+
+
+def test_the_corrected_p_of_many_states():
+    visual, textual = stacks(n=60)
+    found = compare(visual, textual, metrics=["neighbor_overlap", "cka"], subsamples=0, seed=2)
+    frame = found.to_frame()
+    overlap = frame[frame.measure == "neighbor_overlap"]
+    assert overlap.p_holm.tolist() == holm(overlap.p).tolist()
+    rng = np.random.default_rng(2)
+    orders = [rng.permutation(60) for _ in range(20)]
+    null = [[neighbor_overlap(visual[s], textual[s][order]) for s in range(STATES)] for order in orders]
+    short = compare(visual, textual, metrics=["neighbor_overlap", "cka"], subsamples=0, seed=2, permutations=20)
+    expected = family_p(torch.tensor(overlap.value.to_numpy()), torch.tensor(null))
+    assert short.p_family[:STATES].tolist() == pytest.approx(expected.tolist())
+    assert row(found, "cka", 2).p_family == 1 / 200
+    assert row(found, "cka", 2).p_holm == pytest.approx(4 / 200)
+    assert (frame.p_all >= frame.p).all()
+    assert (frame.p_family >= frame.p - 1e-12).all()
+
+
+def test_one_of_many_states_that_share_nothing_is_found_in_one_comparison_of_twenty_at_most():
+    rng = np.random.default_rng(0)
+    found = []
+    for seed in range(16):
+        visual, textual = rng.normal(size=(2, 12, 30, 4))
+        metrics = ["mutual_knn", "cka"]
+        frame = compare(visual, textual, metrics, subsamples=0, permutations=39, seed=seed).to_frame()
+        found.append(
+            (frame.p.min() <= 0.05, frame[frame.measure == "cka"].p_family.min() <= 0.05, frame.p_all.min() <= 0.05)
+        )
+    alone, family, together = np.sum(found, axis=0)
+    assert alone >= 8
+    assert family <= 3
+    assert together <= 3
 
 
 def test_what_is_equal_under_every_shuffle_has_p_of_one():
