@@ -55,7 +55,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("put heads into words, and scale them", "words", "head_pursuit scale_heads", "words"),
     ("describe the projector and its tokens", "words", "projector_report word_alignment neighbours_kept", "words"),
     ("count visual tokens as words", "words", "visual_token_stats quantise", "words"),
-    ("decode a property of states", "probes", "probe_layers LinearProbe fit_batched", "probes"),
+    ("decode a property of states", "probes", "probe_layers LinearProbe fit_batched BestState ProbeChange", "probes"),
     (
         "measure the dimension of a cloud",
         "geometry",
@@ -98,7 +98,8 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "put an interval or a p on a number",
         "statistics",
-        "mean_interval ratio_interval few_rows wilson_interval permutation_p shuffle_labels BlockOrder",
+        "mean_interval ratio_interval few_rows wilson_interval permutation_p shuffle_labels BlockOrder "
+        "bootstrap_mean bootstrap_ratio bootstrap_shares",
         "conventions",
     ),
     (
@@ -123,7 +124,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "readouts",
     ),
     ("draw words", "plots", "decomposition_figure projector_figure pursuit_figure tokens_figure", "words"),
-    ("draw probes and answers", "plots", "probe_figure accuracy_figure", "probes"),
+    ("draw probes and answers", "plots", "probe_figure probe_change_figure accuracy_figure", "probes"),
     (
         "draw geometry",
         "plots",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # For each module of this package its public functions, each with the result type that `figure` draws with it, if any.
 _FUNCTIONS = {
-    "accuracy": {"accuracy_figure": "", "probe_figure": "ProbeResult"},
+    "accuracy": {"accuracy_figure": "", "probe_change_figure": "ProbeChange", "probe_figure": "ProbeResult"},
     "alignment": {
         "alignment_figure": "AlignmentMatrix",
         "alignment_figures": "",

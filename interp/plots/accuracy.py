@@ -1,10 +1,11 @@
 """Accuracies, drawn: of probes over depth, and of answers by kind of question. Each is drawn with its chance level.
 
-*Probes*: the accuracy with its interval, the same probe on shuffled labels (dashed), and chance (dotted). Only what lies
-above the control counts: a linear map can memorise its training examples, but that does not carry over to others, and the
-control shows how much remains by luck. A ring marks a state at which more than one of twenty permutations of the test labels
-agree with the probe as well. Where examples have types, a line of dashes and dots is the accuracy on labels drawn for each
-type, and selectivity is the distance to it.
+*Probes*: the accuracy with its interval, the same probe on shuffled labels (dashed), and chance (dotted). A ring marks a state
+that is not beyond luck among all states: in more than one of twenty permutations of the test labels some state agrees with its
+probe as well (`p_family`). Where the split tears apart what belongs together, a long-dashed line is the accuracy on labels
+shuffled by group: what recognising a picture is worth. Where examples have types, a line of dashes and dots is the
+accuracy on labels drawn for each type, and selectivity is the distance to it. A *change* of two probes is drawn with its
+interval; a ring is a state at which it may be luck (`p_holm` above .05).
 
 *Answers*: a point with its interval for each model, one panel for each modality. The grey mark under each kind is the
 accuracy of its most common answer alone; only a point above it shows something.
@@ -23,8 +24,9 @@ from interp.plots.theme import CHANCE, COLOURS, TEMPLATE, PageFigure, fit_title,
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
-    from interp.probes import ProbeResult
+    from interp.probes import ProbeChange, ProbeResult
 
 _LEVEL = 0.05
 
@@ -45,8 +47,11 @@ def probe_figure(
             control=result.control,
             places=[f"state {state}{_details(result, state)}" for state in range(len(result.accuracy))],
             colour=colour,
-            hollow=None if result.p is None else [float(p) > _LEVEL for p in result.p],
+            hollow=_rings(result.p if result.p_family is None else result.p_family),
         )
+        if result.group_control is not None and not _equal(result.group_control, result.control):
+            by_group = Series(values=result.group_control, colour=colour, dash="longdash")
+            series[f"{name}, labels shuffled by group"] = by_group
         if result.control_task is not None:
             series[f"{name}, control task"] = Series(values=result.control_task, colour=colour, dash="dashdot")
         levels.setdefault(f"{result.chance:.6g}", []).append(name)
@@ -55,9 +60,29 @@ def probe_figure(
     return series_figure(series, title, "accuracy on held-out groups", chance=chance, y_range=(0, 1.03), height=height)
 
 
+def probe_change_figure(
+    result: ProbeChange, title: str = "Linear probes, paired by example", height: int = 400
+) -> go.Figure:
+    """How much more often the probe of each state is right, on the same test examples, with its interval."""
+    places = [
+        f"state {state} (p {p:.2g}, of all states {q:.2g})"
+        for state, (p, q) in enumerate(zip(result.p, result.p_holm, strict=True))
+    ]
+    change = Series(result.difference, result.low, result.high, places=places, hollow=_rings(result.p_holm))
+    return series_figure({"change": change}, title, "change of the accuracy", chance={"no change": 0.0}, height=height)
+
+
+def _rings(p: Tensor | None) -> list[bool] | None:
+    return None if p is None else [not float(each) <= _LEVEL for each in p]
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and bool((one == other).all())
+
+
 def _details(result: ProbeResult, state: int) -> str:
     """The p and the selectivity of a state, for hovering, where there are any."""
-    columns = {"p": result.p, "selectivity": result.selectivity}
+    columns = {"p": result.p, "of all states": result.p_family, "selectivity": result.selectivity}
     details = [f"{name} {float(column[state]):.2g}" for name, column in columns.items() if column is not None]
     return f" ({', '.join(details)})" if details else ""
 

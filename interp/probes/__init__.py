@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 from interp.probes.batched import fit_batched
+from interp.probes.best_state import BestState
 from interp.probes.linear import LinearProbe
+from interp.probes.probe_change import ProbeChange
 from interp.probes.probe_result import ProbeResult
 from interp.probes.probing import probe_layers
 from interp.statistics.proportions import wilson_interval
 
-__all__ = ["LinearProbe", "ProbeResult", "fit_batched", "probe_layers", "wilson_interval"]
+__all__ = ["BestState", "LinearProbe", "ProbeChange", "ProbeResult", "fit_batched", "probe_layers", "wilson_interval"]

@@ -4,14 +4,18 @@ The split is stratified by class, so both sides have every class in like shares.
 of one image, the questions about one scene) are on one side. Otherwise a probe can be right because it has seen the image
 in training, not because its states hold the property.
 
-Three controls say what a probe reaches where there is nothing to read:
+Four controls say what a probe reaches where there is nothing to read:
 
-- *Shuffled labels* (`control`): the same probe, trained and tested on labels in another order. An accuracy above chance
-  shows a flaw of the design, such as too little data or one image on both sides of the split.
+- *Labels shuffled within each side* (`control`): what luck gives with so few test examples. It is blind to one image on both
+  sides of the split: its two parts get labels that have nothing to do with each other.
+- *Labels shuffled by group over both sides* (`group_control`): each group gets the labels of another one, and the split
+  stays. Where it tears groups apart, a probe that recognises them is right about these labels too: an accuracy above
+  chance is leakage. Where it does not, this control is the first one.
 - *Permutations of the test labels* (`p`): how often do the answers of the fitted probe agree as well with the test labels
-  in another order? If the states hold nothing of the label, every order of the test labels is equally likely, whatever the
-  probe has learnt, because it has never seen them. So the test is exact, and as nothing is fitted again, a thousand
-  permutations cost less than one fit.
+  in another order? If the states hold nothing of the label, and no group is on both sides, every order of the test labels
+  is equally likely, whatever the probe has learnt, because it has never seen them. So the test is exact, and as nothing is
+  fitted again, a thousand permutations cost less than one fit. All states share the permutations, so the p of any state among
+  all (`p_family`) is exact too.
 - *A control task* (Hewitt and Liang 2019): examples have types, such as words or glyphs, and each type gets a label at
   random. A probe can learn such labels only by memorising types. *Selectivity*, the accuracy less that of the control task,
   is what memorising does not explain.
@@ -24,13 +28,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.statistics.permutation import BlockOrder, permutation_p
+from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
 
 _TRIES = 100
+_AT_ONCE = 2**24  # labels in one block of permutations
 
 
 def split_examples(
@@ -45,7 +51,9 @@ def split_examples(
     for number, name in enumerate(classes):
         count = len(np.unique(unit_of[numbers == number]))
         if count < 2:
-            raise InputError(f"class {name!r} has {count} {units}: expected 2 or more, for training and for the test")
+            raise InputError(
+                f"class {name!r} has {count} {units}: expected 2 or more, for training and for the test{_remedy(blocks)}"
+            )
     n = len(np.unique(unit_of))
     held_out = math.ceil(test_size * n)
     if min(held_out, n - held_out) >= (len(classes) if blocks is None else 1):
@@ -57,24 +65,52 @@ def split_examples(
     rarest = classes[int(np.bincount(numbers).argmin())]
     raise InputError(
         f"no split of {n} {units} with test_size={test_size!r} has all {len(classes)} classes on both sides: add "
-        f"{units} of the rare ones ({rarest!r} is the rarest), or change test_size"
+        f"{units} of the rare ones ({rarest!r} is the rarest), or change test_size{_remedy(blocks)}"
     )
 
 
-def p_values(
+def _remedy(blocks: np.ndarray | None) -> str:
+    return "" if blocks is None else " (examples of one picture or prompt are one group, unless groups= says otherwise)"
+
+
+def permuted_hits(
     answers: np.ndarray, numbers: np.ndarray, blocks: np.ndarray | None, test: np.ndarray, permutations: int, seed: int
-) -> Tensor:
-    """(1 + permutations in which a state's answers are right as often) / (1 + permutations), Float [state].
+) -> tuple[Float[Tensor, " state"], Float[Tensor, "draw state"]]:
+    """How many answers of each state are right, and how many are under each permutation of the test labels, which all states
+    share.
 
     `answers` [state, test] are the classes that the probes name, `numbers` [example] the true ones.
     """
     order, rng = BlockOrder(test, blocks), np.random.default_rng([seed, 3])
     answers = answers[:, np.searchsorted(test, order.places)]
     observed = (answers == numbers[order.places]).sum(axis=1)
-    as_good = np.zeros(len(answers))
-    for _ in range(permutations):
-        as_good += (answers == order.draw(numbers, rng)).sum(axis=1) >= observed
-    return torch.from_numpy(permutation_p(as_good, permutations))
+    null, at_once = [], max(1, _AT_ONCE // len(test))
+    for first in range(0, permutations, at_once):
+        labels = np.stack([order.draw(numbers, rng) for _ in range(first, min(first + at_once, permutations))])
+        # Counts below 2^24 are exact in float32.
+        right = sum(
+            np.float32(labels == each) @ np.float32(answers == each).T for each in np.unique(numbers[order.places])
+        )
+        null.append(torch.from_numpy(np.asarray(right, dtype=np.float64)))
+    return torch.from_numpy(observed.astype(np.float64)), torch.cat(null)
+
+
+def p_values(
+    answers: np.ndarray, numbers: np.ndarray, blocks: np.ndarray | None, test: np.ndarray, permutations: int, seed: int
+) -> Float[Tensor, " state"]:
+    """(1 + permutations in which a state's answers are right as often) / (1 + permutations); the arguments are those of
+    `permuted_hits`."""
+    observed, null = permuted_hits(answers, numbers, blocks, test, permutations, seed)
+    return permutation_p((null >= observed).sum(dim=0).double(), permutations)
+
+
+def group_labels(numbers: np.ndarray, groups: np.ndarray, train: np.ndarray, seed: int) -> np.ndarray:
+    """The labels shuffled by group over both sides of a split: each group takes over the labels of another one."""
+    for turn in range(_TRIES):
+        labels = shuffle_labels(numbers, groups, (np.arange(len(numbers)),), seed + _TRIES * turn)
+        if len(np.unique(labels[train])) == len(np.unique(numbers)):
+            break
+    return labels
 
 
 def control_task(numbers: np.ndarray, types: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InputError, InputTypeError
-from interp.statistics.categories import Labels, read_labels
+from interp.statistics.categories import Labels, labels_of, read_labels
 
 States = Any  # a tensor or array [state, example, feature], or Activations, of which `acts[site][...]` is one
+EACH = "examples"  # as groups: every example is its own
 PRECISIONS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -59,6 +61,28 @@ def checked_labels(values: Labels, n: int, name: str) -> tuple[list[str | int], 
     order = sorted(range(len(plain)), key=lambda place: (type(plain[place]).__name__, plain[place]))
     place_of = np.argsort(order)
     return [plain[place] for place in order], place_of[numbers]
+
+
+def read_groups(
+    groups: Labels | None, acts: States, site: str, n: int
+) -> tuple[Int[np.ndarray, " example"] | None, Int[np.ndarray, " example"] | None]:
+    """The group of each example for the split, and the group that the activations know it to be of; each None where every
+    example is its own.
+
+    `groups` are labels, or None for the groups of the activations, or "examples" for none at all.
+    """
+    known = _of_several(acts.groups(site).numpy()) if hasattr(acts, "groups") else None
+    if groups is None:
+        return known, known
+    if isinstance(groups, str) and groups == EACH and EACH not in getattr(acts, "labels", ()):
+        return None, known
+    return _of_several(checked_labels(labels_of(groups, acts, site, "groups"), n, "groups")[1]), known
+
+
+def _of_several(groups: np.ndarray) -> Int[np.ndarray, " example"] | None:
+    """The number of each example's group; None where no group has two examples."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    return numbers if numbers.max() + 1 < len(numbers) else None
 
 
 def checked_classes(labels: Labels, n: int) -> tuple[tuple[str | int, ...], np.ndarray]:

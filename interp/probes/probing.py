@@ -5,8 +5,9 @@ it comes with what to compare it with. *Chance* is the accuracy of the best cons
 accuracies differ by luck with so many test examples. The *controls* are shuffled labels, a permutation test and a task
 that can only be memorised (`interp.probes.controls`).
 
-Examples that belong together, such as the patches of one image or the questions about one scene, must be passed as
-`groups`. Otherwise the probe may recognise the image, not the property. A probe trained on one modality can be tested on
+Examples that belong together, such as the patches of one image or the questions about one scene, must be on one side of
+the split: else the probe may recognise the image, not the property. Activations know what belongs together; of arrays only
+`groups` does, and what looks like leakage is noted (`interp.probes.leakage`). A probe trained on one modality can be tested on
 the other (`transfer`): if the direction learnt from images also reads the colour off captions, the two share it.
 """
 
@@ -25,15 +26,17 @@ from interp.arguments import checked_int, checked_seed, checked_share
 from interp.errors import InputError
 from interp.geometry.preprocessing import preprocess_for_probes
 from interp.probes.batched import fit_batched
-from interp.probes.controls import control_task, p_values, split_examples
-from interp.probes.inputs import States, checked_classes, checked_labels, checked_states
+from interp.probes.controls import control_task, group_labels, permuted_hits, split_examples
+from interp.probes.inputs import States, checked_classes, checked_labels, checked_states, read_groups
+from interp.probes.leakage import find_leaks
 from interp.probes.linear import LinearProbe
 from interp.probes.probe_result import TRANSFER, ProbeResult
 from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
 from interp.statistics.categories import Labels, labels_of
-from interp.statistics.intervals import mean_interval
-from interp.statistics.permutation import shuffle_labels
+from interp.statistics.corrections import family_p
+from interp.statistics.intervals import few_rows, mean_interval
+from interp.statistics.permutation import permutation_p, shuffle_labels
 
 Probes = tuple[LinearProbe, ...]  # one a state
 Fit = Callable[[np.ndarray], Probes]  # class numbers to probes
@@ -66,15 +69,18 @@ def probe_layers(
 
     `labels`, `groups` and `types` are one string, bool or whole number an example, or the name of a label of the activations:
     `probe_layers(acts, "colour")`. A `LinearProbe` is fitted at each state. The split into training and test examples is
-    the same at all states: stratified by class, or, with `groups` (one an example), by whole groups: the first of several
-    random splits in which both sides have every class. Features are standardised on the training examples. `low` and `high`
-    are a 95 % interval over the test groups, or over the test examples without groups. Logistic probes of states
-    on an accelerator are fitted there, all in one solve.
+    the same at all states: stratified by class, or by whole groups: the first of several random splits in which both sides
+    have every class. Examples of activations are grouped by row and picture (`Activations.groups`), unless `groups` has a label
+    an example; with ``groups="examples"``, and for arrays without `groups`, each example is its own. Features are standardised
+    on the training examples. `low` and `high` are a 95 % interval (`mean_interval`) over the test groups or examples.
+    Logistic probes of states on an accelerator are fitted there, all in one solve.
 
     `control` is how many shuffles of the labels to average over (True: one). Training and test labels are shuffled
-    apart, so every class keeps its share in both; with groups, whole groups change places. `permutations` is how
-    often the test labels are put in another order, in the same way, for `p`; 0 leaves `p` out. `types` gives the type of
-    each example, such as its word; the control task draws labels as often as `control` says, and at least once.
+    apart, so every class keeps its share in both; with groups, whole groups change places. Where a picture or prompt is on
+    both sides, or test examples are far nearer to training examples than others of their label (`interp.probes.leakage`),
+    the provenance notes it, and `group_control` is the accuracy on labels shuffled by what belongs together. `permutations` is
+    how often the test labels are put in another order for `p` and `p_family`; 0 leaves them out. `types` gives the type of each
+    example, such as its word; the control task draws labels as often as `control` says, and at least once.
 
     `transfer` holds states of the same examples in the other modality. The probes trained on `acts` are tested on its
     test examples. They standardise it as they do `acts`, so a constant gap between modalities counts against transfer.
@@ -91,15 +97,15 @@ def probe_layers(
     has other states, examples or features; and for a seed that is not an int from 0.
     """
     seed, states = checked_seed(seed), checked_states(acts, site, "acts")
-    labels, groups, types = (
+    labels, types = (
         None if values is None else labels_of(values, acts, site, name)
-        for values, name in ((labels, "labels"), (groups, "groups"), (types, "types"))
+        for values, name in ((labels, "labels"), (types, "types"))
     )
     classes, numbers = checked_classes(labels, states.shape[1])
     test_size = checked_share(test_size, "test_size")
     turns = int(control) if isinstance(control, bool) else checked_int(control, "control", what="True, False or an int")
     permutations = checked_int(permutations, "permutations")
-    blocks = None if groups is None else checked_labels(groups, len(numbers), "groups")[1]
+    blocks, known = read_groups(groups, acts, site, len(numbers))
     type_of = None if types is None else checked_labels(types, len(numbers), "types")[1]
     other = None if transfer is None else checked_states(transfer, site, "transfer")
     if other is not None and other.shape != states.shape:
@@ -107,24 +113,30 @@ def probe_layers(
     train, test = split_examples(classes, numbers, blocks, test_size, seed)
     (states, *others), notes = preprocess_for_probes([states] if other is None else [states, other], train, preprocess)
     shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn) for turn in range(turns)]
+    leaks, leakage = find_leaks(states, numbers, (train, test), known, seed)
+    by_group = [] if leaks is None else [group_labels(numbers, leaks, train, seed + turn) for turn in range(turns)]
     tasks = []
     if type_of is not None:
         tasks = [control_task(numbers, type_of, train, test, seed + turn) for turn in range(max(turns, 1))]
 
-    with progress_bar("probes", (1 + len(shuffles) + len(tasks)) * len(states), "fits", progress) as bar:
+    with progress_bar(
+        "probes", (1 + len(shuffles) + len(by_group) + len(tasks)) * len(states), "fits", progress
+    ) as bar:
         fit = partial(_fit, states, train, kind, C, bar=bar)
         probes = fit(numbers)
-        of_shuffles, of_tasks = (_mean_accuracy(fit, states, each, test) for each in (shuffles, tasks))
+        of_shuffles, of_groups, of_tasks = (
+            _mean_accuracy(fit, states, each, test) for each in (shuffles, by_group, tasks)
+        )
     answers, test_blocks = _answers(probes, states, test), None if blocks is None else blocks[test]
     accuracy, low, high = _accuracy(answers == numbers[test], test_blocks, seed)
+    units = test if test_blocks is None else test_blocks
     crossed: dict[str, Any] = {}
     for other in others:
-        hits = _answers(probes, other, test) == numbers[test]
-        crossed = dict(zip(TRANSFER, _accuracy(hits, test_blocks, seed), strict=True))
+        of_other = _answers(probes, other, test)
+        crossed = dict(zip(TRANSFER, _accuracy(of_other == numbers[test], test_blocks, seed), strict=True))
+        crossed["transfer_answers"] = torch.from_numpy(of_other)
     for probe in probes:
         probe.classes_ = np.asarray(classes)
-    provenance = getattr(acts, "provenance", None)
-    provenance = provenance if isinstance(provenance, Provenance) else Provenance()
     return ProbeResult(
         accuracy=accuracy,
         low=low,
@@ -135,13 +147,35 @@ def probe_layers(
         classes=classes,
         train_rows=torch.from_numpy(train),
         test_rows=torch.from_numpy(test),
-        p=p_values(answers, numbers, blocks, test, permutations, seed) if permutations else None,
+        **_p_of(answers, numbers, blocks, test, permutations, seed),
         permutations=permutations,
         control_task=of_tasks,
         **crossed,
         preprocess=preprocess,
-        provenance=replace(provenance, seed=seed, notes=(*provenance.notes, *notes)),
+        group_control=of_groups if leaks is not None or blocks is None else of_shuffles,
+        answers=torch.from_numpy(answers),
+        test_labels=torch.from_numpy(numbers[test]),
+        test_groups=None if test_blocks is None else torch.from_numpy(test_blocks),
+        provenance=_provenance(acts, seed, (*notes, *leakage, *few_rows(len(np.unique(units))))),
     )
+
+
+def _p_of(
+    answers: np.ndarray, numbers: np.ndarray, blocks: np.ndarray | None, test: np.ndarray, permutations: int, seed: int
+) -> dict[str, Tensor]:
+    """The p of each state, alone and among all, from the same permutations."""
+    if not permutations:
+        return {}
+    observed, null = permuted_hits(answers, numbers, blocks, test, permutations, seed)
+    reached = (null >= observed).sum(dim=0).double()
+    return {"p": permutation_p(reached, permutations), "p_family": family_p(observed, null)}
+
+
+def _provenance(acts: States, seed: int, notes: tuple[str, ...]) -> Provenance:
+    """That of the activations, with the seed and the notes of this call."""
+    own = getattr(acts, "provenance", None)
+    own = own if isinstance(own, Provenance) else Provenance()
+    return replace(own, seed=seed, notes=(*own.notes, *notes))
 
 
 def _fit(states: States, train: np.ndarray, kind: str, strength: float, numbers: np.ndarray, bar: Bar) -> Probes:

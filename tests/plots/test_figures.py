@@ -229,11 +229,38 @@ def test_probes_show_p_and_the_control_task(states):
     assert task.name == "accuracy, control task"
     assert task.line.color == line.line.color
     for state, (symbol, hover) in enumerate(zip(line.marker.symbol, line.customdata, strict=True)):
-        assert symbol == ("circle-open" if result.p[state] > 0.05 else "circle")
-        assert hover[2] == f"state {state} (p {result.p[state]:.2g}, selectivity {result.selectivity[state]:.2g})"
+        assert symbol == ("circle-open" if result.p_family[state] > 0.05 else "circle")
+        of_all, selectivity = result.p_family[state], result.selectivity[state]
+        assert (
+            hover[2]
+            == f"state {state} (p {result.p[state]:.2g}, of all states {of_all:.2g}, selectivity {selectivity:.2g})"
+        )
     assert set(line.marker.symbol) == {"circle", "circle-open"}
     bare = probe_layers(states, labels, permutations=0, control=False)
     assert set(drawn(plots.figure(bare), "scatter")[1].marker.symbol) == {"circle"}
+
+
+def test_probes_show_the_control_by_group_where_the_split_tears_groups(states):
+    picture = np.repeat(np.arange(50), 4)
+    rng = np.random.default_rng(0)
+    leaky = (rng.normal(size=(50, 20))[picture] + 0.1 * rng.normal(size=(200, 20)))[None]
+    labels = (picture % 7 < 3).astype(int)
+    torn = probe_layers(leaky, labels)
+    by_group = drawn(plots.figure(torn), "scatter")[-1]
+    assert by_group.name == "accuracy, labels shuffled by group"
+    np.testing.assert_allclose(by_group.y, torn.group_control)
+    whole = probe_layers(leaky, labels, groups=picture)
+    assert "by group" not in "".join(trace.name for trace in drawn(plots.figure(whole), "scatter"))
+
+
+def test_a_change_of_probes_is_drawn_with_its_interval(states):
+    labels = ["a" if value > 0 else "b" for value in states[1, :, 0]]
+    change = probe_layers(states, labels).change(probe_layers(states.flip(0), labels))
+    band, line = drawn(plots.figure(change), "scatter")
+    np.testing.assert_allclose(line.y, change.difference)
+    np.testing.assert_allclose(band.y, [*change.high, *reversed(change.low)])
+    assert list(line.marker.symbol) == ["circle-open" if p > 0.05 else "circle" for p in change.p_holm]
+    assert len(set(line.marker.symbol)) == 2
 
 
 def test_a_series_with_a_gap_and_one_that_does_not_fit():

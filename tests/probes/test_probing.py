@@ -175,7 +175,8 @@ def test_a_file_cannot_name_a_class_from_elsewhere(tmp_path):
 def test_frame_is_tidy():
     frame = probe_layers(*planted()).to_frame()
     assert list(frame.columns) == [
-        *("state", "accuracy", "low", "high", "p", "control", "control_task", "selectivity"),
+        *("state", "accuracy", "low", "high", "p", "p_family", "p_holm"),
+        *("control", "group_control", "control_task", "selectivity"),
         *("transfer", "transfer_low", "transfer_high", "chance"),
     ]
     assert frame.state.tolist() == [0, 1, 2, 3, 4]
