@@ -25,7 +25,7 @@ from itertools import pairwise
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.arguments import checked_choice, checked_int
@@ -39,6 +39,9 @@ LONELY, TOO_MANY = 50.0, 0.05  # a nearest neighbour so many times nearer than t
 FAR = 0.6  # neighbours farther than this part of the distance of any two points are too far
 _RANGE = (1e-3, 1e3)  # where GRIDE looks for its dimension
 _HALVINGS = 100
+_SKEW = 0.125  # a variance over this part of the squared value comes from too few points to be corrected
+Terms = tuple[float, float, Tensor]  # a value, its error if points were independent, and each point's part in it
+Estimator = Callable[[Tensor], Terms]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Estimate(Result):
     `ranks` are the two neighbours with the ratio of distances, and `reach` is the scale as a part of the distance of any two
     points (the root of its mean square). `twins` is the number of points whose nearest neighbour is over 50 times nearer than
     the next, for estimates that use it; in one dimension that is 2 % of points by chance, in more it is less. `preprocess` is
-    what was done to the cloud, and `massive` a note of features that make up most of its distances.
+    what was done to the cloud, and `massive` a note of features that make up most of its distances. `independent_error` is the
+    error if no two points shared neighbours.
     """
 
     value: float
@@ -62,6 +66,7 @@ class Estimate(Result):
     twins: int = 0
     preprocess: str = "none"
     massive: str = ""
+    independent_error: float = math.nan
 
     @property
     def warning(self) -> str:
@@ -117,10 +122,11 @@ def intrinsic_dimension(
     - "mle": the mean over points of (k-1) / sum_j ln(r_k/r_j), j < k (Levina and Bickel).
     - "mle-inverse": one over the mean of the inverses of those (MacKay and Ghahramani), 1 to 10 % lower.
 
-    The error is the analytical standard error: d / sqrt(fraction n) for 2NN, from the Fisher information for GRIDE, the
-    standard error of the mean over points for MLE. It treats points as independent, and neighbours are not quite: in
-    simulations with Gaussians it is right from five dimensions on, and 0.6 of the true one for 2NN and GRIDE in two.
-    Half-samples, which give the errors of overlaps, would change the scale itself, and double the error.
+    `independent_error` is the analytical standard error of independent points: d / sqrt(fraction n) for 2NN, from the Fisher
+    information for GRIDE, the standard error of the mean over points for MLE. But neighbours share neighbours, so `error` is
+    it times the root of the number of points over their effective number: 1.2 times for 2NN, up to twice for GRIDE 16/32 in
+    one or two dimensions. Its 95 % interval held the mean of the estimator in 93 to 99 % of
+    Gaussian clouds of 1 to 20 dimensions with 50 to 1,000 points; the analytical one in 71 to 97 %. It says nothing of the bias.
 
     Where massive features make up the distances, the dimension is theirs, and the estimate has a `warning`:
     ``preprocess="clamp"`` measures without them ("none", "standardise", "clamp", "cosine" or "whiten", see
@@ -130,7 +136,7 @@ def intrinsic_dimension(
     but for rounding, which have no ratio of distances: drop them in all clouds jointly with `distinct_rows`.
     """
     checked_within(fraction, "fraction", "a share between 0 and 1; method='2nn-ml' uses all points", high=1.0)
-    known: dict[str, tuple[tuple[int, int], Callable[[Tensor], tuple[float, float]]]] = {
+    known: dict[str, tuple[tuple[int, int], Estimator]] = {
         "2nn": ((1, 2), partial(two_nn, fraction=fraction)),
         "2nn-ml": ((1, 2), _two_nn_likelihood),
         "gride": ((n1, n2), partial(_gride, n1=n1, n2=n2)),
@@ -223,16 +229,36 @@ def _graph(x: Graph, first: int, last: int, metric: str) -> Neighbors:
     return graph
 
 
-def _estimate(
-    graph: Neighbors, method: str, ranks: tuple[int, int], estimator: Callable[[Tensor], tuple[float, float]]
-) -> Estimate:
+def _estimate(graph: Neighbors, method: str, ranks: tuple[int, int], estimator: Estimator) -> Estimate:
     """The estimate from the distances to the neighbours up to the last of two ranks."""
     distances = graph.distances[:, : ranks[1]].cpu()
     _refuse_ties(distances, *ranks)
-    value, error = estimator(distances)
+    value, alone, terms = estimator(distances)
+    error = _dependent_error(value, alone, terms, graph.indices[:, : ranks[1]].cpu())
     scale = float(distances[:, -1].mean())
     twins = int((distances[:, 1] > LONELY * distances[:, 0]).sum()) if ranks[0] == 1 else 0
-    return Estimate(value, error, len(distances), scale, method, ranks, scale / graph.extent, twins)
+    return Estimate(
+        value, error, len(distances), scale, method, ranks, scale / graph.extent, twins, independent_error=alone
+    )
+
+
+def _dependent_error(value: float, alone: float, terms: Float[Tensor, " n"], neighbors: Int[Tensor, "n k"]) -> float:
+    """The standard error of an estimate whose points share neighbours, from that of independent points and each point's term.
+
+    Of two points with o of k + 1 neighbours in common (themselves counted) the terms are taken to be correlated by o / (k + 1):
+    the variance of their sum is then sum_p (sum of the terms of the neighbourhoods with p)^2 / (k + 1). Terms about their mean
+    sum to 0, so what any two points share by chance, (k + 1) / n, has to be added again. The variance is at least so much
+    larger: where a neighbourhood is a large part of the cloud, all points depend on the same few in the middle.
+    """
+    n, k = neighbors.shape
+    terms = terms - terms.mean()
+    sums = terms.index_add(0, neighbors.flatten(), terms.repeat_interleave(k))
+    apart = 1 - min(k + 1, n - 1) / n
+    together = float(sums.square().sum()) / (k + 1) / apart
+    times = max(1 / apart, together / (float(terms.square().sum()) or 1.0))
+    # A dimension is one over a mean of logarithms. Of m independent ones it varies by 1 / (m - 4) of its square, not by 1 / m.
+    part = min((alone / value) ** 2 * times, _SKEW)
+    return max(alone, value * math.sqrt(part / (1 - 4 * part)))
 
 
 def _refuse_ties(distances: Float[Tensor, "n k"], first: int, last: int) -> None:
@@ -247,25 +273,27 @@ def _refuse_ties(distances: Float[Tensor, "n k"], first: int, last: int) -> None
         )
 
 
-def two_nn(distances: Tensor, fraction: float) -> tuple[float, float]:
+def two_nn(distances: Tensor, fraction: float) -> Terms:
     """2NN and its error, from distances to the two nearest, in order."""
     n = len(distances)
     size = int(n * fraction)
     if size < 1:
         raise InputError(f"fraction={fraction!r} of {n} examples is less than one: pass more examples")
-    log_mu = torch.sort((distances[:, 1] / distances[:, 0]).log())[0][:size]
+    ratios = (distances[:, 1] / distances[:, 0]).log()
+    log_mu = torch.sort(ratios)[0][:size]
     height = -torch.log1p(-torch.arange(1, size + 1, dtype=log_mu.dtype) / n)
     value = float((log_mu @ height) / (log_mu @ log_mu))
-    return value, value / math.sqrt(size)
+    return value, value / math.sqrt(size), ratios
 
 
-def _two_nn_likelihood(distances: Tensor) -> tuple[float, float]:
+def _two_nn_likelihood(distances: Tensor) -> Terms:
     n = len(distances)
-    value = (n - 1) / float((distances[:, 1] / distances[:, 0]).log().sum())
-    return value, value / math.sqrt(n)
+    ratios = (distances[:, 1] / distances[:, 0]).log()
+    value = (n - 1) / float(ratios.sum())
+    return value, value / math.sqrt(n), ratios
 
 
-def _gride(distances: Tensor, n1: int, n2: int) -> tuple[float, float]:
+def _gride(distances: Tensor, n1: int, n2: int) -> Terms:
     """The root of the likelihood's derivative by bisection, and the inverse root of minus its second derivative."""
     log_mu = (distances[:, n2 - 1] / distances[:, n1 - 1]).log()
     n, between, total = len(log_mu), n2 - n1 - 1, float(log_mu.sum())
@@ -281,7 +309,8 @@ def _gride(distances: Tensor, n1: int, n2: int) -> tuple[float, float]:
     value = (low + high) / 2
     decay = torch.exp(-value * log_mu)
     inner = float((log_mu.square() * decay / (1 - decay).square()).sum()) if between else 0.0
-    return value, ((n - 1) / value**2 + between * inner) ** -0.5
+    slopes = (between * log_mu / (1 - decay) if between else 0.0) - (n2 - 1) * log_mu
+    return value, ((n - 1) / value**2 + between * inner) ** -0.5, slopes
 
 
 def _inverse_dimensions(distances: Tensor) -> Float[Tensor, " n"]:
@@ -292,13 +321,13 @@ def _inverse_dimensions(distances: Tensor) -> Float[Tensor, " n"]:
     return inverse
 
 
-def levina_bickel(distances: Tensor) -> tuple[float, float]:
+def levina_bickel(distances: Tensor) -> Terms:
     """MLE and its error, from distances to the nearest, in order."""
     dimensions = 1 / _inverse_dimensions(distances)
-    return float(dimensions.mean()), float(dimensions.std() / math.sqrt(len(dimensions)))
+    return float(dimensions.mean()), float(dimensions.std() / math.sqrt(len(dimensions))), dimensions
 
 
-def _mackay_ghahramani(distances: Tensor) -> tuple[float, float]:
+def _mackay_ghahramani(distances: Tensor) -> Terms:
     inverse = _inverse_dimensions(distances)
     value = 1 / float(inverse.mean())
-    return value, value**2 * float(inverse.std() / math.sqrt(len(inverse)))
+    return value, value**2 * float(inverse.std() / math.sqrt(len(inverse))), inverse

@@ -46,7 +46,7 @@ def test_2nn_is_numpys_least_squares_of_the_lowest_share():
     found = intrinsic_dimension(x, fraction=0.8)
     assert found.value == pytest.approx(slope)
     assert found.scale == pytest.approx(distances[:, 1].mean())
-    assert (found.n, found.ranks, found.error) == (300, (1, 2), pytest.approx(slope / math.sqrt(240)))
+    assert (found.n, found.ranks, found.independent_error) == (300, (1, 2), pytest.approx(slope / math.sqrt(240)))
 
 
 @pytest.mark.parametrize(("n1", "n2"), [(1, 2), (4, 8), (16, 32)])
@@ -64,7 +64,7 @@ def test_gride_maximises_its_likelihood(n1, n2):
     assert found.value == pytest.approx(best, rel=1e-5)
     step = 1e-3
     curvature = (loss(best + step) - 2 * loss(best) + loss(best - step)) / step**2
-    assert found.error == pytest.approx(curvature**-0.5, rel=1e-2)
+    assert found.independent_error == pytest.approx(curvature**-0.5, rel=1e-2)
 
 
 def test_gride_at_ranks_1_and_2_is_the_likelihood_of_2nn():
@@ -77,15 +77,18 @@ def test_mle_both_ways():
     distances = sorted_distances(x)[:, :20]
     each = 19 / np.log(distances[:, 19:] / distances[:, :19]).sum(axis=1)
     assert intrinsic_dimension(x, "mle").value == pytest.approx(each.mean())
-    assert intrinsic_dimension(x, "mle").error == pytest.approx(each.std(ddof=1) / math.sqrt(300))
+    assert intrinsic_dimension(x, "mle").independent_error == pytest.approx(each.std(ddof=1) / math.sqrt(300))
     assert intrinsic_dimension(x, "mle-inverse").value == pytest.approx(1 / (1 / each).mean())
 
 
-@pytest.mark.parametrize("method", ["2nn", "gride", "mle"])
-def test_error_is_of_the_size_of_the_spread_between_draws(method):
-    found = [intrinsic_dimension(gaussian(300, 5, width=5, seed=seed), method) for seed in range(30)]
-    spread = np.std([one.value for one in found], ddof=1)
-    assert 0.6 < np.mean([one.error for one in found]) / spread < 1.7
+@pytest.mark.parametrize(("method", "n", "d"), [("2nn", 50, 5), ("2nn", 200, 2), ("gride", 200, 2), ("mle", 200, 10)])
+def test_the_error_covers_the_mean_of_the_estimator(method, n, d):
+    found = [intrinsic_dimension(gaussian(n, d, width=d, seed=seed), method) for seed in range(300)]
+    values = np.array([one.value for one in found])
+    away = np.abs(values - values.mean())
+    covered = (away < 1.96 * np.array([one.error for one in found])).mean()
+    assert 0.9 < covered < 0.995
+    assert (away < 1.96 * np.array([one.independent_error for one in found])).mean() < covered
 
 
 def test_dimension_scaling_shares_its_ranks_with_gride():
