@@ -28,7 +28,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("find the parts of a model that nothing else wraps", "models", "find_structure", "models"),
     ("say where data come from: a folder, a table, pairs", "", "Data", "capture"),
     ("store the states of a data set, and open them again", "", "capture open_activations Activations", "capture"),
-    ("draw scenes and pairs with known answers", "toy", "scenes pairs evaluate parse_caption", "toy"),
+    (
+        "draw scenes and pairs with known answers",
+        "toy",
+        "scenes pairs evaluate answer_questions score_answers compare_answers parse_caption",
+        "toy",
+    ),
     ("change a run: write or remove states", "interventions", "Patch Ablate Skip", "conventions"),
     ("change a run: cut or reweigh attention", "interventions", "Knockout Truncate Reweight", "conventions"),
     ("change a run: add or remove a direction, scale", "interventions", "Steer Project Scale", "conventions"),

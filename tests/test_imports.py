@@ -32,7 +32,7 @@ BELOW = {
     "activations": {"data", "results"},
     "interventions": {"activations", "statistics"},
     "interop": {"activations"},
-    "toy": {"models"},
+    "toy": {"models", "statistics"},
     "patching": {"interventions", "statistics"},
     "readouts": {"interventions", "statistics"},
     "words": {"interventions", "geometry"},

@@ -255,6 +255,7 @@ CALLS = (
     geometry.learn_weights,
     geometry.id_correlation,
     toy.evaluate,
+    toy.answer_questions,
 )
 
 

@@ -89,7 +89,9 @@ def ratio_interval(
         return nothing, nothing.clone()
     spread = Spread(table, whole, numbers)
     is_share = ((table == 0) | (table == whole[:, None]) | table.isnan()).all() and ((whole == 0) | (whole == 1)).all()
-    low, high = _share_bounds(spread, grouped=groups is not None) if is_share else _mean_bounds(spread, seed)
+    low, high = (
+        _share_bounds(spread, grouped=len(spread.wholes) < len(values)) if is_share else _mean_bounds(spread, seed)
+    )
     return low.to(dtype).reshape(values.shape[1:]), high.to(dtype).reshape(values.shape[1:])
 
 

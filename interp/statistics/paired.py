@@ -21,8 +21,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from interp.errors import InputError
@@ -61,8 +62,9 @@ def paired_change(
     difference = other - one
     numbers = unit_numbers(groups, len(one))
     are_answers = all(((each == 0) | (each == 1) | each.isnan()).all() for each in (one, other))
-    low, high = _answer_bounds(difference, groups) if are_answers else mean_interval(difference, groups, seed)
-    p = _mcnemar_p(difference) if are_answers and groups is None else _sign_p(difference, numbers, seed)
+    low, high = _answer_bounds(difference, numbers) if are_answers else mean_interval(difference, groups, seed)
+    is_alone = int(numbers.max()) + 1 == len(numbers)
+    p = _mcnemar_p(difference) if are_answers and is_alone else _sign_p(difference, numbers, seed)
     parts = one.mean(dim=0), other.mean(dim=0), difference.mean(dim=0), low, high, p
     return Change(*(part.reshape(shape) for part in parts), n=int(numbers.max()) + 1)
 
@@ -76,15 +78,14 @@ def _mcnemar_p(difference: Float[Tensor, "row cell"]) -> Float[Tensor, " cell"]:
 
 
 def _answer_bounds(
-    difference: Float[Tensor, "row cell"], groups: Labels | None
+    difference: Float[Tensor, "row cell"], numbers: Int[np.ndarray, " row"]
 ) -> tuple[Float[Tensor, " cell"], Float[Tensor, " cell"]]:
     """Agresti and Min's interval of a difference of paired shares; in groups with an effective number of items."""
     n, quantile = torch.full_like(difference[0], len(difference)), NORMAL_95
-    numbers = unit_numbers(groups, len(difference))
     if not numbers.any():
         return torch.full_like(n, math.nan), torch.full_like(n, math.nan)
     gained, lost = (difference > 0).double().mean(dim=0), (difference < 0).double().mean(dim=0)
-    if groups is not None:
+    if int(numbers.max()) + 1 < len(numbers):
         spread = Spread(difference, torch.ones(len(difference), dtype=torch.float64), numbers)
         n, quantile = spread.trials(gained + lost - (gained - lost).square()), spread.quantile
     gained, lost = ((n * share + 0.5) / (n + 2) for share in (gained, lost))
@@ -94,8 +95,10 @@ def _answer_bounds(
     return (middle - half_width).clamp(min=-1), (middle + half_width).clamp(max=1)
 
 
-def _sign_p(difference: Float[Tensor, "row cell"], numbers: object, seed: int) -> Float[Tensor, " cell"]:
-    units = torch.as_tensor(numbers)
+def _sign_p(
+    difference: Float[Tensor, "row cell"], numbers: Int[np.ndarray, " row"], seed: int
+) -> Float[Tensor, " cell"]:
+    units = torch.from_numpy(numbers)
     count = int(units.max()) + 1
     sums = torch.zeros(count, difference.shape[1], dtype=torch.float64).index_add_(0, units, difference)
     observed = sums.sum(dim=0).abs()

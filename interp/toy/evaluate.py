@@ -1,18 +1,25 @@
 """How well the toy answers: accuracy for each kind of question, from text and from images, with intervals.
 
-Each accuracy comes with its control: `chance` is the accuracy of a model that always gives the most common answer.
+Questions about one scene are not independent: a model that misreads a picture errs in several of them. So intervals draw whole
+scenes, and a comparison of two models is paired, question by question. Each accuracy comes with its control: `chance` is the
+accuracy of a model that always gives the most common answer to each kind of question.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from interp.arguments import checked_int
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.arguments import checked_choice, checked_int
+from interp.errors import InputError
 from interp.models import VLM, load
 from interp.models.batches.targets import target_ids
 from interp.progress import Bar, progress_bar
+from interp.statistics import holm, mean_interval, paired_change
 from interp.toy.language import KINDS, Question
 from interp.toy.scenes import Scene, scenes
 
@@ -37,41 +44,114 @@ def evaluate(
     ['model', 'modality', 'group', 'kind']
 
     The model gets every question twice, after the caption ("text") and after the picture ("image"). An answer is right if
-    it is the most probable next token. Columns: model, modality, group, kind, accuracy, low and high (Wilson's 95 %
-    interval), chance (the share of the most common answer), n (the number of questions). A long run shows its progress on a
-    terminal or in a notebook; ``progress=False`` hides it.
+    it is the most probable next token. Columns: model, modality, group, kind, accuracy, low and high (95 %, Wilson's; NaN for
+    one scene), chance (the share of the most common answer), n (the number of questions). A long run shows its progress on a
+    terminal or in a notebook; ``progress=False`` hides it. `answer_questions` gives the single answers.
 
     Raises `InputError` if `n` is not an int of 1 or more, and for an unknown `split`.
+    """
+    return score_answers(answer_questions(model, n, seed, split, batch_size, progress=progress))
+
+
+def answer_questions(
+    model: str | VLM = "toy:tuned",
+    n: int = 300,
+    seed: int = 0,
+    split: str = "test",
+    batch_size: int = 64,
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask a toy every question about `n` scenes of `split`, from text and from images: a row for each modality and question.
+
+    >>> answer_questions("toy:tuned", n=2).columns.tolist()
+    ['model', 'modality', 'scene', 'group', 'kind', 'answer', 'right']
+
+    `answer` is the right answer, and `right` whether the model gave it. Arguments and errors are those of `evaluate`.
     """
     import pandas as pd
 
     data = scenes(checked_int(n, "n", least=1), seed, split=split)
     vlm = model if isinstance(model, VLM) else load(model)
     questions = [(scene, question) for scene in data for question in scene.questions]
+    places = [place for place, scene in enumerate(data) for _ in scene.questions]
     rows = []
-    answered = {}
     with progress_bar(f"evaluating {vlm.name}", len(_MODALITIES) * len(questions), "questions", progress) as bar:
         for modality in _MODALITIES:
-            answered[modality] = list(_answers(vlm, questions, modality, batch_size, bar))
+            right = _answers(vlm, questions, modality, batch_size, bar)
+            rows += [
+                [vlm.name, modality, place, question.group, question.kind, question.answer, is_right]
+                for place, (_, question), is_right in zip(places, questions, right, strict=True)
+            ]
+    return pd.DataFrame(rows, columns=["model", "modality", "scene", "group", "kind", "answer", "right"])
+
+
+def score_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
+    """The accuracy for each modality and "kind" or "group" of questions, from the single answers of `answer_questions`.
+
+    Columns: model, modality, group, kind (for "kind"), accuracy, low and high (95 %, `interp.statistics.mean_interval` with
+    scenes as groups; NaN for one scene), chance (the accuracy of the most common answer to each kind), n.
+
+    Raises `InputError` for another `by`.
+    """
+    import pandas as pd
+
+    rows = []
+    for keys, part in _parts(answers, checked_choice(by, "by", ("kind", "group"))):
+        low, high = mean_interval(_hits(part), part["scene"].to_numpy())
+        chance = sum(each.value_counts().iloc[0] for _, each in part.groupby("kind")["answer"]) / len(part)
+        rows.append([part["model"].iloc[0], *keys, part["right"].mean(), float(low), float(high), chance, len(part)])
+    names = ["modality", "group", *(("kind",) if by == "kind" else ())]
+    return pd.DataFrame(rows, columns=["model", *names, "accuracy", "low", "high", "chance", "n"])
+
+
+def compare_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
+    """How accuracies change from one model to another on the same questions: a paired comparison for each modality and kind.
+
+    >>> one, other = (answer_questions(name, n=40) for name in ("toy:stage1", "toy:tuned"))
+    >>> change = compare_answers(one, other, by="group").set_index(["modality", "group"])
+    >>> bool(change.loc[("image", "perception"), "low"] > 0)
+    True
+
+    Columns: modality, group, kind (for `by="kind"`), before, after, difference, low, high (95 %), p, p_holm (Holm over all
+    rows), n (the number of questions): `interp.statistics.paired_change` with scenes as groups, so a kind has McNemar's p,
+    and several kinds the sign-flips of scenes.
+
+    Raises `InputError` where the two frames have other questions, and for another `by`.
+    """
+    import pandas as pd
+
+    checked_choice(by, "by", ("kind", "group"))
+    same = ["modality", "scene", "kind", "answer"]
+    if not before[same].reset_index(drop=True).equals(after[same].reset_index(drop=True)):
+        raise InputError(
+            f"{len(before)} and {len(after)} answers are not to the same questions: expected answer_questions of two models"
+            " with the same n, seed and split"
+        )
+    rows = []
+    for (keys, one), (_, other) in zip(_parts(before, by), _parts(after, by), strict=True):
+        change = paired_change(_hits(one), _hits(other), one["scene"].to_numpy())
+        numbers = (change.before, change.after, change.difference, change.low, change.high, change.p)
+        rows.append([*keys, *map(float, numbers), len(one)])
+    names = ["modality", "group", *(("kind",) if by == "kind" else ())]
+    frame = pd.DataFrame(rows, columns=[*names, "before", "after", "difference", "low", "high", "p", "n"])
+    frame.insert(len(frame.columns) - 1, "p_holm", holm(frame["p"]))
+    return frame
+
+
+def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """The answers of each modality and kind or group, in the order of `KINDS`."""
+    keys = {(Question(kind, "", "", "").group, *((kind,) if by == "kind" else ())): None for kind in KINDS}
     for modality in _MODALITIES:
-        right: dict[str, list[bool]] = defaultdict(list)
-        for (_, question), is_right in zip(questions, answered[modality], strict=True):
-            right[question.kind].append(is_right)
-        for kind in KINDS:
-            answers = [question.answer for _, question in questions if question.kind == kind]
-            if answers:
-                rows.append([vlm.name, modality, *_row(kind, right[kind], answers)])
-    columns = ["model", "modality", "group", "kind", "accuracy", "low", "high", "chance", "n"]
-    return pd.DataFrame(rows, columns=columns)
+        for key in keys:
+            columns = ("modality", "group", "kind")[: 1 + len(key)]
+            chosen = (answers[list(columns)] == (modality, *key)).all(axis=1)
+            if chosen.any():
+                yield (modality, *key), answers[chosen]
 
 
-def _row(kind: str, right: Sequence[bool], answers: Sequence[str]) -> list[Any]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-    chance = Counter(answers).most_common(1)[0][1] / len(answers)
-    group = Question(kind, "", "", "").group
-    return [group, kind, sum(right) / len(right), interval.low, interval.high, chance, len(right)]
+def _hits(part: pd.DataFrame) -> Bool[Tensor, " question"]:
+    return torch.from_numpy(part["right"].to_numpy(bool))
 
 
 def _answers(
