@@ -67,7 +67,8 @@ def answer_questions(
     >>> answer_questions("toy:tuned", n=2).columns.tolist()
     ['model', 'modality', 'scene', 'group', 'kind', 'answer', 'right']
 
-    `answer` is the right answer, and `right` whether the model gave it. Arguments and errors are those of `evaluate`.
+    `answer` is the right answer, and `right` whether the model gave it. Arguments and errors are
+    those of `evaluate`: a long run shows its progress, ``progress=False`` hides it.
     """
     import pandas as pd
 
