@@ -103,8 +103,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "put an interval or a p on a number",
         "statistics",
-        "mean_interval ratio_interval few_rows wilson_interval permutation_p shuffle_labels BlockOrder "
-        "bootstrap_mean bootstrap_ratio bootstrap_shares",
+        "mean_interval ratio_interval few_rows wilson_interval permutation_p shuffle_labels BlockOrder",
         "conventions",
     ),
     (

@@ -29,7 +29,7 @@ from interp.models.running.readout import Readout
 from interp.models.running.steps import reads_of_states, take_each
 from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.progress import Bar
-from interp.statistics.bootstrap import bootstrap_ratio
+from interp.statistics.intervals import mean_interval
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,10 @@ def kl_to_final(
 def mean_over_rows(
     values: Float[Tensor, "state example"], rows: Int[Tensor, " example"], seed: int
 ) -> tuple[Float[Tensor, " state"], Float[Tensor, " state"], Float[Tensor, " state"]]:
-    """The mean over examples, and its 95 % bounds by a bootstrap over whole rows; NaN for a single row."""
-    numbers, inverse = rows.unique(return_inverse=True)
-    sums = torch.zeros(len(values), len(numbers), dtype=torch.float64).index_add_(1, inverse, values.double())
-    sizes = torch.bincount(inverse).double()
-    mean = sums.sum(dim=1) / sizes.sum()
-    return mean, *bootstrap_ratio(sums.T, sizes, seed)
+    """The mean divergence of the examples, and its 95 % bounds, for which rows are groups; NaN for a single row."""
+    values = values.double()
+    low, high = mean_interval(values.T, rows, seed)
+    return values.mean(dim=1), low.clamp(min=0), high  # no divergence is below 0
 
 
 def default_at_once(vocab_size: int) -> int:

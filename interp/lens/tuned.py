@@ -41,6 +41,7 @@ from interp.models.running.trace import refuse_no_numbers
 from interp.progress import progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
+from interp.statistics.intervals import few_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class TunedLens(Result):
 
     `matrices` (A) and `biases` (b) are those of all states but the last. `kl_plain` and `kl_tuned` are KL(final || reading)
     in nats of each state without and with its translator, means over the positions of `n_held_out` rows, with 95 % bounds
-    from a bootstrap over rows; the last state has 0 in both. `epochs` is the number after which each translator was best
+    over whole rows; the last state has 0 in both. `epochs` is the number after which each translator was best
     (0: it is the identity). `readout_hash` is a hash of the norm and head that it was fitted with, None where they were not
     in memory.
     """
@@ -157,7 +158,11 @@ class TunedLens(Result):
                 vlm,
                 batches,
                 seed=seed,
-                notes=(f"positions={shown(positions)}, {len(examples.rows)} of them", repr(training)),
+                notes=(
+                    f"positions={shown(positions)}, {len(examples.rows)} of them",
+                    repr(training),
+                    *few_rows(len(examples.rows[test].unique())),
+                ),
             ),
         )
 

@@ -37,7 +37,7 @@ from interp.patching.window_sweeps import MetricRuns, as_batches, centred_window
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
-from interp.statistics.bootstrap import bootstrap_mean
+from interp.statistics.intervals import few_rows, mean_interval
 
 EDGES = (("image", "question"), ("question", "last"), ("image", "last"))
 _NOTHING = 1e-6
@@ -48,7 +48,7 @@ class FlowResult(Result):
     """A curve over windows of layers for each edge.
 
     `values[edge, window]` is the relative change of the metric in percent, a mean over rows. `low` and `high` bound it (95 %,
-    bootstrap over rows; NaN for one row). `control` is the same with random positions as source: None if it was not asked
+    `mean_interval` over rows; NaN for one row). `control` is the same with random positions as source: None if it was not asked
     for, NaN if no such positions exist. `control_rows` is the metric of each kept row with these. `kept` says which of the given
     rows count: those that the unchanged model answers correctly. `per_row[row, edge, window]` is the metric of each kept row
     with the edge cut, `baseline_rows` that of the unchanged model, and `baseline` its mean. `n_source[edge]` is how many source
@@ -170,7 +170,7 @@ def flow(
         )
     of_control = [each.masked_fill(n_control[:, :, None] == 0, torch.nan) for each in of_control]
     change, *changes = (relative_change(each, baseline[:, None, None]) for each in (per_row, *of_control))
-    low, high = bootstrap_mean(change, seed)
+    low, high = mean_interval(change, seed=seed)
     return FlowResult(
         values=change.mean(dim=0),
         low=low,
@@ -186,7 +186,7 @@ def flow(
         metric=name_of(metric),
         mode=mode,
         control_rows=of_control[0] if control else None,
-        provenance=provenance_of_run(vlm, batches, interventions, seed),
+        provenance=provenance_of_run(vlm, batches, interventions, seed, few_rows(len(change))),
     )
 
 

@@ -22,6 +22,7 @@ from interp.patching.metrics import Metric, MetricFunction, RowMetric, bind_to_p
 from interp.patching.paired_batches import PairedBatches, pair_batches, picture_of
 from interp.patching.patch_result import PatchResult, relative_effect
 from interp.provenance import provenance_of_run
+from interp.statistics.intervals import few_rows
 
 DIRECTIONS = ("denoise", "noise")
 
@@ -136,7 +137,9 @@ class SweepGrid:
             boxes=boxes,
             roles=[column.role for column in columns],
             patches=[column.patch for column in columns],
-            provenance=provenance_of_run(self.vlm, batches, self.interventions, self.seed, notes),
+            provenance=provenance_of_run(
+                self.vlm, batches, self.interventions, self.seed, (*notes, *few_rows(len(per_row)))
+            ),
         )
 
 

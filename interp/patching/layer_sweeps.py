@@ -33,7 +33,7 @@ from interp.patching.window_sweeps import MetricRuns, as_batches, sliding_window
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
-from interp.statistics.bootstrap import bootstrap_mean
+from interp.statistics.intervals import few_rows, mean_interval
 
 Plan = Sequence[Any]  # the interventions of one window
 _NOTHING = 1e-12
@@ -50,9 +50,9 @@ _KINDS = {
 class SweepResult(Result):
     """A metric over windows of layers.
 
-    `values[window]` is the mean over rows with the intervention in this window. `low` and `high` bound it (95 %, bootstrap
-    over rows; NaN for one row). `per_row[row, window]` are the rows, `baseline_rows` those of the unchanged model, and
-    `baseline` their mean. `score` is ``values / baseline``. `windows` are ranges of layers.
+    `values[window]` is the mean over rows with the intervention in this window. `low` and `high` bound it (95 %,
+    `interp.statistics.mean_interval`; NaN for one row). `per_row[row, window]` are the rows, `baseline_rows` those of the
+    unchanged model, and `baseline` their mean. `score` is ``values / baseline``. `windows` are ranges of layers.
 
     `control[window]` is the mean with the control of the intervention in its place, such as the same at random positions, and
     `control_rows` its rows (NaN where nothing could be drawn); None if it was not asked for or does not exist. A row should
@@ -332,7 +332,9 @@ class _Run:
             of_control = of_control.masked_fill(controls.drawn[:, None] == 0, torch.nan)
             fields["control_rows"], fields["control"] = of_control, of_control.nanmean(dim=0)
             kinds = tuple(f"control: {_KINDS[kind]}" for kind in controls.kinds)
-        provenance = provenance_of_run(self.vlm, self.batches, self.interventions, seed, kinds)
+        provenance = provenance_of_run(
+            self.vlm, self.batches, self.interventions, seed, (*kinds, *few_rows(len(per_row)))
+        )
         return SweepResult(
             **_statistics(per_row, seed),
             baseline_rows=baseline,
@@ -358,5 +360,5 @@ class _Run:
 
 def _statistics(per_row: Tensor, seed: int) -> dict[str, Any]:
     """The fields of a result that summarise the rows."""
-    low, high = bootstrap_mean(per_row, seed)
+    low, high = mean_interval(per_row, seed=seed)
     return {"values": per_row.mean(dim=0), "low": low, "high": high, "per_row": per_row}

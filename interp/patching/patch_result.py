@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.arguments import checked_int
 from interp.errors import InputError
 from interp.results import Result
-from interp.statistics.bootstrap import bootstrap_ratio
+from interp.statistics.intervals import ratio_interval
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PatchResult(Result):
     """The grid of a patching sweep: layers by positions, and by heads if these were patched one at a time.
 
     `values` is the metric of the patched run, averaged over rows. `effect` is the same on a scale where 0 is the corrupted run
-    and 1 the clean one: a ratio of means over rows. `low` and `high` bound `effect` (95 %, bootstrap over rows; NaN for one
+    and 1 the clean one: a ratio of means over rows. `low` and `high` bound `effect` (95 %, `ratio_interval`; NaN for one
     row). `per_row` holds each row's metric, `clean_rows` and `corrupted_rows` the metric of the two unpatched runs, and `clean`
     and `corrupted` their means.
 
@@ -143,7 +143,7 @@ def relative_effect(
     """
     change = per_row - corrupted.reshape(-1, *[1] * (per_row.ndim - 1))
     whole = clean - corrupted
-    return change.mean(dim=0) / whole.mean(), *bootstrap_ratio(change, whole, seed)
+    return change.mean(dim=0) / whole.mean(), *ratio_interval(change, whole, seed=seed)
 
 
 def _description(result: PatchResult) -> str:

@@ -53,9 +53,9 @@ def patch_sweep(
     from names to anything that selects positions, ``{"object": mask}``. `site` is any that `Patch` takes. With `heads`
     ("all", an int or ints) at a site that has heads, each head is patched on its own, and the grid has a third axis.
 
-    `effect` is a ratio of means over rows, ``mean(patched - corrupted) / mean(clean - corrupted)``. Its interval is a
-    bootstrap over rows, drawn with `seed`. `interventions` hold in all runs, in each row alone; every cell is a whole forward
-    pass then.
+    `effect` is a ratio of means over rows, ``mean(patched - corrupted) / mean(clean - corrupted)``. Its interval is
+    `interp.statistics.ratio_interval`, with `seed`. `interventions` hold in all runs, in each row alone; every cell is a whole
+    forward pass then.
 
     Raises `InputError` for batches with different layouts, for a metric that is the same in both runs or that does not give
     one number a row, for rows that select different numbers of positions, for an unknown name, and for an intervention that

@@ -37,7 +37,7 @@ from interp.models.running.steps import Read
 from interp.models.running.trace import run_forward
 from interp.provenance import provenance_of_run
 from interp.results import Result
-from interp.statistics.bootstrap import bootstrap_mean
+from interp.statistics.intervals import few_rows, mean_interval
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class ShareResult(Result):
     """How much attention queries of one kind give to keys of another, in every head.
 
     `values[layer, head]` is the mean over rows of `per_row[row, layer, head]`, itself the mean over the row's queries. `low`
-    and `high` are its 95 % bounds (bootstrap over rows; NaN for one row). `chance[layer]` is the share under attention spread
-    evenly over the visible keys, the mean over rows of `chance_rows[row, layer]`. `by_position[row, layer, position]` is
-    what each key gets, mean over queries and heads, 0 for other keys; its sum over positions is the share.
+    and `high` are its 95 % bounds (`interp.statistics.mean_interval`; NaN for one row). `chance[layer]` is the share under
+    attention spread evenly over the visible keys, the mean over rows of `chance_rows[row, layer]`.
+    `by_position[row, layer, position]` is what each key gets, mean over queries and heads, 0 for other keys; its sum over
+    positions is the share.
 
     NaN stands for layers without attention weights (linear attention, convolutions, unproved weights), for heads that a
     layer lacks, and for rows without queries or keys. Such rows do not count, and the provenance notes their number.
@@ -77,7 +78,7 @@ class ShareResult(Result):
 
     def decay(self, seed: int = 0) -> tuple[float, float, float]:
         """The slope of the share over depth, per layer, with its 95 % interval: a least-squares fit to the mean over heads
-        of each row, then the mean over rows and its bootstrap. Layers without weights are left out.
+        of each row, then the mean over rows and its 95 % bounds. Layers without weights are left out.
 
         Raises `InputError` where fewer than two layers have weights, and for a seed that is not an int from 0.
         """
@@ -90,7 +91,7 @@ class ShareResult(Result):
             )
         depth = layers.double() - layers.double().mean()
         slopes = of_rows[:, layers].double() @ depth / depth.square().sum()
-        low, high = bootstrap_mean(slopes, checked_seed(seed))
+        low, high = mean_interval(slopes, seed=checked_seed(seed))
         return float(slopes.mean()), float(low), float(high)
 
     def to_frame(self) -> pd.DataFrame:
@@ -248,6 +249,7 @@ def _shares(
     left_out = int((~torch.stack(list(counted.values())).all(dim=0)).sum())
     needed = " or ".join(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     notes = (f"{left_out} of {len(batch)} rows lack {needed} and do not count",) if left_out else ()
+    notes += few_rows(min(int(rows.sum()) for rows in counted.values()))
     provenance = provenance_of_run(vlm, [batch], interventions, seed, notes)
     results = []
     for pair, rows in counted.items():
@@ -255,7 +257,7 @@ def _shares(
         per_row, by_position = _by_head_and_position(vlm, weights, rows)
         chance = torch.full((len(batch), len(per_row[0])), torch.nan, dtype=torch.float32)
         chance[:, layers] = torch.stack([outputs["chance", pair, layer] for layer in layers], dim=1)
-        low, high = bootstrap_mean(per_row[rows], seed)
+        low, high = (bound.clamp(0, 1) for bound in mean_interval(per_row[rows], seed=seed))
         share = ShareResult(
             values=per_row[rows].mean(dim=0),
             low=low,

@@ -41,7 +41,7 @@ from interp.models.running.trace import refuse_no_numbers, run_forward
 from interp.provenance import provenance_of_run
 from interp.readouts.frozen_norm import before_linear, before_norm, directions_of_logits, freeze
 from interp.results import Result, StoredValue
-from interp.statistics.bootstrap import bootstrap_mean
+from interp.statistics.intervals import few_rows, mean_interval
 
 # Edits of these sites change what leaves a layer, but not what its heads and its MLP add.
 _BESIDE_BLOCKS = ("attn_out", "resid_mid", "resid_post", CALL)
@@ -80,10 +80,10 @@ class Component(StoredValue):
 class AttributionResult(Result):
     """What each component adds to the logit of a target, or to the difference of two logits.
 
-    `values[component]` is the mean over rows of `per_row[row, component]`, with 95 % bounds `low` and `high` (bootstrap over
-    rows; NaN for one row). `control[component]` is the same for the average token of the vocabulary.
-    `total` is the logit itself, the mean of `totals[row]` and the sum of all values. `parts` describes each component;
-    `targets` and `against` are the words of each row.
+    `values[component]` is the mean over rows of `per_row[row, component]`, with 95 % bounds `low` and `high`
+    (`interp.statistics.mean_interval`; NaN for one row). `control[component]` is the same for the average token of the
+    vocabulary. `total` is the logit itself, the mean of `totals[row]` and the sum of all values. `parts` describes each
+    component; `targets` and `against` are the words of each row.
     """
 
     values: Float[Tensor, " component"]
@@ -190,7 +190,7 @@ def direct_logit_attribution(
     parts = {part: values for part, values in parts.items() if _belongs(vlm, part, values, edits)}
     parts[Component("rounding")] = totals.cpu() - torch.stack(list(parts.values())).sum(dim=0)
     table = torch.stack(list(parts.values()), dim=-1)
-    low, high = bootstrap_mean(table[0], seed)
+    low, high = mean_interval(table[0], seed=seed)
     return AttributionResult(
         values=table[0].mean(dim=0),
         low=low,
@@ -201,7 +201,7 @@ def direct_logit_attribution(
         parts=tuple(parts),
         targets=[word_of(vlm, token) for token in ids.tolist()],
         against=None if others is None else [word_of(vlm, token) for token in others.tolist()],
-        provenance=provenance_of_run(vlm, [batch], interventions, seed),
+        provenance=provenance_of_run(vlm, [batch], interventions, seed, few_rows(len(table[0]))),
     )
 
 

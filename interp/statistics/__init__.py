@@ -11,21 +11,17 @@ items twice), `verdicts` (what an interval says of a claim), `corrections` (one 
 
 from __future__ import annotations
 
-from interp.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 from interp.statistics.corrections import family_p, holm
 from interp.statistics.intervals import few_rows, mean_interval, ratio_interval
 from interp.statistics.paired import Change, paired_change
 from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
-from interp.statistics.proportions import bootstrap_shares, wilson_interval
+from interp.statistics.proportions import wilson_interval
 from interp.statistics.verdicts import Verdict, verdict
 
 __all__ = [
     "BlockOrder",
     "Change",
     "Verdict",
-    "bootstrap_mean",
-    "bootstrap_ratio",
-    "bootstrap_shares",
     "family_p",
     "few_rows",
     "holm",

@@ -96,15 +96,13 @@ def ratio_interval(
 
 
 def few_rows(n: int) -> tuple[str, ...]:
-    """The note of a result whose intervals come from `n` rows or groups: none from 20 on.
+    """The note of a result whose intervals come from `n` rows or groups: none from 20 on, and none for one, whose bounds are NaN.
 
-    >>> few_rows(20), len(few_rows(19))
-    ((), 1)
+    >>> few_rows(20), len(few_rows(19)), few_rows(1)
+    ((), 1, ())
     """
-    if n >= FEW:
+    if n >= FEW or n < 2:
         return ()
-    if n < 2:
-        return (f"{n} row or group has no interval: pass {FEW} or more",)
     return (
         f"intervals of {n} rows or groups, under {FEW}: they are wide, and too narrow where rare rows far out carry the mean",
     )

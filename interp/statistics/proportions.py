@@ -1,25 +1,15 @@
-"""Intervals of shares: how far could an accuracy differ by luck?
-
-`wilson_interval` is for a share of independent trials. Examples in groups are not independent: 108 patches of 18 images
-are 18 trials, not 108. `bootstrap_shares` draws as many groups as there are, with replacement, and computes the share of
-hits of each draw. Without groups, such a share is a binomial draw.
-
-The bootstrap has no width where every draw gives the same share: all examples are hits, none is, or there is one group.
-There `bootstrap_shares` gives Wilson's interval, with one trial a group.
-"""
+"""Wilson's interval of a share of independent trials. `interp.statistics.intervals` has the rule for trials in groups."""
 
 from __future__ import annotations
 
 import math
 from numbers import Real
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, shown
-from interp.statistics.bootstrap import BOUNDS, DRAWS
 from interp.statistics.half_samples import NORMAL_95
 
 
@@ -50,34 +40,3 @@ def wilson_bounds(
     return torch.minimum(share, low).clamp(min=0), torch.maximum(share, high).clamp(
         max=1
     )  # rounding must not cross the share
-
-
-def bootstrap_shares(hits: np.ndarray, blocks: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor]:
-    """The 95 % bounds of each state's share of hits: bootstrap percentiles over groups, Float [state] twice.
-
-    `hits` is Bool [state, example]. `blocks` is the group of each example, or None where every example is its own group.
-
-    >>> low, high = bootstrap_shares(np.array([[True, True, False, True]]), None, seed=0)
-    >>> bool(low < 0.75 < high)
-    True
-    """
-    rng = np.random.default_rng([seed, 2])
-    shares = hits.mean(axis=1)
-    if blocks is None:
-        units = hits.shape[1]
-        drawn = rng.binomial(units, shares, size=(DRAWS, len(shares))) / units
-    else:
-        _, numbers, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
-        units = len(sizes)
-        right = np.stack([np.bincount(numbers, weights=row, minlength=units) for row in hits], axis=1)
-        drawn = np.stack([_share_of_draw(right, sizes, rng) for _ in range(DRAWS)])
-    low, high = np.quantile(drawn, BOUNDS, axis=0)
-    for state in np.flatnonzero(np.ptp(drawn, axis=0) == 0):
-        low[state], high[state] = wilson_interval(shares[state], units)
-    return torch.from_numpy(np.minimum(low, shares)), torch.from_numpy(np.maximum(high, shares))
-
-
-def _share_of_draw(right: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each state's share in one draw of groups; `right` [group, state] counts the hits."""
-    times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes))
-    return times @ right / (times @ sizes)

@@ -70,7 +70,7 @@ def test_a_cell_is_a_whole_forward_pass_on_every_architecture(name):
         vlm, clean, corrupted, "resid_pre", layers, [column for (column,) in swept.columns], two_logits
     )
     torch.testing.assert_close(swept.values, expected, atol=1e-4, rtol=0)
-    (note,) = swept.provenance.notes
+    note = swept.provenance.notes[0]
     way = cells._WHOLE if name in WHOLE else LAYER if name in FROM_LAYERS else POSITION
     assert note.startswith(f"{way}:") or note == way
     assert (swept.values - swept.corrupted).abs().max() > 1e-3  # or nothing would have been compared

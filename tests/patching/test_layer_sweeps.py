@@ -10,6 +10,7 @@ from interp.interventions import Knockout, Reweight, Scale, Skip, Steer, Truncat
 from interp.interventions.random_controls import random_positions
 from interp.patching import SweepResult, kl_divergence, layer_contribution, layer_sweep, probability
 from interp.patching.layer_sweeps import contribution_from
+from interp.statistics import few_rows
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_the_control_of_a_sweep_is_the_same_at_random_positions(toy, asked, batc
     torch.testing.assert_close(found.control_rows[:, 2], chances(drawn))
     torch.testing.assert_close(found.control, found.control_rows.mean(dim=0))
     assert (found.n_positions, found.n_control) == (4, 4)
-    assert found.provenance.notes == ("control: as many random other positions",)
+    assert found.provenance.notes == ("control: as many random other positions", *few_rows(12))
     assert found.control[0] > found.values[0] + 0.2
     assert torch.equal(found.values, layer_sweep(toy, batch, Truncate, metric=metric, positions=theirs).values)
 
@@ -170,7 +171,7 @@ def test_the_control_of_a_sweep_that_names_no_positions_or_heads(toy, batch, met
     torch.testing.assert_close(
         heads.control_rows[:, 0], chances(Scale(layers="all", positions="all", factor=0, heads=[2, 3]))
     )
-    assert heads.provenance.notes == ("control: as many random other heads",)
+    assert heads.provenance.notes == ("control: as many random other heads", *few_rows(12))
     layers = layer_sweep(toy, batch, Reweight, window=4, metric=metric, control=True, kind="uniform")
     torch.testing.assert_close(layers.control_rows[:, 0], layers.per_row[:, 4], atol=1e-5, rtol=0)  # the other four
     with pytest.raises(interp.InputError, match="Skip has no control: it leaves no other"):

@@ -8,6 +8,7 @@ import zoo
 from interp.interventions import Knockout, Reweight, Steer
 from interp.lens import MassResult, ShareResult, attention_masses, attention_share
 from interp.models.running.attention import eager
+from interp.statistics import few_rows, mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def test_a_share_is_what_the_models_own_weights_say(toy, mixed, weights):
 def test_rows_without_queries_or_keys_are_noted(toy, mixed):
     note = "1 of 3 rows lack text or image and do not count"
     masses = attention_masses(toy, mixed, ("text", "image"))
-    assert attention_share(toy, mixed).provenance.notes == (note,)
-    assert masses.provenance.notes == masses.shares[3].provenance.notes == (note,)
-    assert attention_share(toy, mixed, "last", "text").provenance.notes == ()
+    assert attention_share(toy, mixed).provenance.notes == (note, *few_rows(2))
+    assert masses.provenance.notes == masses.shares[3].provenance.notes == (note, *few_rows(2))
+    assert attention_share(toy, mixed, "last", "text").provenance.notes == few_rows(3)
 
 
 @pytest.mark.parametrize("layer", [0, 5])
@@ -112,7 +113,7 @@ def test_decay_is_the_slope_over_the_layers_that_have_weights():
     nan = float("nan")
     slope, low, high = planted([[0.9, nan, 0.5, 0.3], [0.8, nan, 0.6, 0.5], [nan] * 4]).decay()
     assert slope == pytest.approx((-0.2 - 0.1) / 2)
-    assert (low, high) == (pytest.approx(-0.2), pytest.approx(-0.1))
+    assert (low, high) == pytest.approx([float(bound) for bound in mean_interval(torch.tensor([-0.2, -0.1]))], abs=1e-5)
     with pytest.raises(interp.InputError, match="1 of 2 layers have a share"):
         planted([[0.9, nan]]).decay()
 
