@@ -79,7 +79,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "cka rsa procrustes svcca pwcca principal_angles distance_correlation id_correlation",
         "geometry",
     ),
-    ("compare all layers of two modalities", "geometry", "compare alignment_matrix modality_gap", "geometry"),
+    (
+        "compare all layers of two modalities",
+        "geometry",
+        "compare alignment_matrix modality_gap entry_controls phase_change PhaseChange",
+        "geometry",
+    ),
     (
         "find clusters and densities",
         "geometry",

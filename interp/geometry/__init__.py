@@ -23,6 +23,7 @@ from interp.geometry.copies import distinct_rows
 from interp.geometry.correlation import IdCorrelation, id_correlation
 from interp.geometry.density import Density, log_density
 from interp.geometry.dimension import Estimate, dimension_scaling, intrinsic_dimension, plateau
+from interp.geometry.entry import entry_controls
 from interp.geometry.imbalance import differentiable_imbalance, information_imbalance
 from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
 from interp.geometry.modality import ModalityGap, modality_gap
@@ -36,6 +37,7 @@ from interp.geometry.overlap import (
     overlap_chance,
     overlap_interval,
 )
+from interp.geometry.phase import PhaseChange, phase_change
 from interp.geometry.preprocessing import clamp, preprocess, standardise
 from interp.geometry.registry import MEASURES, REGISTRY, Measure, register_measure, unregister_measure
 from interp.geometry.scaling import massive_features
@@ -58,6 +60,7 @@ __all__ = [
     "ModalityGap",
     "Neighbors",
     "Peaks",
+    "PhaseChange",
     "adjusted_rand",
     "alignment_matrix",
     "approximate_neighbors",
@@ -74,6 +77,7 @@ __all__ = [
     "distance_correlation",
     "distinct_rows",
     "eigenvalues",
+    "entry_controls",
     "find_peaks",
     "homogeneity",
     "id_correlation",
@@ -91,6 +95,7 @@ __all__ = [
     "overlap_chance",
     "overlap_interval",
     "participation_ratio",
+    "phase_change",
     "plateau",
     "preprocess",
     "principal_angles",

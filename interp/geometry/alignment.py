@@ -29,7 +29,7 @@ from torch import Tensor
 
 from interp.arguments import checked_flag, checked_int
 from interp.errors import InputError
-from interp.geometry.bypass import INTERMEDIATE, BypassResult, bypass_of
+from interp.geometry.bypass import INTERMEDIATE, SMALLEST, BypassResult, bypass_of
 from interp.geometry.clouds import States, as_paired_states, check_k
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
 from interp.geometry.phase import phase_of
@@ -107,16 +107,29 @@ class AlignmentMatrix(Result):
         """
         return phase_of(self, tau)
 
-    def bypass(self, band: tuple[float, float] = INTERMEDIATE) -> BypassResult:
+    def bypass(
+        self,
+        band: tuple[float, float] = INTERMEDIATE,
+        placebo: AlignmentMatrix | None = None,
+        ceiling: AlignmentMatrix | None = None,
+        matched: AlignmentMatrix | None = None,
+        smallest: float = SMALLEST,
+    ) -> BypassResult:
         """The textual layer most like each visual layer, and whether an intermediate one is more like it than layer 0.
 
         best[i] = argmax_j S[i, j] (the first of equals), shift[i] = best[i] - i. Textual layer j of T is intermediate
         where band[0] < j / (T - 1) < band[1]. The best is a choice among T layers, so its value is a little too high where
         all are alike; the p of the gain accounts for the choice. The gain is NaN where no layer is intermediate.
 
-        Raises `InputError` for a band that is not 0 <= low < high <= 1.
+        The other arguments are controls for the verdict, that visual features enter at intermediate layers
+        (`interp.geometry.entry`). Each is a matrix with the same textual states, metric, k, subsamples and seed: `placebo` of
+        `entry_controls(visual[0], placebo)`, needed for "supported"; `ceiling` of other captions of the same meaning; `matched`
+        of the same states with rows of one length (`preprocess="cosine"`). `smallest` is the smallest effect of interest.
+
+        Raises `InputError` for a band that is not 0 <= low < high <= 1, and for controls that do not belong to this matrix.
         """
-        return bypass_of(self, band)
+        controls = {"placebo": placebo, "ceiling": ceiling, "matched": matched}
+        return bypass_of(self, band, {name: each for name, each in controls.items() if each is not None}, smallest)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each pair of layers: visual, textual, value, low, high, chance, p_family."""

@@ -1,10 +1,13 @@
 """The bypass: which textual layer is each visual layer most like, and is an intermediate one more alike than the first?
 
-The functions here take an `AlignmentMatrix` for its arrays alone.
+A gain of an intermediate layer over the first says which layers are more alike, not where features enter:
+`interp.geometry.entry` has the controls that tell the two apart. The functions here take an `AlignmentMatrix` for its arrays
+alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,17 +17,24 @@ from torch import Tensor
 
 from interp.arguments import as_number
 from interp.errors import InputError
+from interp.geometry.clouds import checked_within
+from interp.geometry.entry import COLUMNS, entry_contrasts, entry_verdict
 from interp.geometry.phase import LEVEL, LayerValues, above_floor
 from interp.geometry.shuffles import joint_p
 from interp.results import Result
 from interp.statistics.half_samples import interval, standard_error
 from interp.statistics.permutation import permutation_p
+from interp.statistics.verdicts import Verdict
 
 INTERMEDIATE = (0.15, 0.85)
+SMALLEST = 0.05  # the smallest effect of interest, in units of the measure
 
 
-def bypass_of(matrix: LayerValues, band: tuple[float, float]) -> BypassResult:
+def bypass_of(
+    matrix: LayerValues, band: tuple[float, float], controls: Mapping[str, LayerValues], smallest: float
+) -> BypassResult:
     """The bypass of a matrix, with the textual layers strictly inside `band` of the depth as the intermediate ones."""
+    checked_within(smallest, "smallest", "the smallest effect of interest, above 0")
     ends = [as_number(end) for end in band] if isinstance(band, tuple | list) else []
     if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1] <= 1:  # type: ignore[operator]
         raise InputError(f"band={band!r}: expected two relative depths, 0 <= low < high <= 1")
@@ -51,6 +61,8 @@ def bypass_of(matrix: LayerValues, band: tuple[float, float]) -> BypassResult:
         gain_high=gain_high,
         p=_gain_p(matrix, gain, middle),
         band=(float(band[0]), float(band[1])),
+        contrasts=entry_contrasts(matrix, middle, controls),
+        smallest=float(smallest),
         provenance=matrix.provenance,
     )
 
@@ -94,6 +106,11 @@ class BypassResult(Result):
 
     `intermediate` is True where the best layer of visual layer 0, the features that enter the model, lies inside `band`
     and its `low` is above `chance`, with a p of at most 0.05 among all textual layers; `entry_gain` is S[0, best] - S[0, 0].
+
+    None of this says that features *enter* there: all clouds that share some content have a gain where textual layer 0 is the
+    worse readout of it. `verdict` does, with a placebo. `contrasts` has the gain of visual state 0 at each intermediate layer,
+    alone and beyond each control (`interp.geometry.entry`); `smallest` is the smallest effect of interest, in units of the
+    measure.
     """
 
     best: Int[Tensor, " visual"]
@@ -109,6 +126,28 @@ class BypassResult(Result):
     gain_high: Float[Tensor, " visual"]
     p: Float[Tensor, " visual"]
     band: tuple[float, float] = INTERMEDIATE
+    contrasts: pd.DataFrame | None = None
+    smallest: float = SMALLEST
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether visual features enter at intermediate textual layers: "supported", "contradicted" or "undecided".
+
+        Supported where some intermediate layer is ahead of textual layer 0 by more than each control explains: where the least
+        lower bound over `contrasts` is above 0 and the estimate at least half of `smallest`. Contradicted where the gain, or what
+        is left of it beyond a control, is below `smallest`. Without a placebo it is never supported: pass one to `bypass`.
+        """
+        return self._judged[0]
+
+    @property
+    def entry_p(self) -> float:
+        """The p of the claim that `verdict` judges, the largest over controls; NaN without a placebo."""
+        return self._judged[1]
+
+    @property
+    def _judged(self) -> tuple[Verdict, float]:
+        frame = pd.DataFrame(columns=COLUMNS) if self.contrasts is None else self.contrasts
+        return entry_verdict(frame, self.smallest)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each visual layer: visual, textual (the best), shift, value, low, high, chance, gain, gain_low,

@@ -1,0 +1,115 @@
+"""The phases of two models: one threshold for both, and paired differences."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from interp.errors import InputError
+from interp.geometry import AlignmentMatrix, alignment_matrix, phase_change
+from interp.geometry.phase import _width
+
+NARROW = (3, 3, 3, 0.6, 0.5, 0.6, 3, 3, 3)
+
+
+def pair(seed, before=NARROW, after=NARROW, n=200):
+    """Two models whose pictures are captions with noise, by layer, most of it common to both."""
+    rng = np.random.default_rng(seed)
+    text, common, *own = rng.normal(size=(4, len(before), n, 12))
+    stacks = [
+        text + np.array(noise)[:, None, None] * (0.7 * common + 0.7 * each)
+        for noise, each in zip((before, after), own, strict=True)
+    ]
+    return [alignment_matrix(torch.tensor(stack), torch.tensor(text), k=20, subsamples=30) for stack in stacks]
+
+
+def flat(diagonal, spread=0.001):
+    """A matrix with this diagonal, chance 0, and half-samples that differ a little."""
+    values = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    parts = values + spread * torch.randn(
+        20, *values.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    return AlignmentMatrix(values, 0.0, values - 0.01, values + 0.01, "neighbor_overlap", 30, 300, 20, parts=parts)
+
+
+def test_a_peak_that_falls_is_not_wider():
+    """Each at its own threshold, 5 states become 7."""
+    before, after = flat([0.3, 0.5, 0.7, 0.77, 0.7, 0.5, 0.3]), flat([0.36, 0.4, 0.43, 0.44, 0.43, 0.4, 0.36])
+    assert (len(before.phase()), len(after.phase())) == (3, 7)
+    change = phase_change(before, after)
+    assert (change.before, change.after) == (range(2, 5), None)
+    assert change.threshold == pytest.approx(0.8 * 0.77)
+    assert change.extends.value == "contradicted"
+    assert change.extends.estimate < -2
+    assert change.strengthens.value == "contradicted"
+    assert change.levels[1] < change.levels[0]
+
+
+def test_a_phase_that_moves_is_not_wider():
+    before = flat([0.9] * 8 + [0.2])
+    after = flat([0.2, 0.2] + [0.9] * 7)
+    change = phase_change(before, after)
+    assert (change.before, change.after) == (range(0, 8), range(2, 9))
+    assert change.extends.value == "contradicted"
+
+
+@pytest.mark.parametrize("before", [NARROW, (0.6,) * 9])
+def test_two_draws_of_one_model_are_neither_wider_nor_higher(before):
+    changes = [phase_change(*pair(seed, before, before)) for seed in range(5)]
+    assert {change.extends.value for change in changes} == {"contradicted"}
+    assert {change.strengthens.value for change in changes} == {"contradicted"}
+    assert min(change.strengthens_p for change in changes) > 0.01
+
+
+def test_two_more_layers_are_seen():
+    changes = [phase_change(*pair(seed, after=(3, 3, 0.55, 0.5, 0.5, 0.5, 0.55, 3, 3))) for seed in range(4)]
+    assert {change.extends.value for change in changes} == {"supported"}
+    assert np.mean([change.extends.estimate for change in changes]) == pytest.approx(2, abs=0.5)
+    assert max(change.extends_p for change in changes) < 0.01
+
+
+def test_the_difference_is_paired():
+    """A difference well within both intervals is seen, for the examples are the same."""
+    before, after = pair(0, after=(3, 3, 3, 0.55, 0.46, 0.55, 3, 3, 3))
+    assert after.low[4, 4] < before.high[4, 4]
+    change = phase_change(before, after)
+    assert change.strengthens.value == "supported"
+    parts = (after.parts - before.parts).diagonal(dim1=1, dim2=2)[:, list(change.common)].mean(dim=1)
+    assert change.strengthens.high - change.strengthens.estimate == pytest.approx(
+        1.959964 * float(parts.std()), rel=1e-6
+    )
+    assert change.levels[1] - change.levels[0] == pytest.approx(change.strengthens.estimate)
+
+
+def test_no_phase_before_leaves_wider_undecided():
+    change = phase_change(flat([0.001] * 4), flat([0.1, 0.5, 0.5, 0.1]))
+    assert change.before is None
+    assert change.extends.value == "undecided"
+    assert change.strengthens.value == "supported"
+
+
+def test_the_width_counts_layers_and_parts_of_them():
+    level = torch.tensor(0.5)
+    for diagonal, width in [
+        ([1.0] * 5, 5),
+        ([0.0] * 5, 0),
+        ([0.0, 1.0, 1.0, 1.0, 0.0], 3),
+        ([1.0, 0.0, 0.0, 0.0, 1.0], 2),
+        ([0.0, 0.75, 0.0], 2 / 3),
+    ]:
+        assert float(_width(torch.tensor(diagonal), level)) == pytest.approx(width)
+
+
+def test_refusals():
+    before, after = flat([0.5, 0.9]), flat([0.5, 0.6])
+    bare = dataclasses.replace(before, parts=None)
+    for call, message in [
+        (lambda: phase_change(before, dataclasses.replace(after, n=299)), "after has n 299, this matrix 300"),
+        (lambda: phase_change(before, flat([0.5, 0.6, 0.7])), "textual states 3"),
+        (lambda: phase_change(bare, bare), "before has no half-samples"),
+        (lambda: phase_change(before, after, tau=0), "tau=0"),
+        (lambda: phase_change(before, after, smallest=-1), "smallest=-1"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
