@@ -124,7 +124,8 @@ class AlignmentMatrix(Result):
         The other arguments are controls for the verdict, that visual features enter at intermediate layers
         (`interp.geometry.entry`). Each is a matrix with the same textual states, metric, k, subsamples and seed: `placebo` of
         `entry_controls(visual[0], placebo)`, needed for "supported"; `ceiling` of other captions of the same meaning; `matched`
-        of the same states with rows of one length (`preprocess="cosine"`). `smallest` is the smallest effect of interest.
+        of the same states with rows of one length (`preprocess="cosine"`). They need no shuffles: pass ``permutations=0``.
+        `smallest` is the smallest effect of interest.
 
         Raises `InputError` for a band that is not 0 <= low < high <= 1, and for controls that do not belong to this matrix.
         """

@@ -14,7 +14,7 @@ from interp.geometry.bypass import BypassResult
 from interp.geometry.entry import DILUTIONS, entry_verdict
 
 LAYERS, WIDTH = 7, 32
-SETTINGS = {"k": 20, "subsamples": 30}
+SETTINGS = {"k": 20, "subsamples": 30, "permutations": 0}
 
 
 def turned(cloud, rng, noise):
@@ -195,6 +195,6 @@ def test_kept_and_read_again(tmp_path):
 
 def test_without_half_samples_nothing_is_decided():
     entry, text, placebos = sharing(0, n=60)
-    plain = {"k": 5, "subsamples": 0}
+    plain = {"k": 5, "subsamples": 0, "permutations": 0}
     rows = alignment_matrix(entry_controls(entry, *placebos), text, **plain)
     assert alignment_matrix(entry[None], text, **plain).bypass(placebo=rows).verdict.value == "undecided"
