@@ -28,7 +28,7 @@ def decomposition_figure(result: DecompositionResult, title: str | None = None, 
     dictionaries explain where any were drawn. Tokens with the same text, up to a space before it, are one word."""
     words = (dict.fromkeys(result.words(vector)) for vector in range(len(result.ids)))
     counts = Counter(chain.from_iterable(words)).most_common(_MOST_WORDS)
-    random = "" if math.isnan(result.chance) else f", random dictionaries {result.chance:.1%}"
+    random = "" if math.isnan(result.chance) else f", turned at random {result.chance:.1%}"
     titled = title or f"Words taken: {float(result.explained.nanmean()):.1%} explained{random}"
     figure = new_figure(titled, "word", "vectors", height)
     figure.add_bar(
@@ -42,14 +42,16 @@ def decomposition_figure(result: DecompositionResult, title: str | None = None, 
 
 
 def pursuit_figure(result: HeadResult, title: str | None = None, height: int = 380) -> go.Figure:
-    """Layers by heads: what the concept's words explain beyond random ones. Hovering shows score, null, p and words."""
+    """Layers by heads: what the concept's words explain beyond matched ones. Hovering shows score, null, p and words."""
     heads = range(result.scores.shape[1])
 
     def details(at: int, head: int) -> str:
         if head >= len(result.words[at]):
             return ""
         score, null, p = (float(each[at, head]) for each in (result.scores, result.null, result.p))
-        return f"score {score:.3f}, random words {null:.3f}, p {p:.3f}<br>{label(' '.join(result.words[at][head]), 60)}"
+        return (
+            f"score {score:.3f}, matched words {null:.3f}, p {p:.3f}<br>{label(' '.join(result.words[at][head]), 60)}"
+        )
 
     return head_map(
         title or f"Heads that write {label(' '.join(result.concept), 40)}",

@@ -10,16 +10,22 @@ belong to the rows as they are, so that ``weights @ dictionary[ids]`` is the fit
 (`joint=True`, *simultaneous* pursuit): each step takes the word with the largest sum of absolute products with all
 residuals.
 
-k words out of many explain something of any vector. `chance` is what k rows explain out of random dictionaries of the
-same size, Gaussian with the mean and the covariance of the words' directions. Random rows lie in the same cone, span the
-same space and prefer the same directions, but mean nothing.
+k words out of many explain something of any vector. So each vector is compared with itself, turned at random: within the
+spaces of principal axes of the words' directions whose strengths are within a factor of two, and in no other way. A turned
+vector is as long, and as much of it lies along the strong and along the weak axes of the dictionary, in the cone of its words and
+outside of their span; and the words that are searched are the same. Only its relation to single words is lost. `p` is the
+share of turned vectors (the vector itself included) of which k words explain as much, `chance` the mean of what they explain,
+and a vector that has nothing to do with the words exceeds its `chance_high` in 5 % of cases, its chance in about half. What all
+words together span is no part of the question: of a vector of their span, with no more words than dimensions, k words explain
+much by chance.
 
 Sources: Pati et al. 1993 (OMP), Tropp et al. 2006 (simultaneous OMP).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,6 +44,7 @@ from interp.models.running.offloading import weights_here
 from interp.models.running.structure import resolve
 from interp.provenance import Provenance
 from interp.results import Result
+from interp.statistics.permutation import permutation_p
 
 # A row this much shorter than the longest one was never trained: its direction says nothing.
 _UNTRAINED = 1e-6
@@ -65,8 +72,10 @@ class DecompositionResult(Result):
 
     `ids` `[vector, k]` are rows of the dictionary in the order in which the pursuit took them, -1 where nothing was left to
     explain. `weights` `[vector, k]` belong to the rows as they are (less the centre, where there was one). `explained`
-    `[vector]` is the share of the squared length that the fit reaches, NaN for a vector of zeros. `chance` is the mean
-    share with random dictionaries, NaN where none was drawn.
+    `[vector]` is the share of the squared length that the fit reaches, NaN for a vector of zeros. `chances` and
+    `chance_high` `[vector]` are the mean and the 95 % quantile of the shares of each vector turned at random, and `p` `[vector]`
+    is how often one reaches that of the vector itself. `chance` is the mean of `chances`. Without draws all are NaN, and with
+    fewer than 19 the quantile is. With `joint` all vectors are turned together.
     """
 
     ids: Int[Tensor, "vector k"]
@@ -75,6 +84,9 @@ class DecompositionResult(Result):
     chance: float
     joint: bool
     vocabulary: dict[str, str]
+    chances: Float[Tensor, " vector"] | None = None
+    chance_high: Float[Tensor, " vector"] | None = None
+    p: Float[Tensor, " vector"] | None = None
 
     def words(self, vector: int) -> list[str]:
         """The words of one vector, in the order in which the pursuit took them. Raises `InputError` for one that is not there."""
@@ -82,7 +94,8 @@ class DecompositionResult(Result):
         return [self.vocabulary[str(word)] for word in self.ids[vector].tolist() if word >= 0]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a word: vector, step, id, word, weight, and what its vector's words explain together."""
+        """One row a word: vector, step, id, word, weight, what its vector's words explain together, and that share's chance,
+        chance_high and p."""
         vectors, steps = (self.ids >= 0).nonzero(as_tuple=True)
         ids = self.ids[vectors, steps].tolist()
         return pd.DataFrame(
@@ -93,7 +106,9 @@ class DecompositionResult(Result):
                 "word": [self.vocabulary[str(word)] for word in ids],
                 "weight": self.weights[vectors, steps].tolist(),
                 "explained": self.explained[vectors].tolist(),
-                "chance": self.chance,
+                "chance": self.chance if self.chances is None else self.chances[vectors].tolist(),
+                "chance_high": float("nan") if self.chance_high is None else self.chance_high[vectors].tolist(),
+                "p": float("nan") if self.p is None else self.p[vectors].tolist(),
             }
         )
 
@@ -127,7 +142,7 @@ def vocabulary_decomposition(
     k: int,
     joint: bool = False,
     center: bool = False,
-    draws: int = 3,
+    draws: int = 19,
     seed: int = 0,
 ) -> DecompositionResult:
     """Write each of `vectors` `[vector, width]` as a sum of `k` rows of `dictionary`, a `Dictionary` or an array `[word,
@@ -140,7 +155,7 @@ def vocabulary_decomposition(
 
     With `center` the mean of the dictionary's rows is subtracted from rows and vectors. Otherwise the first word may say
     only what all words share. Rows of zeros (untrained tokens) are never taken, and of equal rows only the first.
-    `chance` is the mean over `draws` random dictionaries, drawn with `seed`.
+    Each vector is turned at random `draws` times, with `seed`, for its chance level and p.
 
     Raises `InputError` where vectors or rows are not finite, not two-dimensional or of different width; where `k` is not
     between 1 and the number of words; for `draws` below 0; for a seed that is not an int from 0; and for a `joint` or
@@ -169,15 +184,18 @@ def vocabulary_decomposition(
     fit = pursue(states, words, k)
     weights = fit.weights / rows.norm(dim=1)[fit.ids.clamp(min=0)] * (size / length)
     ids = [word for word in fit.ids.unique().tolist() if word >= 0]
-    random = random_dictionaries(words.unit[words.usable], draws, seed)
-    shares = [pursue(states, drawn, k).explained for drawn in random]
+    turned = turned_at_random(states, words.unit[words.usable], draws, seed)
+    null = _Null(fit.explained, [pursue(each, words, k).explained for each in turned])
     return DecompositionResult(
         ids=fit.ids.cpu(),
         weights=weights.cpu(),
         explained=fit.explained.cpu(),
-        chance=float(torch.cat(shares).nanmean()) if shares else float("nan"),
+        chance=float(null.mean.nanmean()),
         joint=joint,
         vocabulary={str(word): str(word) if names is None else names[word] for word in ids},
+        chances=null.mean.cpu(),
+        chance_high=null.high.cpu(),
+        p=null.p.cpu(),
         provenance=Provenance(seed=seed, notes=("centred on the mean of the dictionary",) if center else ()),
     )
 
@@ -224,15 +242,50 @@ def directions(rows: Tensor) -> Directions:
     return Directions(rows / norms.clamp(min=torch.finfo(rows.dtype).tiny)[:, None] * usable[:, None], usable)
 
 
-def random_dictionaries(unit: Tensor, draws: int, seed: int) -> Iterator[Directions]:
-    """Random directions with the mean and the covariance of these, as many in each draw; one draw in memory at a time."""
-    mean = unit.mean(dim=0)
-    values, axes = torch.linalg.eigh((unit - mean).T @ (unit - mean) / len(unit))
-    root = (axes * values.clamp(min=0).sqrt()) @ axes.T
+def turned_at_random(vectors: Tensor, unit: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
+    """The vectors in `draws` random rotations, all alike in each, which mix only axes of about equal strength.
+
+    The axes are the principal ones of the directions `unit`, about the origin, so the first is about their mean. Axes
+    whose strengths (mean squares) lie between the same powers of two may be mixed. Outside of the span of `unit` a rotation would
+    change nothing that its words explain, and there is none.
+    """
+    if not draws:
+        return
+    strengths, axes = torch.linalg.eigh(unit.T @ unit / len(unit))
+    known = strengths > len(strengths) * torch.finfo(unit.dtype).eps * strengths[-1]
+    octaves = (strengths[-1] / strengths.clamp(min=torch.finfo(unit.dtype).tiny)).log2().floor()
+    spaces = [axes[:, known & (octaves == octave)] for octave in octaves[known].unique()]
+    parts = [torch.linalg.qr((vectors @ space).T) for space in spaces]  # frames of the vectors in each space
+    outside = vectors - sum(vectors @ space @ space.T for space in spaces)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
-        rows = torch.randn(unit.shape, generator=generator, dtype=unit.dtype).to(unit.device)
-        yield directions(rows @ root + mean)
+        frames = (
+            space @ _random_frame(space.shape[1], part.R.shape[0], generator).to(vectors)
+            for space, part in zip(spaces, parts, strict=True)
+        )
+        yield outside + sum((frame @ part.R).T for frame, part in zip(frames, parts, strict=True))
+
+
+def _random_frame(width: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` orthonormal columns, uniformly distributed."""
+    frame, triangle = torch.linalg.qr(torch.randn(width, count, generator=generator, dtype=torch.float64))
+    return frame * triangle.diagonal().sign()
+
+
+class _Null:
+    """The mean, the 95 % quantile and p of what is explained of each vector, from what is explained of it in each draw."""
+
+    def __init__(self, explained: Tensor, shares: Sequence[Tensor]) -> None:
+        draws = len(shares)
+        drawn = torch.stack(shares) if shares else explained.new_full((1, *explained.shape), torch.nan)
+        unknown = torch.full_like(explained, torch.nan)
+        # Of 19 draws and a value that is like them, the value is the largest in 5 % of cases.
+        rank = math.ceil(0.95 * (draws + 1))
+        rounding = ROUNDINGS * torch.finfo(explained.dtype).eps
+        reached = (drawn >= explained - rounding).sum(dim=0).to(explained)
+        self.mean = drawn.mean(dim=0)
+        self.high = drawn.sort(dim=0).values[rank - 1] if draws and rank <= draws else unknown
+        self.p = permutation_p(reached, draws).where(drawn.isfinite().all(dim=0), torch.nan)
 
 
 # The pursuit -------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,15 @@ the rows of the concept's words alone, by simultaneous pursuit: one support of k
 share of H's squared Frobenius norm in the span of these k words.
 
 The words are chosen on some rows of the data and scored on the others. k directions explain something of any matrix, so
-each head is also scored with random lists of as many words: `null` is the mean of these scores, `p` how often they are as
-good. Heads are ranked by what the concept's words explain beyond the null.
+each head is also scored with lists of as many words that match the concept's in norm, coherence and, where it is known,
+frequency (`interp.words.word_lists`): `null` is the mean of these scores, `p` how often they are as good, and `p_family` how
+often the best of *all* heads is as good, each head measured by the spread of its own null. Heads are ranked by what the
+concept's words explain beyond the null.
+
+So p says that a head writes in these words more than in other words as long and as alike. Heads share the lists, so their p
+go together: a concept that a model writes often has a small p in many heads. In the toy digits do, in 13 of 32 on questions for a
+colour. These heads do write the digit that is asked for: read with the ten digits alone, what they write names it in 16 to
+61 % of rows, where chance is 10 %.
 
 A score says what a head writes, not what it is for. `HeadResult.scaling` gives interventions that reverse these heads or
 make them stronger. `control` names as many other heads, so that the effect can be compared with that of any heads.
@@ -24,6 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
@@ -40,6 +48,7 @@ from interp.models.running.places import proved_place
 from interp.models.running.structure import Heads, resolve
 from interp.progress import progress_bar
 from interp.results import Result
+from interp.statistics.corrections import family_p
 from interp.statistics.permutation import permutation_p
 from interp.words.decomposition import (
     ROUNDINGS,
@@ -51,15 +60,17 @@ from interp.words.decomposition import (
     near_one,
     pursue_jointly,
 )
+from interp.words.word_lists import WordLists, matched_lists
 
 
 @dataclass(frozen=True)
 class HeadResult(Result):
     """How much of what each head writes lies in a concept's words.
 
-    `scores`, `null` and `p` are `[layer, head]`: the explained share on rows that chose no word, its mean with random lists
-    of as many words, and the share of lists (the concept included) that score as well. They are NaN for heads that a layer
-    lacks, and for a head that writes nothing on those rows (once centred, with `center`); these are not ranked.
+    `scores`, `null` and `p` are `[layer, head]`: the explained share on rows that chose no word, its mean with `lists` matched
+    lists of as many words, and the share of lists (the concept included) that score as well. `p_family` is the share in which
+    any head scores as well, corrected for all heads. They are NaN for heads that a layer lacks, and for a head that writes
+    nothing on those rows (once centred, with `center`); these are not ranked. p is NaN where no list matches the concept.
     `layers` are the numbers of the layers, `words[layer][head]` the words in the order in which the pursuit took them.
     """
 
@@ -69,6 +80,8 @@ class HeadResult(Result):
     layers: tuple[int, ...]
     words: tuple[tuple[tuple[str, ...], ...], ...]
     concept: tuple[str, ...]
+    p_family: Float[Tensor, "layer head"] | None = None
+    lists: int = 0
 
     def __post_init__(self) -> None:
         if not self.scores.shape == self.null.shape == self.p.shape or len(self.scores) != len(self.layers):
@@ -110,13 +123,14 @@ class HeadResult(Result):
         return [(self.layers[at // width], at % width) for at in order if not margins[at].isnan()]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a head, best first: layer, head, score, null, p, and its words."""
+        """One row a head, best first: layer, head, score, null, p, p_family, and its words."""
         rows = []
+        family = torch.full_like(self.p, torch.nan) if self.p_family is None else self.p_family
         for layer, head in self._ranked():
             at = self.layers.index(layer)
-            numbers = (float(each[at, head]) for each in (self.scores, self.null, self.p))
+            numbers = (float(each[at, head]) for each in (self.scores, self.null, self.p, family))
             rows.append((layer, head, *numbers, " ".join(self.words[at][head])))
-        return pd.DataFrame(rows, columns=["layer", "head", "score", "null", "p", "words"])
+        return pd.DataFrame(rows, columns=["layer", "head", "score", "null", "p", "p_family", "words"])
 
 
 def scale_heads(heads: Sequence[tuple[int, int]], factor: float, positions: Any = "all") -> list[Scale]:
@@ -149,6 +163,7 @@ def head_pursuit(
     lists: int = 100,
     test_size: float = 0.3,
     seed: int = 0,
+    frequencies: Any = None,
     *,
     progress: bool = True,
 ) -> HeadResult:
@@ -167,12 +182,17 @@ def head_pursuit(
     that begins with a space is taken as it is. `acts` are Activations that hold site "z", of any positions. Rows of the
     data are split with `seed`: `test_size` of them score, the others choose words. With `center` the mean over the
     choosing rows is subtracted from what a head writes, so that a head which always writes the same scores by what it
-    changes. The null is made of `lists` random lists of tokens that are neither special nor among the words. A long run
-    shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
+    changes. The null is made of `lists` other lists of as many tokens, none of them special, that match the words in norm and
+    coherence (`interp.words.word_lists`; `lists` of the result says how many there are, `provenance.notes` how near they
+    come). `frequencies` `[vocabulary]` are counts of the tokens, of which only the order matters, to be matched too; without
+    them the number of a token is taken where its tokenizer was learned by byte pairs, which finds frequent tokens first.
+
+    A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` where site z was not captured or has other heads than the model; for no words or fewer than `k`, a
-    repeated word, fewer than two rows of data, and a vocabulary too small for random lists; for a seed that is not an int
-    from 0; and for a `center` that is not True or False. Raises `InputTypeError` where `acts` are not activations.
+    repeated word, fewer than two rows of data, and a vocabulary too small for lists; for frequencies that are not one number a
+    token; for a seed that is not an int from 0; and for a `center` that is not True or False. Raises `InputTypeError` where
+    `acts` are not activations.
     """
     if not isinstance(acts, Activations):
         raise InputTypeError(f"acts is a {type(acts).__name__}: expected what interp.capture(sites=('z',)) gives")
@@ -186,8 +206,18 @@ def head_pursuit(
     if len(set(tokens)) < len(tokens):
         raise InputError(f"words={shown(words)} names a token more than once: name each once")
     lists, seed = checked_int(lists, "lists", least=1), checked_seed(seed)
-    head = directions(dictionary_of(vlm, "head").rows)
-    choices = [torch.tensor(tokens), *_random_lists(vlm, head.usable.cpu(), tokens, lists, seed)]
+    rows = dictionary_of(vlm, "head").rows
+    head = directions(rows)
+    pool = _trained(vlm, head.usable, tokens)
+    drawn = matched_lists(
+        near_one(rows)[0],
+        torch.tensor(tokens, device=rows.device),
+        pool,
+        lists,
+        seed,
+        _frequencies(vlm, frequencies, rows),
+    )
+    choices = [torch.tensor(tokens), *drawn.ids]
     test = _test_examples(acts.places("z").rows, test_size, seed)
 
     layers = tuple(acts.layers["z"])
@@ -213,11 +243,32 @@ def head_pursuit(
     return HeadResult(
         scores=scores,
         null=random.mean(dim=0),
-        p=permutation_p((random >= scores).sum(dim=0).float(), lists).masked_fill(scores.isnan(), torch.nan),
+        p=_tested(permutation_p((random >= scores).sum(dim=0).float(), len(random)), scores, drawn.matched),
         layers=layers,
         words=tuple(words_of_layers),
         concept=tuple(word_of(vlm, token) for token in tokens),
-        provenance=replace(acts.provenance, seed=seed),
+        p_family=_tested(family_p(scores, random), scores, drawn.matched),
+        lists=len(random),
+        provenance=replace(
+            acts.provenance, seed=seed, notes=(*acts.provenance.notes, _note_of(drawn, rows.norm(dim=1), tokens, lists))
+        ),
+    )
+
+
+def _tested(p: Tensor, scores: Tensor, matched: bool) -> Tensor:
+    """p where there is a score, and lists to compare it with."""
+    return p.to(scores).masked_fill(scores.isnan() | (not matched), torch.nan)
+
+
+def _note_of(drawn: WordLists, norms: Tensor, tokens: Sequence[int], lists: int) -> str:
+    """How near the lists come to the concept."""
+    norm, own = float(norms[drawn.ids].mean()), float(norms[list(tokens)].mean())
+    cosine = float(drawn.coherence.mean())
+    near = f"mean cosine {cosine:.2g} (the concept's is {drawn.target:.2g}), mean norm {norm:.3g} ({own:.3g})"
+    if not drawn.matched:
+        return f"no list of other words is as coherent as these words, so there is no p: the null is of the nearest, {near}"
+    return (
+        f"the null is of {len(drawn.ids)} lists of other words{' (no more match)' * (len(drawn.ids) < lists)}: {near}"
     )
 
 
@@ -283,16 +334,22 @@ def _test_examples(rows: Tensor, test_size: float, seed: int) -> Tensor:
     return torch.isin(rows, numbers[order[:count]])
 
 
-def _random_lists(vlm: VLM, usable: Tensor, tokens: Sequence[int], lists: int, seed: int) -> list[Tensor]:
-    """Random lists of as many tokens as the concept has, among trained tokens that are neither special nor its words."""
+def _trained(vlm: VLM, usable: Tensor, tokens: Sequence[int]) -> Tensor:
+    """The tokens that lists are drawn from: those of the concept, and all others that are trained and not special."""
     for token in tokens:
         if not usable[token]:
             raise InputError(f"token {token} ({word_of(vlm, token)!r}) has a row of zeros in the head: leave it out")
     pool = usable.clone()
     special = [] if vlm.tokenizer is None else vlm.tokenizer.all_special_ids
-    pool[[token for token in (*special, *tokens) if token < len(pool)]] = False
-    others = pool.nonzero()[:, 0]
-    if len(others) < len(tokens):
-        raise InputError(f"{len(others)} tokens beside {len(tokens)} words: expected as many, pass fewer words")
-    generator = torch.Generator().manual_seed(seed)
-    return [others[torch.randperm(len(others), generator=generator)[: len(tokens)]] for _ in range(lists)]
+    pool[[token for token in special if token < len(pool) and token not in tokens]] = False
+    return pool
+
+
+def _frequencies(vlm: VLM, frequencies: Any, rows: Tensor) -> Tensor | None:
+    """One number a token whose order is that of frequency, None where it is unknown."""
+    if frequencies is None:
+        learned = getattr(getattr(vlm.tokenizer, "backend_tokenizer", None), "model", None)
+        return -torch.arange(len(rows), device=rows.device).float() if type(learned).__name__ == "BPE" else None
+    if np.shape(frequencies) != (len(rows),):
+        raise InputError(f"frequencies={shown(frequencies)}: expected {len(rows)} numbers, one a token")
+    return as_rows(torch.as_tensor(frequencies)[None], "frequencies")[0].to(rows)

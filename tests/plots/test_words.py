@@ -13,7 +13,7 @@ def test_words_are_counted_and_shown_as_they_are():
     (bars,) = found.plot().data
     assert bars.x == ("&lt;image&gt;", "b")
     assert bars.y == (2, 1)
-    assert f"random dictionaries {found.chance:.1%}" in found.plot().layout.title.text
+    assert f"turned at random {found.chance:.1%}" in found.plot().layout.title.text
 
 
 def test_tokens_that_read_alike_are_one_word():

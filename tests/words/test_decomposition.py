@@ -140,6 +140,7 @@ def test_what_all_words_share_is_taken_off():
     assert found.ids.flatten().tolist() == [5, 9]
     assert vocabulary_decomposition(vectors, words + shared, k=1).chance > 0.9
     assert found.chance < 0.7
+    assert (found.p <= 0.05).all()
 
 
 def test_chance_is_that_of_words_that_mean_nothing():
@@ -148,6 +149,82 @@ def test_chance_is_that_of_words_that_mean_nothing():
     rows, vectors = normal(400, 20, seed=1) @ root, normal(300, 20, seed=2) @ root
     found = vocabulary_decomposition(vectors, rows, k=3, draws=5)
     assert found.chance == pytest.approx(float(found.explained.mean()), abs=0.02)
+
+
+def uniform_rotation(generator):
+    frame, triangle = torch.linalg.qr(torch.randn(48, 48, generator=generator, dtype=torch.float64))
+    return frame * triangle.diagonal().sign()
+
+
+DICTIONARIES = {
+    "a cone": normal(300, 48, seed=3) + 3 * normal(48, seed=4),
+    "correlated": normal(300, 9, seed=3) @ normal(9, 48, seed=4) + 0.4 * normal(300, 48, seed=5),
+    "clusters": normal(30, 48, seed=3).repeat_interleave(10, dim=0) + 0.4 * normal(300, 48, seed=4),
+}
+
+
+@pytest.mark.parametrize("dictionary", DICTIONARIES)
+@pytest.mark.parametrize("kind", ["isotropic", "of other axes", "like the words"])
+def test_a_vector_that_has_nothing_to_do_with_the_words_exceeds_its_chance_as_often_as_it_says(dictionary, kind):
+    """Of 600 vectors 5 % exceed the 95 % quantile, and about half the mean. (Against random dictionaries the mean was exceeded
+    by up to three quarters.)"""
+    rows, generator = DICTIONARIES[dictionary], torch.Generator().manual_seed(6)
+    strengths = torch.linspace(0.05, 1, 48, dtype=torch.float64) ** 3
+    vectors = torch.randn(600, 48, generator=generator, dtype=torch.float64)
+    if kind == "of other axes":
+        vectors = torch.stack([uniform_rotation(generator) @ (strengths * each) for each in vectors])
+    if kind == "like the words":
+        unit = rows / rows.norm(dim=1, keepdim=True)
+        vectors = vectors @ torch.linalg.cholesky(torch.cov(unit.T)).T + unit.mean(dim=0)
+    found = vocabulary_decomposition(vectors, rows, k=3)
+    assert 0.02 <= float((found.explained > found.chance_high).double().mean()) <= 0.075
+    assert torch.equal(found.p <= 0.05, found.explained > found.chance_high)
+    assert 0.38 < float((found.explained > found.chances).double().mean()) < 0.62
+
+
+def test_vectors_with_one_support_exceed_their_chance_as_often_as_it_says():
+    rows, generator, shares = DICTIONARIES["correlated"], torch.Generator().manual_seed(6), []
+    for seed in range(150):
+        vectors = torch.randn(12, 48, generator=generator, dtype=torch.float64)
+        shares.append((vocabulary_decomposition(vectors, rows, 3, joint=True, seed=seed).p <= 0.05).double().mean())
+    assert 0.02 <= float(torch.stack(shares).mean()) <= 0.075
+
+
+def test_sums_of_words_are_told_from_chance():
+    for rows in (DICTIONARIES["clusters"], torch.eye(48, dtype=torch.float64)):
+        unit = rows / rows.norm(dim=1, keepdim=True)
+        order = torch.stack(
+            [torch.randperm(len(rows), generator=torch.Generator().manual_seed(n))[:3] for n in range(50)]
+        )
+        vectors = unit[order].sum(dim=1)
+        vectors = vectors + 0.3 * normal(50, 48) * vectors.norm(dim=1, keepdim=True) / 48**0.5
+        assert float((vocabulary_decomposition(vectors, rows, k=3).p <= 0.05).double().mean()) > 0.9
+
+
+def test_what_is_turned_keeps_its_length_and_its_strength_along_the_axes_of_the_words():
+    from interp.words.decomposition import turned_at_random
+
+    rows = DICTIONARIES["correlated"] @ torch.diag(torch.logspace(0, 2, 48, dtype=torch.float64))
+    unit, vectors = rows / rows.norm(dim=1, keepdim=True), normal(7, 48)
+    strengths, axes = torch.linalg.eigh(unit.T @ unit)
+    octave = (strengths[-1] / strengths).log2().floor()
+    for turned in turned_at_random(vectors, unit, 3, seed=0):
+        torch.testing.assert_close(turned @ turned.T, vectors @ vectors.T)  # all turned together
+        before, after = ((each @ axes).square() for each in (vectors, turned))
+        for each in octave.unique():
+            torch.testing.assert_close(after[:, octave == each].sum(dim=1), before[:, octave == each].sum(dim=1))
+        assert not torch.allclose(turned, vectors, atol=0.1)
+
+
+def test_few_draws_have_no_quantile():
+    rows, vectors = normal(30, 8), normal(4, 8, seed=1)
+    found = vocabulary_decomposition(vectors, rows, 2, draws=18)
+    assert found.chance_high.isnan().all()
+    assert (found.p >= 1 / 19).all()
+    none = vocabulary_decomposition(vectors, rows, 2, draws=0)
+    assert none.chances.isnan().all()
+    assert none.p.isnan().all()
+    assert list(found.to_frame().columns[-3:]) == ["chance", "chance_high", "p"]
 
 
 def test_the_toys_own_words(toy):

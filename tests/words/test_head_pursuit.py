@@ -86,6 +86,36 @@ def test_words_drawn_at_random_score_as_the_null(toy, acts):
     assert 0.4 < torch.stack([each.p for each in found]).mean() < 0.7
 
 
+def test_the_null_is_of_matched_lists_and_says_how_near_they_come(toy, acts, result):
+    (note,) = [each for each in result.provenance.notes if "lists of other words" in each]
+    assert note.startswith("the null is of 20 lists of other words: mean cosine 0.")
+    assert "(the concept's is 0.2), mean norm 1." in note
+    assert result.lists == 20
+    assert torch.all(result.p_family >= result.p)
+    assert result.p_family[4, 0] == pytest.approx(1 / 21)  # the head that writes colours, among all heads
+
+
+def test_frequencies_are_one_a_token(toy, acts):
+    counts = torch.arange(75.0)
+    found = head_pursuit(toy, acts.select(layers=[2]), COLOURS, 2, lists=3, frequencies=counts)
+    assert found.lists == 3
+    with pytest.raises(interp.InputError, match="expected 75 numbers, one a token"):
+        head_pursuit(toy, acts, COLOURS, 2, frequencies=counts[1:])
+
+
+def test_a_concept_without_matched_lists_has_no_p(toy, acts, monkeypatch):
+    from interp.words import word_lists
+
+    monkeypatch.setattr(word_lists, "_MOST", 6)  # then none is as coherent as colours are
+    found = head_pursuit(toy, acts.select(layers=[2]), COLOURS, 2, lists=5)
+    assert found.p.isnan().all()
+    assert found.p_family.isnan().all()
+    assert not found.null.isnan().any()
+    assert any(
+        "no list of other words is as coherent as these words, so there is no p" in n for n in found.provenance.notes
+    )
+
+
 def test_the_head_that_writes_colours_carries_them_and_not_places(toy, result):
     def share(data, answers, changes):
         batch = toy.prepare([text for _, text in data], [image for image, _ in data])
