@@ -35,9 +35,10 @@ from interp.models.running.gradients import GradientRead, run_gradients
 from interp.models.running.steps import take_each
 from interp.models.running.trace import no_numbers, run_forward
 from interp.patching.grid import SweepGrid, SweepRequest
-from interp.patching.metrics import Metric, MetricFunction, RowMetric, apply_rule, difference_of_terms, rows_to_run
+from interp.patching.metrics import Metric, MetricFunction, RowMetric, difference_of_terms, rows_to_run
 from interp.patching.patch_result import PatchResult
-from interp.progress import progress_bar
+from interp.patching.right_rows import measure_rows, row_measure
+from interp.progress import Bar, progress_bar
 
 # Positions of all rows that share a backward pass, whose memory is the graph. For a model of 7 B parameters in 16 bits that is
 # 6 MB a position, 6 GB in all, which fits beside the weights on a card of 24 GB. A row of image tokens fills a pass alone.
@@ -68,6 +69,8 @@ def attribution_patch(
     *,
     metric: Metric | MetricFunction,
     interventions: Sequence[Intervention] = (),
+    keep: str | None = None,
+    control: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> PatchResult:
@@ -76,7 +79,7 @@ def attribution_patch(
     `values` approximates the metric of the patched run, so `effect` is on the same scale, 0 = corrupted and 1 = clean, but it
     may lie outside. The gradient is taken in the patched run: the corrupted one for `denoise`, the clean one for `noise`.
     Rows share passes, as many as fit into some memory. Rows with `interventions` run alone, because these may depend on the
-    rest of a batch.
+    rest of a batch. `keep` and `control` are as in `patch_sweep`.
 
     Raises what `patch_sweep` raises; `InputError` for a metric without a gradient (an argmax), `LayoutError` for a model
     without one.
@@ -102,32 +105,31 @@ def attribution_patch(
     >>> guess.rank_correlation(exact) > guess.rank_correlation(elsewhere)
     True
     """
-    request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, seed)
+    request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, keep, control, seed)
     grid = request.grid(vlm, clean, corrupted)
-    parts = []
-    with progress_bar("attribution patching", len(grid.pairs), "pairs", progress) as bar:
-        for rows in _portions(grid):
-            terms = [
-                _attribution(grid, rows, metrics) for metrics in zip(*(grid.metrics[row] for row in rows), strict=True)
-            ]
-            parts.append([difference_of_terms(each) for each in zip(*terms, strict=True)])
-            bar.advance(len(rows))
-    source, target, per_row = (torch.cat(each) for each in zip(*parts, strict=True))
+    with progress_bar("attribution patching", len(grid.pairs) * (1 + control), "pairs", progress) as bar:
+        source, target, per_row = _run_slopes(grid, bar)
+        of_donors = _run_slopes(grid.of_donors, bar)[2] if control else None
     note = f"first order in the states of the {'corrupted' if direction == 'denoise' else 'clean'} run"
-    return grid.result(per_row, *grid.clean_and_corrupted(source, target), (note,), "gradient")
+    return grid.result((source, target), per_row, of_donors, (note,), "gradient")
 
 
-def _portions(grid: SweepGrid) -> list[list[int]]:
-    """The rows that share their passes."""
-    rows = list(range(len(grid.pairs)))
-    longest = grid.pairs.clean.inputs["input_ids"].shape[1]
-    size = 1 if grid.interventions else max(1, _POSITIONS_AT_ONCE // longest)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _run_slopes(grid: SweepGrid, bar: Bar) -> list[Tensor]:
+    """What `measured` gives of the source and of the target run, both `[row, 2]`, and the metric of every cell, `[row, layer,
+    position(, head)]`."""
+    parts = []
+    for rows in grid.portions(_POSITIONS_AT_ONCE):
+        terms = [
+            _attribution(grid, rows, metrics) for metrics in zip(*(grid.metrics[row] for row in rows), strict=True)
+        ]
+        parts.append([difference_of_terms(each) for each in zip(*terms, strict=True)])
+        bar.advance(len(rows))
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
 def _attribution(grid: SweepGrid, rows: Sequence[int], metrics: Sequence[RowMetric]) -> tuple[Tensor, Tensor, Tensor]:
-    """The metrics of these rows in the source and in the target run `[row]`, and of their cells `[row, layer, position(,
-    head)]`."""
+    """What `measured` gives of these rows in the source and in the target run, `[row, 2]`, and the metrics of their cells
+    `[row, layer, position(, head)]`."""
     vlm = grid.vlm
     source, target = (rows_to_run(vlm, side.part(rows), metrics) for side in grid.source_and_target)
     groups = [grid.pairs.groups[row] for row in rows]
@@ -136,19 +138,22 @@ def _attribution(grid: SweepGrid, rows: Sequence[int], metrics: Sequence[RowMetr
     ]
     outputs = run_forward(vlm, source, vlm.edits_of(source, grid.interventions), reads)
     logits = outputs["logits"]
-    of_source = torch.cat([each.of_run(logits[[row]], grid.metric) for row, each in enumerate(metrics)])
+    for row, each in enumerate(metrics):
+        each.of_run(logits[[row]], grid.metric)
+    measures = [row_measure(each) for each in metrics]
+    of_source = measure_rows(logits, measures)
     counts = [len(group) for of_row in groups for group in of_row]
     cells = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     positions = PositionsOfCells(*_rows_and_columns(target, groups), cells, len(counts), grid.heads)
     slopes = [
         GradientRead(layer, grid.site, layer, first_order_change, (outputs[layer], positions)) for layer in grid.layers
     ]
-    in_trace = partial(apply_rules, rules=[(each.rule, each.references) for each in metrics])
+    in_trace = partial(measure_rows, measures=measures)
     gradients = _gradients(grid, target, in_trace, slopes)
     of_target = gradients["measure"].cpu()
     change = torch.stack([gradients[layer].cpu() for layer in grid.layers])
     change = rearrange(change, "layer (row position) ... -> row layer position ...", row=len(rows)).to(of_target)
-    return of_source.cpu(), of_target, change + of_target.reshape(-1, *[1] * (change.ndim - 1))
+    return of_source.cpu(), of_target, change + of_target[:, 0].reshape(-1, *[1] * (change.ndim - 1))
 
 
 def _rows_and_columns(batch: Batch, groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
@@ -183,11 +188,6 @@ def _gradients(grid: SweepGrid, batch: Batch, metric: Any, slopes: Sequence[Grad
 
 
 # Plain torch, run inside the trace ---------------------------------------------------------------------------------------
-
-
-def apply_rules(logits, rules):
-    """The metric of each row, `[row]`, every one with its own rule and references."""
-    return torch.cat([apply_rule(logits[row : row + 1], *rule) for row, rule in enumerate(rules)])
 
 
 def first_order_change(value, gradient, source, positions):

@@ -39,15 +39,23 @@ class GridColumn:
 @dataclass(frozen=True)
 class PairedBatches:
     """Clean and corrupted rows of equal layouts. `groups[row][column]` are the positions (Int, counted without padding) that
-    a column of the grid patches together, and `columns` what holds for each column in all rows."""
+    a column of the grid patches together, and `columns` what holds for each column in all rows; `names` are those of groups."""
 
     clean: Batch
     corrupted: Batch
     groups: list[list[Tensor]]
     columns: list[GridColumn]
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    def part(self, rows: Sequence[int]) -> PairedBatches:
+        """These pairs alone, with the labels that hold for them."""
+        clean, corrupted, groups = self.clean.part(rows), self.corrupted.part(rows), [self.groups[row] for row in rows]
+        return PairedBatches(
+            clean, corrupted, groups, _describe_columns(clean, corrupted, groups, self.names), self.names
+        )
 
 
 def pair_batches(clean: Batch, corrupted: Batch, positions: Any) -> PairedBatches:
@@ -81,7 +89,8 @@ def pair_batches(clean: Batch, corrupted: Batch, positions: Any) -> PairedBatche
         if empty is not None:
             raise InputError(f"group {name!r} selects nothing in row {empty}: expected at least one position")
     groups = [list(row) for row in zip(*columns_by_name.values(), strict=True)]
-    return PairedBatches(clean, corrupted, groups, _describe_columns(clean, corrupted, groups, list(columns_by_name)))
+    names = list(columns_by_name)
+    return PairedBatches(clean, corrupted, groups, _describe_columns(clean, corrupted, groups, names), names)
 
 
 def _describe_columns(

@@ -7,13 +7,17 @@ from typing import Any
 
 import pandas as pd
 import scipy.stats
-from jaxtyping import Float, UInt8
+import torch
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from interp.arguments import checked_int
 from interp.errors import InputError
 from interp.results import Result
-from interp.statistics.intervals import ratio_interval
+from interp.statistics.intervals import few_rows, ratio_interval
+
+# A span under this share of the metric is small.
+_SMALL = 0.01
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class PatchResult(Result):
 
     If single patches are among the positions and all clean rows have one picture of one size, `boxes` gives their places on
     it, as shares of its width and height, with NaN for other positions. `picture` is the picture if it is the same in all.
+
+    `right_clean` and `right_corrupted` say which of the given rows the model answers rightly on either side (None for metrics
+    without an answer, and in older files), and `kept` which of them the result has: all, or those that are right on both.
+
+    `control_rows` is the metric of each row with the states of a random donor, another row with another answer, and `control`
+    its effect, on the same scale; None if it was not asked for.
 
     `method` is "exact" or "gradient". The notes of an exact grid's provenance say how the cells were computed.
     """
@@ -56,6 +66,10 @@ class PatchResult(Result):
     boxes: Float[Tensor, "position 4"] | None = None
     roles: list[str | None] | None = None
     patches: list[tuple[int, int] | None] | None = None
+    control_rows: Float[Tensor, "row layer position *head"] | None = None
+    right_clean: Bool[Tensor, " given"] | None = None
+    right_corrupted: Bool[Tensor, " given"] | None = None
+    kept: Bool[Tensor, " given"] | None = None
 
     def __post_init__(self) -> None:
         grid = (len(self.layers), len(self.columns), *(() if self.heads is None else (len(self.heads),)))
@@ -69,6 +83,13 @@ class PatchResult(Result):
     @property
     def corrupted(self) -> float:
         return self.corrupted_rows.mean().item()
+
+    @property
+    def control(self) -> Float[Tensor, "layer position *head"] | None:
+        """The effect with the states of random donors: what any run with another answer does in this cell."""
+        if self.control_rows is None:
+            return None
+        return relative_effect(self.control_rows, self.clean_rows, self.corrupted_rows)[0]
 
     def rank_correlation(self, other: PatchResult) -> float:
         """Spearman's correlation of the effects of this grid and another over all their cells, NaN if one is constant.
@@ -139,11 +160,43 @@ def relative_effect(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`effect`, `low` and `high` of a grid: ``mean(patched - corrupted) / mean(clean - corrupted)`` and its bounds.
 
-    It is a ratio of means, so a row whose two runs hardly differ cannot dominate it.
+    It is a ratio of means, so a row whose two runs hardly differ cannot dominate it. Where the mean span, the denominator,
+    may be 0 (`is_uncertain`), any ratio is possible, and the bounds are infinite.
     """
-    change = per_row - corrupted.reshape(-1, *[1] * (per_row.ndim - 1))
-    whole = clean - corrupted
-    return change.mean(dim=0) / whole.mean(), *ratio_interval(change, whole, seed=seed)
+    change, span = change_from(corrupted, per_row), clean - corrupted
+    low, high = ratio_interval(change, span, seed=seed)
+    if len(span) > 1 and is_uncertain(span):
+        low, high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
+    return change.mean(dim=0) / span.mean(), low, high
+
+
+def change_from(rows: Float[Tensor, " row"], per_row: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
+    """The change of each row in every cell from its metric in another run."""
+    return per_row - rows.reshape(-1, *[1] * (per_row.ndim - 1))
+
+
+def is_uncertain(span: Float[Tensor, " row"]) -> bool:
+    """Whether the mean of clean - corrupted may be 0: it is under two standard errors (with few rows under Student's 97.5 %
+    quantile). A single row has no error; its span is compared with the size of the metric in `notes_of_rows`.
+
+    >>> is_uncertain(torch.tensor([1.0, 1.2, 0.9])), is_uncertain(torch.tensor([3.0, -2.0, 0.5]))
+    (False, True)
+    """
+    n = len(span)
+    return bool(span.mean().abs() < max(2.0, float(scipy.stats.t.ppf(0.975, n - 1))) * span.std() / n**0.5)
+
+
+def notes_of_rows(clean: Float[Tensor, " row"], corrupted: Float[Tensor, " row"]) -> tuple[str, ...]:
+    """What the rows are too few or too alike for, in words."""
+    span, n = clean - corrupted, len(clean)
+    mean, notes = f"clean - corrupted is {span.mean().item():.3g}", few_rows(n)
+    if n > 1 and is_uncertain(span):
+        error = f"{mean} on average, with a standard error of {(span.std() / n**0.5).item():.2g}"
+        remedy = "it may be 0, so effects may be anything: read values, or choose rows with keep='right'"
+        notes = (f"{error} over {n} rows, {remedy}", *notes)
+    if n == 1 and span.abs().item() < _SMALL * max(clean.abs().item(), corrupted.abs().item()):
+        notes = (f"{mean}, under {_SMALL:.0%} of the metric: the effects are ratios of two small differences", *notes)
+    return notes
 
 
 def _description(result: PatchResult) -> str:

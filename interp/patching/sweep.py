@@ -25,8 +25,9 @@ from interp.models.running.steps import take_each
 from interp.models.running.trace import run_forward
 from interp.patching.cells import run_cells
 from interp.patching.grid import SweepGrid, SweepRequest
-from interp.patching.metrics import Metric, MetricFunction, RowMetric, apply_rule, difference_of_terms, rows_to_run
+from interp.patching.metrics import Metric, MetricFunction, RowMetric, difference_of_terms, rows_to_run
 from interp.patching.patch_result import PatchResult
+from interp.patching.right_rows import row_measure
 from interp.progress import Bar, progress_bar
 
 
@@ -42,6 +43,8 @@ def patch_sweep(
     *,
     metric: Metric | MetricFunction,
     interventions: Sequence[Intervention] = (),
+    keep: str | None = None,
+    control: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> PatchResult:
@@ -53,13 +56,19 @@ def patch_sweep(
     from names to anything that selects positions, ``{"object": mask}``. `site` is any that `Patch` takes. With `heads`
     ("all", an int or ints) at a site that has heads, each head is patched on its own, and the grid has a third axis.
 
-    `effect` is a ratio of means over rows, ``mean(patched - corrupted) / mean(clean - corrupted)``. Its interval is
-    `interp.statistics.ratio_interval`, with `seed`. `interventions` hold in all runs, in each row alone; every cell is a whole
-    forward pass then.
+    `effect` is a ratio of means over rows, ``mean(patched - corrupted) / mean(clean - corrupted)``, with a 95 % interval over
+    rows. `interventions` hold in all runs, in each row alone; every cell is a whole forward pass then.
+
+    The result says which rows the model answers rightly (`right_clean`, `right_corrupted`): a clean row where it prefers a to
+    b, a corrupted one where it prefers b to a, by ``logit_difference(a, b)``; where a is the most likely token, and where it is
+    not, by ``probability(a)`` and ``cross_entropy(a)``. ``keep="right"`` sweeps the rows alone that are right on both sides.
+    With `control`, which doubles the time, each row's cells are also patched from a *random donor*, another row of equal
+    layout and with another answer, drawn with `seed`: `PatchResult.control` is the effect that any such state has.
 
     Raises `InputError` for batches with different layouts, for a metric that is the same in both runs or that does not give
-    one number a row, for rows that select different numbers of positions, for an unknown name, and for an intervention that
-    does not hold in each row alone; `LayoutError` for a site that was not proved.
+    one number a row, for rows that select different numbers of positions, for an unknown name, for an intervention that
+    does not hold in each row alone, where no row is to be kept, and for a row without a donor; `LayoutError` for a site that was
+    not proved.
 
     A long sweep shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
@@ -74,30 +83,35 @@ def patch_sweep(
     >>> result.effect.shape
     torch.Size([8, 2])
     """
-    request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, seed)
+    request = SweepRequest(site, layers, positions, heads, direction, metric, interventions, keep, control, seed)
     grid = request.grid(vlm, clean, corrupted)
     each_head = [None] if grid.heads is None else grid.heads
     cells = [Cell(*place) for place in product(grid.layers, range(len(grid.pairs.columns)), each_head)]
+    total = sum(map(len, grid.metrics)) * len(cells)
+    with progress_bar("patching", total * (1 + control), "cells", progress) as bar:
+        *runs, per_row, notes = _run_grid(grid, cells, bar, 0)
+        of_donors = _run_grid(grid.of_donors, cells, bar, total)[2] if control else None
+    return grid.result((runs[0], runs[1]), per_row, of_donors, tuple(dict.fromkeys(notes)), "exact")
+
+
+def _run_grid(grid: SweepGrid, cells: Sequence[Cell], bar: Bar, done: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """What `measured` gives of the source and of the target run, both `[row, 2]`, the metric of every cell in every row
+    `[row, layer, position(, head)]`, and notes on how cells were computed. `done` counts the cells that were run before."""
     source, target = grid.source_and_target
-    ends: list[tuple[Tensor, Tensor]] = []
-    values, notes = [], []
-    done = 0
-    with progress_bar("patching", sum(map(len, grid.metrics)) * len(cells), "cells", progress) as bar:
-        for row, terms in enumerate(grid.metrics):
-            sides, groups = (source.row(row), target.row(row)), grid.pairs.groups[row]
-            parts = []
-            for term in terms:
-                of_source, of_target, of_cells, note = _run_row(grid, term, sides, cells, groups, bar)
-                parts.append((of_source, of_target, of_cells))
-                notes.append(note)
-                done += len(cells)
-                bar.reach(done)
-            of_source, of_target, of_cells = map(difference_of_terms, zip(*parts, strict=True))
-            ends.append((of_source, of_target))
-            values.append(of_cells)
-    both = grid.clean_and_corrupted(*(torch.cat(end) for end in zip(*ends, strict=True)))
-    per_row = torch.stack(values).reshape(len(values), *grid.shape)
-    return grid.result(per_row, *both, tuple(dict.fromkeys(notes)), "exact")
+    rows, notes = [], []
+    for row, terms in enumerate(grid.metrics):
+        sides, groups = (source.row(row), target.row(row)), grid.pairs.groups[row]
+        parts = []
+        for term in terms:
+            *part, note = _run_row(grid, term, sides, cells, groups, bar)
+            parts.append(part)
+            notes.append(note)
+            done += len(cells)
+            bar.reach(done)
+        rows.append([difference_of_terms(each) for each in zip(*parts, strict=True)])
+    of_source, of_target, of_cells = zip(*rows, strict=True)
+    per_row = torch.stack(of_cells)[..., 0].reshape(len(rows), *grid.shape)
+    return torch.cat(of_source), torch.cat(of_target), per_row, notes
 
 
 def _run_row(
@@ -108,15 +122,16 @@ def _run_row(
     groups: Sequence[Tensor],
     bar: Bar,
 ) -> tuple[Tensor, Tensor, Tensor, str]:
-    """The metric of one row's source `[1]`, of its target `[1]` and of every cell `[cell]`, and a note on the cells."""
+    """What `measured` gives of one row's source `[1, 2]`, of its target `[1, 2]` and of every cell `[cell, 2]`, and a note on
+    the cells."""
     vlm = grid.vlm
     source, target = (rows_to_run(vlm, side, [metric]) for side in sides)
     versions, logits = _versions(grid, source, cells, groups)
-    of_source = metric.of_run(logits, grid.metric).cpu()
-    in_trace = partial(apply_rule, rule=metric.rule, references=metric.references)
+    metric.of_run(logits, grid.metric)
+    in_trace = row_measure(metric)
     counted = in_trace if vlm.remote else partial(_counted, in_trace, bar)
     of_target, of_cells, note = run_cells(vlm, target, versions, counted, grid.interventions, grid.seed)
-    return of_source, of_target, of_cells, note
+    return in_trace(logits).cpu(), of_target, of_cells, note
 
 
 def _counted(metric: MetricFunction, bar: Bar, logits: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         from interp.interventions import knockout, replacement, reweight, writes
         edits = [knockout.cut, knockout.drop, replacement.go_around, writes.put_states, writes.add_states, reweight.reweigh]
         from interp.models.running import gradients, readout, replay, resume
-        from interp.patching import attribution_patching
+        from interp.patching import attribution_patching, right_rows
         backward = [gradients.with_zero, gradients.go_back, attribution_patching.first_order_change]
-        backward += [attribution_patching.apply_rules, attribution_patching.PositionsOfCells, gradients.GradientRead]
+        backward += [right_rows.measure_rows, attribution_patching.PositionsOfCells, gradients.GradientRead]
         from nnsight.intervention.serialization import dumps
         functions = [(steps.follow, scheduled, trace.shapes_of, edits, reweight.KINDS, backward)]
         from functools import partial
@@ -113,11 +113,11 @@ def test_a_server_without_this_package_can_read_what_is_sent(tmp_path):
         assert values == prefers(states[:, -1] + states.sum(dim=1)), values
         capped = Readout(identity, identity, 2, scaling).without_norm().logits(torch.tensor([[3.0, 4.0]]))
         assert capped[0, 0] == 30 * torch.tanh(torch.tensor(6.0 / 30)) and capped[0, 1] < -1e38
-        with_zero, go_back, first_order_change, apply_rules, PositionsOfCells, GradientRead = backward
+        with_zero, go_back, first_order_change, measure_rows, PositionsOfCells, GradientRead = backward
         held, saved, one, second = {}, {}, torch.tensor([0]), torch.tensor([1])
         value = with_zero(torch.ones(1, 2, 3), held, 0)
         logits = (value * torch.tensor([1.0, 2.0, 3.0])).sum(dim=(1, 2))[:, None]
-        measured = apply_rules(logits, [(lambda logits: logits[:, 0], ())])
+        measured = measure_rows(logits, [lambda logits: logits[:, 0]])
         arguments = torch.full((1, 3), 2.0), PositionsOfCells(one, second, one, 1, None)
         go_back(measured, held, [GradientRead("moved", "z", 0, first_order_change, arguments)], saved)
         assert saved["moved"].tolist() == [6.0], saved

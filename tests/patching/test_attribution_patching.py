@@ -8,7 +8,6 @@ from interp.interventions import Ablate, Knockout, Reweight, Steer
 from interp.models.running.steps import Read, whole
 from interp.models.running.trace import run_forward
 from interp.patching import PatchResult, attribution_patch, kl_divergence, logit_difference, patch_sweep, probability
-from interp.statistics import few_rows
 
 WORDS = ("red", "blue")
 # Of the way from one state to another: the norms of a model in 64 bits are still computed in 32.
@@ -157,7 +156,7 @@ def test_it_is_a_grid_of_the_same_kind(guess, exact, tmp_path):
     torch.testing.assert_close(guess.clean_rows, exact.clean_rows, atol=1e-4, rtol=0)
     torch.testing.assert_close(guess.corrupted_rows, exact.corrupted_rows, atol=1e-4, rtol=0)
     assert ((guess.low <= guess.effect) & (guess.effect <= guess.high)).float().mean() > 0.9
-    assert guess.provenance.notes == ("first order in the states of the corrupted run", *few_rows(3))
+    assert guess.provenance.notes[0] == "first order in the states of the corrupted run"
     assert guess.provenance.data == exact.provenance.data
     again = PatchResult.load(guess.save(tmp_path / "guess.safetensors"))
     assert (again.effect == guess.effect).all()

