@@ -311,7 +311,7 @@ def test_a_sweep_can_be_sent(toy, remote_toy, colour, site):
         patch_sweep(vlm, clean, corrupted, site, [3], [20, -1], heads, metric=metric) for vlm in (toy, remote_toy)
     )
     torch.testing.assert_close(there.values, here.values, atol=1e-5, rtol=0)
-    assert there.provenance.notes == here.provenance.notes[0] == POSITION
+    assert there.provenance.notes[0] == here.provenance.notes[0] == POSITION
 
 
 def test_interventions_hold_in_all_runs(toy, colour):
