@@ -32,11 +32,13 @@ from interp.interventions import Knockout
 from interp.interventions.random_controls import random_positions
 from interp.models import VLM, Batch
 from interp.models.batches.positions import name_of_positions
+from interp.patching.family_changes import common_rows, family_change, few_notes
 from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, name_of
 from interp.patching.window_sweeps import MetricRuns, as_batches, centred_windows
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
+from interp.statistics import Change
 from interp.statistics.intervals import few_rows, mean_interval
 
 EDGES = (("image", "question"), ("question", "last"), ("image", "last"))
@@ -89,10 +91,44 @@ class FlowResult(Result):
         """The relative change of the mean, in percent. A row counts by its baseline, so a small baseline cannot dominate."""
         return relative_change(self.per_row.mean(dim=0), self.baseline_rows.mean())
 
+    def change(self, other: FlowResult | None = None) -> Change:
+        """The change in percent, with its p among all windows of all edges, from signs that are flipped row by row
+        (`family_changes`); with `other`, a flow over the same rows, how much larger the change is there, paired by row.
+
+        Rows count that both models answer correctly. Raises `InputError` for flows over other rows, with other edges, or with
+        another number of windows.
+        """
+        rows = self._changes(self.per_row)
+        if other is None:
+            return family_change(torch.zeros_like(rows), rows, self.provenance.seed or 0)
+        one, two = ((each.edges, len(each.windows)) for each in (self, other))
+        if one != two:
+            raise InputError(
+                f"edges {shown(one[0])} in {one[1]} windows and {shown(two[0])} in {two[1]}: expected flows over the same edges"
+            )
+        mine, theirs = common_rows((self.provenance, self.kept), (other.provenance, other.kept))
+        return family_change(rows[mine], other._changes(other.per_row)[theirs], self.provenance.seed or 0)
+
+    def beyond_control(self) -> Change:
+        """How far each cut changes the metric beyond the cut from random positions, in percent of the unchanged model's and
+        paired by row, over the rows in which each edge has a control that has one in any.
+
+        Raises `InputError` for a flow without a control.
+        """
+        if self.control_rows is None:
+            raise InputError("this flow has no control: expected one with control=True")
+        return family_change(self._changes(self.control_rows), self._changes(self.per_row), self.provenance.seed or 0)
+
+    def _changes(self, rows: Float[Tensor, "row edge window"]) -> Float[Tensor, "row edge window"]:
+        """The change of each row, in percent."""
+        return relative_change(rows, self.baseline_rows[:, None, None])
+
     def to_frame(self) -> pd.DataFrame:
-        """One row an edge and window: edge, layer (the centre), start and stop of the window, value, low, high, control."""
+        """One row an edge and window: edge, layer (the centre), start and stop of the window, value, low, high, control, and p
+        among all windows of all edges."""
         parts = {"value": self.values, "low": self.low, "high": self.high}
         parts["control"] = torch.full_like(self.values, torch.nan) if self.control is None else self.control
+        parts["p"] = self.change().p
         rows = [
             [edge, layer, window.start, window.stop, *(float(part[number, layer]) for part in parts.values())]
             for number, edge in enumerate(self.edges)
@@ -186,7 +222,9 @@ def flow(
         metric=name_of(metric),
         mode=mode,
         control_rows=of_control[0] if control else None,
-        provenance=provenance_of_run(vlm, batches, interventions, seed, few_rows(len(change))),
+        provenance=provenance_of_run(
+            vlm, batches, interventions, seed, (*few_rows(len(change)), *few_notes(len(change)))
+        ),
     )
 
 

@@ -28,11 +28,13 @@ from interp.errors import InputError, InputTypeError, shown
 from interp.interventions import Skip
 from interp.interventions.random_controls import controls_of, random_positions
 from interp.models import VLM, Batch
+from interp.patching.family_changes import change_from, common_rows, family_change, few_notes
 from interp.patching.metrics import BatchMetric, Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
 from interp.patching.window_sweeps import MetricRuns, as_batches, sliding_windows, windows_to_end
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
+from interp.statistics import Change
 from interp.statistics.intervals import few_rows, mean_interval
 
 Plan = Sequence[Any]  # the interventions of one window
@@ -90,14 +92,53 @@ class SweepResult(Result):
         """The share of the baseline that is left, NaN if the baseline is 0, as for a divergence from the model itself."""
         return self.values / self.baseline if abs(self.baseline) > _NOTHING else torch.full_like(self.values, torch.nan)
 
+    def change(self, other: SweepResult | None = None) -> Change:
+        """How far each window changes the metric from the unchanged model's, paired by row, with its bounds and its p among all
+        windows (`family_changes`); with `other`, a sweep of the same rows, how much larger that change is there.
+
+        The windows of two sweeps are compared in their order. A divergence from the unchanged model is never below 0, so it has
+        no p: compare it with its control (`beyond_control`).
+
+        Raises `InputError` for sweeps of other rows, other metrics or other numbers of windows.
+        """
+        before, after = torch.zeros_like(self.per_row), change_from(self.baseline_rows, self.per_row)
+        if other is not None:
+            one, two = ((each.metric, len(each.windows)) for each in (self, other))
+            if one != two:
+                raise InputError(
+                    f"{one[0]} in {one[1]} windows and {two[0]} in {two[1]}: expected sweeps of one metric in as many windows"
+                )
+            everything = [torch.ones(len(each.per_row), dtype=torch.bool) for each in (self, other)]
+            common_rows((self.provenance, everything[0]), (other.provenance, everything[1]))
+            before, after = after, change_from(other.baseline_rows, other.per_row)
+        found = family_change(before, after, self.provenance.seed or 0)
+        if other is None:
+            base = self.baseline_rows.double().mean()
+            found = replace(found, before=found.before + base, after=found.after + base)
+            if self.baseline_rows.abs().max() <= _NOTHING:
+                found = replace(found, p=torch.full_like(found.p, torch.nan))
+        return found
+
+    def beyond_control(self) -> Change:
+        """How far each window changes the metric beyond its control, paired by row, over the rows that have a control.
+
+        Raises `InputError` for a sweep without a control.
+        """
+        if self.control_rows is None:
+            raise InputError("this sweep has no control: expected one with control=True")
+        return family_change(self.control_rows, self.per_row, self.provenance.seed or 0)
+
     def ranking(self) -> list[int]:
         """The first layers of the windows, by ascending value; of equal values the earlier window comes first."""
         return [self.windows[index].start for index in self.values.argsort(stable=True).tolist()]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a window: start and stop of the window, value, low, high, score, control."""
+        """One row a window: start and stop of the window, value, low, high, score, control, the change from the baseline, its
+        bounds change_low and change_high, and its p among all windows."""
         control = torch.full_like(self.values, torch.nan) if self.control is None else self.control
         parts = {"value": self.values, "low": self.low, "high": self.high, "score": self.score, "control": control}
+        change = self.change()
+        parts |= {"change": change.difference, "change_low": change.low, "change_high": change.high, "p": change.p}
         frame = pd.DataFrame({name: part.numpy() for name, part in parts.items()})
         frame.insert(0, "start", [window.start for window in self.windows])
         frame.insert(1, "stop", [window.stop for window in self.windows])
@@ -333,7 +374,11 @@ class _Run:
             fields["control_rows"], fields["control"] = of_control, of_control.nanmean(dim=0)
             kinds = tuple(f"control: {_KINDS[kind]}" for kind in controls.kinds)
         provenance = provenance_of_run(
-            self.vlm, self.batches, self.interventions, seed, (*kinds, *few_rows(len(per_row)))
+            self.vlm,
+            self.batches,
+            self.interventions,
+            seed,
+            (*kinds, *few_rows(len(per_row)), *few_notes(len(per_row))),
         )
         return SweepResult(
             **_statistics(per_row, seed),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -13,7 +15,9 @@ from torch import Tensor
 
 from interp.arguments import checked_int
 from interp.errors import InputError
+from interp.patching.family_changes import change_from, common_rows, family_change, few_notes, rounded, sign_flip_p
 from interp.results import Result
+from interp.statistics import Change
 from interp.statistics.intervals import few_rows, ratio_interval
 
 # A span under this share of the metric is small.
@@ -41,8 +45,10 @@ class PatchResult(Result):
     `right_clean` and `right_corrupted` say which of the given rows the model answers rightly on either side (None for metrics
     without an answer, and in older files), and `kept` which of them the result has: all, or those that are right on both.
 
-    `control_rows` is the metric of each row with the states of a random donor, another row with another answer, and `control`
-    its effect, on the same scale; None if it was not asked for.
+    `p` is that of each cell among all cells: does the patch change anything? `change(other)` compares two results row by row.
+
+    `control_rows` is the metric of each row with the states of a random donor, another row with another answer, `control` its
+    effect, on the same scale, and `beyond_control()` what the row's own partner does beyond it; None if it was not asked for.
 
     `method` is "exact" or "gradient". The notes of an exact grid's provenance say how the cells were computed.
     """
@@ -89,14 +95,62 @@ class PatchResult(Result):
         """The effect with the states of random donors: what any run with another answer does in this cell."""
         if self.control_rows is None:
             return None
-        return relative_effect(self.control_rows, self.clean_rows, self.corrupted_rows)[0]
+        span = (self.clean_rows - self.corrupted_rows).mean()
+        return change_from(self.corrupted_rows, self.control_rows).mean(dim=0) / span
+
+    @cached_property
+    def p(self) -> Float[Tensor, "layer position *head"]:
+        """The p of each cell among all cells of the grid: does the patch change the metric of the run that it is written into?
+
+        From signs that are flipped row by row, shared by all cells; NaN for fewer than 6 rows (`family_changes`).
+        """
+        target = self.corrupted_rows if self.direction == "denoise" else self.clean_rows
+        changed = change_from(target, self.per_row)
+        return sign_flip_p(rounded(changed, self.per_row.abs()), self.provenance.seed or 0)
+
+    def change(self, other: PatchResult) -> Change:
+        """How much larger each effect is in another result of the same rows, such as that of another checkpoint.
+
+        Paired: of each result, row i counts as ``effect + (change_i - effect span_i) / mean(span)``, whose mean is the effect.
+        The bounds are those of the mean difference, and p is that of each cell among all (`family_changes`). Rows count that both
+        results keep. Where a span may be 0, the bounds are infinite and p is NaN.
+
+        Raises `InputError` for grids of different cells, metrics, directions or rows.
+        """
+        self._effects(other)
+        for name in ("metric", "direction"):
+            one, two = getattr(self, name), getattr(other, name)
+            if one != two:
+                raise InputError(f"{name}s {one!r} and {two!r}: expected two results with the same {name}")
+        rows = common_rows((self.provenance, self._given), (other.provenance, other._given))
+        parts = [
+            (change_from(each.corrupted_rows, each.per_row)[few], (each.clean_rows - each.corrupted_rows)[few])
+            for each, few in zip((self, other), rows, strict=True)
+        ]
+        return _change_of_effects(parts, self.provenance.seed or 0)
+
+    def beyond_control(self) -> Change:
+        """How much larger each effect is than that of the random donors, paired by row as in `change`.
+
+        Raises `InputError` for a result without a control.
+        """
+        if self.control_rows is None:
+            raise InputError("this result has no control: expected one of a sweep with control=True")
+        span = self.clean_rows - self.corrupted_rows
+        parts = [(change_from(self.corrupted_rows, rows), span) for rows in (self.control_rows, self.per_row)]
+        return _change_of_effects(parts, self.provenance.seed or 0)
+
+    @property
+    def _given(self) -> Bool[Tensor, " given"]:
+        return torch.ones(len(self.per_row), dtype=torch.bool) if self.kept is None else self.kept
 
     def rank_correlation(self, other: PatchResult) -> float:
         """Spearman's correlation of the effects of this grid and another over all their cells, NaN if one is constant.
 
         It says how well an approximation (`attribution_patch`) orders the cells of the exact grid. The control is the same
-        correlation with the exact grid of other pairs of this layout: what the layout alone predicts. Raises `InputError`
-        for grids of different cells.
+        correlation with the exact grid of other pairs of this layout: what the layout alone predicts. The number describes these
+        rows: it has no interval, and cells are not independent, so the p of a correlation would mean nothing. To see how far it
+        depends on the rows, compute it for several sets of pairs. Raises `InputError` for grids of different cells.
         """
         effects = [effect.numpy() for effect in self._effects(other)]
         if any(len(effect) < 2 or effect.min() == effect.max() for effect in effects):
@@ -108,7 +162,8 @@ class PatchResult(Result):
 
         It says what you miss if you look only at the cells that an approximation shows. Most other cells are near 0, and
         their order, which counts in a rank correlation, is of no interest. By chance it is `cells` over the number of all
-        cells. Raises `InputError` for grids of different cells, and for more cells than there are.
+        cells, and the layout alone gives more. It has no interval, as `rank_correlation` has none. Raises `InputError` for grids
+        of different cells, and for more cells than there are.
         """
         effects = self._effects(other)
         checked_int(cells, "cells", 1, len(effects[0]))
@@ -127,8 +182,9 @@ class PatchResult(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a cell: layer, position ("differs" where rows differ), token, role, patch_row, patch_column, head if heads
-        were patched one at a time, value, effect, low, high."""
-        parts = (self.values, self.effect, self.low, self.high)
+        were patched one at a time, value, effect, low, high, p (among all cells), control."""
+        control = torch.full_like(self.effect, torch.nan) if self.control is None else self.control
+        parts = (self.values, self.effect, self.low, self.high, self.p, control)
         grids = [part if self.heads else part[..., None] for part in parts]
         rows = [
             [layer, *place, *head, *(float(grid[i, j, k]) for grid in grids)]
@@ -137,7 +193,7 @@ class PatchResult(Result):
             for k, head in enumerate([()] if self.heads is None else [(head,) for head in self.heads])
         ]
         names = ["layer", "position", "token", "role", "patch_row", "patch_column"]
-        names += [*(() if self.heads is None else ("head",)), "value", "effect", "low", "high"]
+        names += [*(() if self.heads is None else ("head",)), "value", "effect", "low", "high", "p", "control"]
         return pd.DataFrame(rows, columns=names).astype({"patch_row": "Int64", "patch_column": "Int64"})
 
     def _places(self) -> list[tuple[Any, ...]]:
@@ -170,9 +226,21 @@ def relative_effect(
     return change.mean(dim=0) / span.mean(), low, high
 
 
-def change_from(rows: Float[Tensor, " row"], per_row: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
-    """The change of each row in every cell from its metric in another run."""
-    return per_row - rows.reshape(-1, *[1] * (per_row.ndim - 1))
+def _change_of_effects(parts: Sequence[tuple[Tensor, Tensor]], seed: int) -> Change:
+    """The change between two effects, each of the changes of rows in every cell and of their spans."""
+    before, after = (_effects_of_rows(change.double(), span.double()) for change, span in parts)
+    found = family_change(before, after, seed)
+    if len(before) > 1 and any(is_uncertain(span) for _, span in parts):
+        nowhere = torch.full_like(found.low, torch.inf)
+        return replace(found, low=-nowhere, high=nowhere, p=nowhere * torch.nan)
+    return found
+
+
+def _effects_of_rows(change: Float[Tensor, "row ..."], span: Float[Tensor, " row"]) -> Float[Tensor, "row ..."]:
+    """For each row ``effect + (change - effect span) / mean(span)``: their mean is the effect, and they differ from each other
+    as the effect would between draws of rows."""
+    effect = change.mean(dim=0) / span.mean()
+    return effect + (change - effect * span.reshape(-1, *[1] * (change.ndim - 1))) / span.mean()
 
 
 def is_uncertain(span: Float[Tensor, " row"]) -> bool:
@@ -189,7 +257,7 @@ def is_uncertain(span: Float[Tensor, " row"]) -> bool:
 def notes_of_rows(clean: Float[Tensor, " row"], corrupted: Float[Tensor, " row"]) -> tuple[str, ...]:
     """What the rows are too few or too alike for, in words."""
     span, n = clean - corrupted, len(clean)
-    mean, notes = f"clean - corrupted is {span.mean().item():.3g}", few_rows(n)
+    mean, notes = f"clean - corrupted is {span.mean().item():.3g}", (*few_rows(n), *few_notes(n))
     if n > 1 and is_uncertain(span):
         error = f"{mean} on average, with a standard error of {(span.std() / n**0.5).item():.2g}"
         remedy = "it may be 0, so effects may be anything: read values, or choose rows with keep='right'"

@@ -216,7 +216,8 @@ def test_a_result_is_kept_and_framed(contribution, tmp_path):
     assert (again.control == contribution.control).all()
     assert again.provenance == contribution.provenance
     frame = contribution.to_frame()
-    assert list(frame.columns) == ["start", "stop", "value", "low", "high", "score", "control"]
+    of_change = ["change", "change_low", "change_high", "p"]
+    assert list(frame.columns) == ["start", "stop", "value", "low", "high", "score", "control", *of_change]
     assert frame["stop"].tolist() == list(range(1, 9))
     assert frame["value"].to_numpy() == pytest.approx(contribution.values.numpy())
 
