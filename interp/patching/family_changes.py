@@ -73,8 +73,8 @@ def few_notes(n: int) -> tuple[str, ...]:
 
 
 def common_rows(
-    one: tuple[Provenance, Bool[Tensor, " given"]], other: tuple[Provenance, Bool[Tensor, " given"]]
-) -> tuple[Bool[Tensor, " kept"], Bool[Tensor, " kept"]]:
+    one: tuple[Provenance, Bool[Tensor, " given"]], other: tuple[Provenance, Bool[Tensor, " also"]]
+) -> tuple[Bool[Tensor, " kept"], Bool[Tensor, " also_kept"]]:
     """Which of the kept rows of two results are kept in both, from their provenance and the given rows that each keeps.
 
     Raises `InputError` for results of other data, or if no row is kept in both.
