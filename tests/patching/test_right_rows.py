@@ -15,6 +15,7 @@ from interp.patching import (
     probability,
 )
 from interp.patching.donors import donors_of
+from interp.patching.family_changes import few_notes
 from interp.patching.metrics import bind_to_rows
 from interp.patching.patch_result import is_uncertain, notes_of_rows, relative_effect
 from interp.statistics import few_rows
@@ -145,7 +146,7 @@ def test_what_is_uncertain():
     assert is_uncertain(spread + 1.95 * error)
     assert is_uncertain(torch.tensor([1.0, 0.1, 1.0]))  # 2.3 standard errors, of three rows
     assert not is_uncertain(-torch.ones(3))
-    assert notes_of_rows(torch.tensor([1.0]), torch.tensor([0.5])) == few_rows(1)
+    assert notes_of_rows(torch.tensor([1.0]), torch.tensor([0.5])) == (*few_rows(1), *few_notes(1))
     note = notes_of_rows(torch.tensor([10.0]), torch.tensor([9.95]))[0]
     assert "under 1% of the metric" in note
     effect, low, high = relative_effect(torch.ones(3, 2), spread[:3] + 1, spread[:3])
