@@ -64,7 +64,7 @@ def test_the_page_about_models_runs(tmp_path):
 
 
 def test_the_page_of_conventions_runs():
-    (example,) = examples("docs/conventions.md", "python")
+    example = "\n".join(examples("docs/conventions.md", "python"))
     names: dict = {}
     exec(compile(example, "docs/conventions.md", "exec"), names)
     assert names["vlm"].generate(names["batch"]) == ["green"]
@@ -73,6 +73,7 @@ def test_the_page_of_conventions_runs():
     seen, blind = (float(one or other) for one, other in said)
     assert round(names["seen"], 2) == seen
     assert round(names["unseen"], 2) == blind
+    assert names["change"].p > 0.05
 
 
 @pytest.mark.parametrize("page", ["lens", "patching"])
@@ -101,7 +102,7 @@ def test_the_page_about_sweeps_runs():
 
 
 def test_the_page_about_readouts_runs():
-    (example,) = examples("docs/readouts.md", "python")
+    example = "\n".join(examples("docs/readouts.md", "python"))
     names: dict = {}
     exec(compile(example, "docs/readouts.md", "exec"), names)
     assert abs(float(names["blocks"].values.sum()) - names["blocks"].total) < 1e-4

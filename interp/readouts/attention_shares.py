@@ -248,8 +248,8 @@ def _shares(
     outputs = {key: value.cpu() for key, value in run_forward(vlm, batch, edits, reads, logits=None).items()}
     left_out = int((~torch.stack(list(counted.values())).all(dim=0)).sum())
     needed = " or ".join(dict.fromkeys(itertools.chain.from_iterable(pairs)))
-    notes = (f"{left_out} of {len(batch)} rows lack {needed} and do not count",) if left_out else ()
-    notes += few_rows(min(int(rows.sum()) for rows in counted.values()))
+    lacking = (f"{left_out} of {len(batch)} rows lack {needed} and do not count",) if left_out else ()
+    notes = (*lacking, *few_rows(min(int(rows.sum()) for rows in counted.values())))
     provenance = provenance_of_run(vlm, [batch], interventions, seed, notes)
     results = []
     for pair, rows in counted.items():

@@ -65,8 +65,9 @@ def paired_change(
     low, high = _answer_bounds(difference, numbers) if are_answers else mean_interval(difference, groups, seed)
     is_alone = int(numbers.max()) + 1 == len(numbers)
     p = _mcnemar_p(difference) if are_answers and is_alone else _sign_p(difference, numbers, seed)
-    parts = one.mean(dim=0), other.mean(dim=0), difference.mean(dim=0), low, high, p
-    return Change(*(part.reshape(shape) for part in parts), n=int(numbers.max()) + 1)
+    means = (each.mean(dim=0).reshape(shape) for each in (one, other, difference))
+    low, high, p = (each.reshape(shape) for each in (low, high, p))
+    return Change(*means, low, high, p, int(numbers.max()) + 1)
 
 
 def _mcnemar_p(difference: Float[Tensor, "row cell"]) -> Float[Tensor, " cell"]:
