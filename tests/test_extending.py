@@ -28,7 +28,7 @@ def page(tmp_path_factory):
 
 
 def test_there_is_one_of_each_kind_and_it_is_short():
-    assert list(EXAMPLES) == ["intervention", "measure of geometry", "readout", "figure"]
+    assert list(EXAMPLES) == ["intervention", "metric", "measure of geometry", "readout", "figure"]
     assert all(len(example.splitlines()) < 40 for example in EXAMPLES.values())
 
 

@@ -25,6 +25,7 @@ from interp.models.layout.checks import CheckReport, measure, run_checks
 from interp.models.layout.discovery import takes_images
 from interp.models.layout.image_positions import find_images
 from interp.models.running.core import Core, Origin
+from interp.models.running.generated import as_generated
 from interp.models.running.greedy import end_ids
 from interp.models.running.readiness import ready_inputs
 from interp.models.running.sinks import find_sinks
@@ -174,10 +175,12 @@ class VLM(Core):
         On an answered batch they are those on its prompt, and the answer's tokens are new ones.
         """
         self.refuse_unfit(batch, interventions)
+        prompt = batch
         if isinstance(batch, AnsweredBatch):
             assert batch.prompt is not None
-            batch, new = batch.prompt, batch.tail - 1
-        return [edit for intervention in interventions for edit in intervention.edits(self, batch, new)]
+            prompt, new = batch.prompt, batch.tail - 1
+        edits = [edit for intervention in interventions for edit in intervention.edits(self, prompt, new)]
+        return edits if prompt is batch else as_generated(edits, len(prompt.tokens[0]))
 
     def logits(
         self, batch: Batch, interventions: Sequence[Intervention] = (), positions: str = "last"

@@ -17,7 +17,7 @@ wide source takes many keys with it, so the control of each curve is the same cu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from interp.interventions.random_controls import random_positions
 from interp.models import VLM, Batch
 from interp.models.batches.positions import name_of_positions
 from interp.patching.family_changes import common_rows, family_change, few_notes
-from interp.patching.metrics import Metric, MetricFunction, bind_to_batches, name_of
+from interp.patching.metrics import LOG_PROBABILITY, Metric, MetricFunction, bind_to_batches, name_of
 from interp.patching.window_sweeps import MetricRuns, as_batches, centred_windows
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
@@ -89,7 +89,10 @@ class FlowResult(Result):
     @property
     def pooled(self) -> Float[Tensor, "edge window"]:
         """The relative change of the mean, in percent. A row counts by its baseline, so a small baseline cannot dominate."""
-        return relative_change(self.per_row.mean(dim=0), self.baseline_rows.mean())
+        new, old = self.per_row, self.baseline_rows
+        if self.metric == LOG_PROBABILITY:
+            new, old = new.exp(), old.exp()
+        return relative_change(new.mean(dim=0), old.mean())
 
     def change(self, other: FlowResult | None = None) -> Change:
         """The change in percent, with its p among all windows of all edges, from signs that are flipped row by row
@@ -121,7 +124,7 @@ class FlowResult(Result):
 
     def _changes(self, rows: Float[Tensor, "row edge window"]) -> Float[Tensor, "row edge window"]:
         """The change of each row, in percent."""
-        return relative_change(rows, self.baseline_rows[:, None, None])
+        return _change_of(self.metric)(rows, self.baseline_rows[:, None, None])
 
     def to_frame(self) -> pd.DataFrame:
         """One row an edge and window: edge, layer (the centre), start and stop of the window, value, low, high, control, and p
@@ -158,7 +161,8 @@ def flow(
     also in those of the baseline.
 
     The first target of `metric` is the right answer, and ``probability(answers)`` is the metric of the sources: a row counts
-    if the unchanged model finds this token the most likely. With a metric without targets, such as a function of your own,
+    if the unchanged model finds this token the most likely, and with `logprob` each token of the answer; the change is then that
+    of the answer's probability, and `per_row` has logarithms. With a metric without targets, such as a function of your own,
     all rows count. The change is the mean of each row's own ratio, as in the sources, so rows weigh the same; a baseline of 0
     is refused, and `FlowResult.pooled` is the ratio of the means. If a metric can be negative, its change is relative to its
     size, so a fall is negative whatever the sign of the metric.
@@ -205,7 +209,7 @@ def flow(
             for plan in plans
         )
     of_control = [each.masked_fill(n_control[:, :, None] == 0, torch.nan) for each in of_control]
-    change, *changes = (relative_change(each, baseline[:, None, None]) for each in (per_row, *of_control))
+    change, *changes = (_change_of(name_of(metric))(each, baseline[:, None, None]) for each in (per_row, *of_control))
     low, high = mean_interval(change, seed=seed)
     return FlowResult(
         values=change.mean(dim=0),
@@ -236,6 +240,21 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
     tensor(-75.)
     """
     return 100 * (new - old) / old.abs()
+
+
+def _change_of(metric: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The change of a metric of this name, in percent."""
+    return probability_change if metric == LOG_PROBABILITY else relative_change
+
+
+def probability_change(new: Tensor, old: Tensor) -> Tensor:
+    """The change of a probability in percent, from its logarithms.
+
+    >>> import torch
+    >>> probability_change(torch.tensor(0.2).log(), torch.tensor(0.8).log())
+    tensor(-75.)
+    """
+    return 100 * (new - old).expm1()
 
 
 # Edges -------------------------------------------------------------------------------------------------------------------
@@ -292,7 +311,7 @@ def _kept_baseline(runs: Sequence[_BaselineRun], name: str) -> tuple[Tensor, Ten
             "end where the answer begins, and targets that this model gives"
         )
     values = torch.cat([run.values for run in runs])[kept]
-    zeros = int((values.abs() <= _NOTHING).sum())
+    zeros = 0 if name == LOG_PROBABILITY else int((values.abs() <= _NOTHING).sum())
     if zeros or not values.isfinite().all():
         raise InputError(
             f"the metric {name!r} of the unchanged model is 0 or not finite in {zeros or 'some'} of {len(values)} rows, so a "

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,8 @@ from interp.models.running.resume import MetricFunction
 from interp.patching.answers import answered
 
 Rule = Callable[..., Tensor]
+# The name of `logprob`, by which results know that their values are logarithms.
+LOG_PROBABILITY = "log-probability"
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def logprob(answer: Any) -> Metric:
     >>> logprob([[0, 1]])(torch.tensor([[[0.0, 0.0], [0.0, 0.0]]]))
     tensor([-1.3863])
     """
-    return Metric("log-probability", logprob_of, (answer,), several=True)
+    return Metric(LOG_PROBABILITY, logprob_of, (answer,), several=True)
 
 
 def logprob_difference(a: Any, b: Any) -> Metric:
@@ -255,44 +257,68 @@ class BatchMetric(Display):
         of the first of the `batches`. True in all rows without targets."""
         if self.targets is None:
             return torch.ones(len(logits), dtype=torch.bool)
-        best = logits.argmax(dim=-1).cpu().reshape(len(logits), -1)
-        return ((best == self.targets) | (self.targets < 0)).all(dim=1)
+        targets = _cut(self.targets)
+        best = logits.argmax(dim=-1).cpu().reshape(len(logits), -1)[:, : targets.shape[1]]
+        return ((best == targets) | (targets < 0)).all(dim=1)
 
 
 def _of_batch(metric: Metric, vlm: VLM, batch: Batch, references: Sequence[Tensor]) -> BatchMetric:
     """The metric of a batch whose references are known."""
-    if metric.several:
-        references = [ids[:, : int((ids >= 0).sum(dim=1).max())] for ids in references]
-    rule, references = _in_one_run(metric, references)
+    readings = _readings(metric, references)
+    batches = [batch if each.answers is None else answered(vlm, batch, each.answers) for each in readings]
+    rules = [partial(apply_rule, rule=each.rule, references=each.references) for each in readings]
     targets = references[0].reshape(len(batch), -1) if metric.targets else None
-    if rule is not None:
-        return BatchMetric(
-            (batch,), (_on_cpu(partial(apply_rule, rule=rule, references=references), metric.name),), targets
-        )
-    functions = [_on_cpu(partial(apply_rule, rule=metric.rule, references=[ids]), metric.name) for ids in references]
-    return BatchMetric(tuple(answered(vlm, batch, ids) for ids in references), tuple(functions), targets)
+    return BatchMetric(tuple(batches), tuple(_on_cpu(rule, metric.name) for rule in rules), targets)
 
 
 def _terms_of_rows(metric: Any, vlm: VLM, batch: Batch) -> list[tuple[RowMetric, ...]]:
     """What the metric of each row is measured in: one run, or one with each answer."""
     if not isinstance(metric, Metric):
         return [(RowMetric(_checked_function(metric)),)] * len(batch)
-    rule, references = _in_one_run(metric, metric.references(vlm, [batch]))
-    if rule is not None:
-        return [(RowMetric(rule, tuple(each[row] for each in references)),) for row in range(len(batch))]
-    answers = [[ids[row][ids[row] >= 0] for ids in references] for row in range(len(batch))]
-    return [tuple(RowMetric(metric.rule, (ids[None],), ids) for ids in of_row) for of_row in answers]
+    readings = _readings(metric, metric.references(vlm, [batch]))
+    return [tuple(each.of_row(row) for each in readings) for row in range(len(batch))]
 
 
-def _in_one_run(metric: Metric, references: Sequence[Tensor]) -> tuple[Rule | None, Sequence[Tensor]]:
-    """The rule and the references with which a metric is read from the prompt's last logits: answers of one token are ids.
-    The rule is None where an answer has more tokens."""
+class _Reading(NamedTuple):
+    """A rule on the logits of one run, its references (tensors with one entry a row), and the answers with which the prompts
+    are run; None without."""
+
+    rule: Rule
+    references: Sequence[Tensor]
+    answers: Tensor | None = None
+
+    def of_row(self, row: int) -> RowMetric:
+        if self.answers is None:
+            return RowMetric(self.rule, tuple(each[row] for each in self.references))
+        answer = self.answers[row]
+        return RowMetric(self.rule, tuple(_cut(each[[row]]) for each in self.references), answer[answer >= 0])
+
+
+def _readings(metric: Metric, references: Sequence[Tensor]) -> list[_Reading]:
+    """What a metric reads from one run; of two, its value is the first minus the second.
+
+    Answers of one token need no run of their own. Of two answers that differ in their last tokens alone, as "dark red" and
+    "dark blue", or of which one is a single token, the same run judges both.
+    """
     if not metric.several:
-        return metric.rule, references
-    if any(bool((ids[:, 1:] >= 0).any()) for ids in references):
-        return None, references
-    ids = [each[:, 0] for each in references]
-    return (metric.rule if len(ids) == 1 else difference_of), ids
+        return [_Reading(metric.rule, references)]
+    if not any(bool((ids[:, 1:] >= 0).any()) for ids in references):
+        rule = metric.rule if len(references) == 1 else difference_of
+        return [_Reading(rule, [ids[:, 0] for ids in references])]
+    answers = [_cut(ids) for ids in references]
+    if len(answers) == 1:
+        return [_Reading(metric.rule, answers, answers[0])]
+    both = pad_sequence([each.T for each in answers], padding_value=-1)  # [token, answer, row]
+    used = both[1:] >= 0  # the tokens that the model reads are those with another behind them
+    if bool(((both[:-1, 0] == both[:-1, 1]) | ~used.all(dim=1)).all()):
+        longer = torch.where(used.sum(dim=0)[0] >= used.sum(dim=0)[1], *both.unbind(dim=1))
+        return [_Reading(logprob_difference_of, answers, longer.T)]
+    return [_Reading(metric.rule, [ids], ids) for ids in answers]
+
+
+def _cut(answers: Tensor) -> Tensor:
+    """Answers `[row, token]` without columns that none of them reaches."""
+    return answers[:, : int((answers >= 0).sum(dim=1).max())]
 
 
 def _ids(answer: Tensor) -> str:
@@ -399,6 +425,11 @@ def logprob_of(logits, answer):
     answer = answer.expand(len(steps), -1)
     each = steps[:, : answer.shape[1]].log_softmax(dim=-1).gather(-1, answer.clamp(min=0)[..., None])[..., 0]
     return each.masked_fill(answer < 0, 0).sum(dim=-1)
+
+
+def logprob_difference_of(logits, a, b):
+    """The rule of `logprob_difference` of answers that one run judges."""
+    return logprob_of(logits, a) - logprob_of(logits, b)
 
 
 def divergence_from(logits, reference):

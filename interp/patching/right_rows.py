@@ -20,12 +20,14 @@ from interp.patching.metrics import (
     RowMetric,
     apply_rule,
     difference_of,
+    logprob_difference_of,
     logprob_of,
     probability_of,
     surprise_of,
 )
 
 _OF_ONE_ANSWER = (probability_of, surprise_of, logprob_of)
+_OF_TWO_ANSWERS = (difference_of, logprob_difference_of)
 
 
 def row_answers(terms: Sequence[RowMetric]) -> list[Tensor]:
@@ -33,7 +35,7 @@ def row_answers(terms: Sequence[RowMetric]) -> list[Tensor]:
     if len(terms) == 2:
         return [term.references[0] for term in terms]
     (term,) = terms
-    return list(term.references[: 2 if term.rule is difference_of else term.rule in _OF_ONE_ANSWER])
+    return list(term.references[: 2 if term.rule in _OF_TWO_ANSWERS else term.rule in _OF_ONE_ANSWER])
 
 
 def row_measure(metric: RowMetric) -> MetricFunction:

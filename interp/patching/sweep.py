@@ -60,10 +60,11 @@ def patch_sweep(
     rows. `interventions` hold in all runs, in each row alone; every cell is a whole forward pass then.
 
     The result says which rows the model answers rightly (`right_clean`, `right_corrupted`): a clean row where it prefers a to
-    b, a corrupted one where it prefers b to a, by ``logit_difference(a, b)``; where a is the most likely token, and where it is
-    not, by ``probability(a)`` and ``cross_entropy(a)``. ``keep="right"`` sweeps the rows alone that are right on both sides.
-    With `control`, which doubles the time, each row's cells are also patched from a *random donor*, another row of equal
-    layout and with another answer, drawn with `seed`: `PatchResult.control` is the effect that any such state has.
+    b, a corrupted one where it prefers b to a, by ``logit_difference(a, b)`` and ``logprob_difference(a, b)``; where each token
+    of a is the most likely, and where one is not, by ``probability(a)``, ``cross_entropy(a)`` and ``logprob(a)``.
+    ``keep="right"`` sweeps the rows alone that are right on both sides. With `control`, which doubles the time, each row's cells
+    are also patched from a *random donor*, another row of equal layout and with another answer, drawn with `seed`:
+    `PatchResult.control` is the effect that any such state has.
 
     Raises `InputError` for batches with different layouts, for a metric that is the same in both runs or that does not give
     one number a row, for rows that select different numbers of positions, for an unknown name, for an intervention that

@@ -6,8 +6,9 @@ judge the first token of the answer, those at the first judge the second, and so
     where is the 3 ?  left of the          logits at  ?     left  of   the
                                            judge      left  of    the  red
 
-The tokens stand where generation would put them, as text, and an intervention acts on them as it acts on new tokens. Rows
-may have answers of different lengths: shorter ones repeat their last token, which nothing before it sees.
+The tokens stand where generation would put them, as text, and an intervention acts on them as on new tokens, which come one by
+one (`interp.models.running.generated`). Rows may have answers of different lengths: shorter ones repeat their last token, which
+nothing before it sees.
 """
 
 from __future__ import annotations
@@ -88,8 +89,6 @@ def _longer(name: str, value: Tensor, tokens: Tensor, shape: torch.Size) -> Tens
     if value.shape[-2:] == shape:
         steps = torch.arange(1, new + 1) if name == "position_ids" else 0
         return torch.cat([value, value[..., -1:] + steps + torch.zeros(new, dtype=value.dtype)], dim=-1)
-    if value.ndim > 2 and value.shape[:2] == shape:  # which pictures each token may look at
-        return torch.cat([value, value[:, -1:].repeat_interleave(new, dim=1)], dim=1)
     return value
 
 
