@@ -22,13 +22,23 @@ import torch
 from torch import Tensor
 
 from interp.activations import capture
-from interp.geometry import AlignmentMatrix, Estimate, alignment_matrix, intrinsic_dimension, overlap_interval
+from interp.geometry import (
+    AlignmentMatrix,
+    BypassResult,
+    Estimate,
+    alignment_matrix,
+    entry_controls,
+    intrinsic_dimension,
+    overlap_interval,
+)
 from interp.lens import LensResult, logit_lens
 from interp.models.running.threads import few_threads
 from interp.patching import PatchResult, logit_difference, patch_sweep
 from interp.patching.metrics import Metric, bind_to_batches
 from interp.probes import ProbeResult, probe_layers, wilson_interval
-from interp.toy import Pair, Question, Scene, SceneDataset, SceneObject, evaluate, pairs, scenes
+from interp.reports.hand_over import HandOver, hand_over
+from interp.toy import Pair, Question, Scene, SceneDataset, SceneObject, pairs, scenes
+from interp.toy.evaluate import answer_questions, score_answers
 from interp.toy.language import PLACES
 
 if TYPE_CHECKING:
@@ -85,7 +95,8 @@ class Patching:
     """Activation patching for one question, on pairs in which the changed object is at the same `place`.
 
     `sweep` patches each position alone, `groups` all positions of a group at once. `labels` names the columns of the sweep.
-    `answered` counts the pairs, before selection, that the model answers correctly for both pictures.
+    `answered` counts the pairs, before selection, that the model answers correctly for both pictures. `hand_over` is the depth
+    at which the answer moves from the image tokens to the last token.
     """
 
     pairs: tuple[Pair, ...]
@@ -94,26 +105,38 @@ class Patching:
     labels: tuple[str, ...]
     place: str
     answered: int
+    hand_over: HandOver
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The geometry of one model: dimensions for each modality, and the alignment of the modalities."""
+    """The geometry of one model: dimensions for each modality, and the alignment of the modalities.
+
+    `placebo` compares the captions with states of the image tower, which the language model never touched.
+    """
 
     dimensions: Mapping[str, list[Estimate]]
     alignment: AlignmentMatrix
+    placebo: AlignmentMatrix
+
+    @property
+    def bypass(self) -> BypassResult:
+        """The bypass, with the placebo as its control."""
+        return self.alignment.bypass(placebo=self.placebo)
 
 
 @dataclass(frozen=True)
 class Demo:
     """All results of the demo. The keys of dicts are models, then modalities or properties.
 
+    `responses` has each model's answer to each question, and `accuracy` their accuracies by kind of question.
     `naming` is the share of object patches that the lens reads as their digit or colour, over `patches` of them. `retained`
     is the neighbour overlap of the two models at the same state. `n` is the number of scenes behind the geometry.
     """
 
     scenes: SceneDataset
     answers: tuple[Answer, ...]
+    responses: Mapping[str, pd.DataFrame]
     accuracy: pd.DataFrame
     lens: LensResult
     lens_grid: tuple[int, int]
@@ -136,6 +159,8 @@ class Demo:
             "patching/values": self.patching.sweep.values,
             "patching/effect": self.patching.sweep.effect,
         }
+        over = self.patching.hand_over
+        numbers["patching/hand-over"] = [over.depth, over.low, over.high]
         for analysis, curves in {
             "naming": self.naming,
             "patching": self.patching.groups,
@@ -149,9 +174,10 @@ class Demo:
                 numbers[f"probes/{model}/{what} from {modality}"] = torch.stack([row.double() for row in rows])
         for model, geometry in self.geometry.items():
             matrix = geometry.alignment
-            bypass = matrix.bypass()
+            bypass = geometry.bypass
             numbers[f"alignment/{model}"] = torch.stack([matrix.values, matrix.low, matrix.high])
             numbers[f"bypass/{model}"] = torch.stack([bypass.gain, bypass.gain_low, bypass.gain_high, bypass.p])
+            numbers[f"entry/{model}"] = bypass.contrasts["estimate"]
             for modality, line in geometry.dimensions.items():
                 numbers[f"dimension/{model}/{modality}"] = [[item.value, item.error] for item in line]
         return {name: np.asarray(value, dtype=float) for name, value in numbers.items()}
@@ -167,7 +193,10 @@ def analyse(
         step("questions")
         examples = _example_scenes(size, seed)
         answers = _answer_questions(models, examples)
-        scores = [evaluate(vlm, n=size.evaluated, seed=seed + 1).assign(model=name) for name, vlm in models.items()]
+        responses = {
+            name: answer_questions(vlm, n=size.evaluated, seed=seed + 1).assign(model=name)
+            for name, vlm in models.items()
+        }
 
         step("logit lens")
         lens_scene = max(range(len(examples)), key=lambda index: len(examples[index].objects) == 2)
@@ -191,7 +220,8 @@ def analyse(
         probes = {name: probe(of_model, single, seed) for name, of_model in single_states.items()}
 
         step("geometry")
-        geometry = {name: _geometry(of_model, size.neighbours, seed) for name, of_model in states.items()}
+        tower = _tower(tuned, paired)
+        geometry = {name: _geometry(of_model, tower, size.neighbours, seed) for name, of_model in states.items()}
         retained = {
             modality: _overlaps(states[STAGE1][modality], states[TUNED][modality], size.neighbours, seed)
             for modality in MODALITIES
@@ -199,7 +229,8 @@ def analyse(
     return Demo(
         scenes=examples,
         answers=answers,
-        accuracy=pd.concat(scores, ignore_index=True),
+        responses=responses,
+        accuracy=pd.concat([score_answers(each) for each in responses.values()], ignore_index=True),
         lens=lens,
         lens_grid=grid,
         lens_scene=lens_scene,
@@ -236,18 +267,13 @@ def _answer_questions(models: Mapping[str, VLM], examples: SceneDataset) -> tupl
     )
 
 
-def grouped_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
+def grouped_accuracy(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The accuracy over all questions of a group (perception, abstraction), for each model and modality.
 
-    Columns: model, modality, group, accuracy, low and high (Wilson's 95 % interval), chance (the accuracy of always giving
+    Columns: model, modality, group, accuracy, low and high (95 %, with scenes kept whole), chance (the accuracy of always giving
     the most common answer of each kind), n.
     """
-    rows = []
-    for (model, modality, group), part in accuracy.groupby(["model", "modality", "group"], sort=False):
-        n = int(part["n"].sum())
-        share, chance = (float((part[column] * part["n"]).sum() / n) for column in ("accuracy", "chance"))
-        rows.append([model, modality, group, share, *wilson_interval(min(1.0, share), n), chance, n])
-    return pd.DataFrame(rows, columns=["model", "modality", "group", "accuracy", "low", "high", "chance", "n"])
+    return pd.concat([score_answers(each, by="group") for each in responses.values()], ignore_index=True)
 
 
 def group_of(grouped: pd.DataFrame, model: str, modality: str, group: str) -> Any:
@@ -313,7 +339,8 @@ def patch(vlm: VLM, size: Size, seed: int) -> Patching:
     effects = torch.stack([of_groups.effect, of_groups.low, of_groups.high])
     groups = {name: Curve(*effects[:, :, index]) for index, name in enumerate(GROUPS)}
     labels = _position_labels(sweep, chosen)
-    return Patching(tuple(chosen), sweep, groups, labels, PLACES[place], sum(right))
+    image, last = (of_groups.per_row[:, :, GROUPS.index(name)] for name in ("image", "last"))
+    return Patching(tuple(chosen), sweep, groups, labels, PLACES[place], sum(right), hand_over(image, last))
 
 
 def _place(pair: Pair) -> int:
@@ -387,9 +414,20 @@ def probe(states: Mapping[str, Tensor], data: SceneDataset, seed: int) -> dict[t
     }
 
 
-def _geometry(states: Mapping[str, Tensor], neighbours: int, seed: int) -> Geometry:
+def _tower(vlm: VLM, data: SceneDataset) -> Tensor:
+    """Mean states of the patches as they enter and as they leave the image tower: vision before the language model."""
+    tower = capture(vlm, data, sites=("vision",), positions="image", batch_size=_BATCH, progress=False)["vision"][...]
+    return tower[[0, -1]]
+
+
+def _geometry(states: Mapping[str, Tensor], tower: Tensor, neighbours: int, seed: int) -> Geometry:
     dimensions = {modality: [intrinsic_dimension(state) for state in states[modality]] for modality in MODALITIES}
-    return Geometry(dimensions, alignment_matrix(states["image"], states["caption"], k=neighbours, seed=seed))
+    image, caption = (states[modality] for modality in MODALITIES)
+    return Geometry(
+        dimensions,
+        alignment_matrix(image, caption, k=neighbours, seed=seed),
+        alignment_matrix(entry_controls(image[0], tower, seed=seed), caption, k=neighbours, seed=seed, permutations=0),
+    )
 
 
 def _overlaps(first: Tensor, second: Tensor, neighbours: int, seed: int) -> Curve:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from interp.geometry import phase_change
 from interp.plots import (
     accuracy_figure,
     alignment_figures,
@@ -18,7 +20,7 @@ from interp.plots import (
 )
 from interp.plots.series import Series
 from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, Curve, Demo, group_of, grouped_accuracy
-from interp.reports.findings import TAU, Finding, findings, first_above, paragraph
+from interp.reports.findings import TAU, Finding, decision, findings, first_above, paragraph
 from interp.reports.page import (
     ColumnsBlock,
     FigureBlock,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _GROUP_NAMES = {"image": "image tokens", "question": "words of the question", "last": "last token"}
 _HALF_SAMPLES = "Bands are 95 % intervals from half-samples."
+UNITS = {"phase": " layers", "patching": " of the depth"}
 DIMENSION_CAPTION = "Two-nearest-neighbours estimate. Bars are one standard error, rings are known to be too low."
 
 
@@ -66,7 +69,7 @@ def demo_page(demo: Demo) -> Page:
 
 def summarise_demo(demo: Demo) -> list[tuple[str, ...]]:
     """The main numbers as rows of (quantity, value for stage 1, value for tuned), for the terminal."""
-    grouped = grouped_accuracy(demo.accuracy)
+    grouped = grouped_accuracy(demo.responses)
     rows: list[tuple[str, ...]] = []
     for group in ("perception", "abstraction"):
         for modality in ("text", "image"):
@@ -75,14 +78,17 @@ def summarise_demo(demo: Demo) -> list[tuple[str, ...]]:
             rows.append((f"{group} questions from {modality}, chance {scores[0].chance:.0%}", *cells))
     for what in PROPERTIES:
         probes = [demo.probes[model][what, "image"] for model in (STAGE1, TUNED)]
-        cells = [f"{float(probe.accuracy.max()):.0%} at state {int(probe.accuracy.argmax())}" for probe in probes]
+        cells = [f"{best.accuracy:.0%} at state {best.state}" for best in (probe.best_state() for probe in probes)]
         rows.append((f"probe of the {what} from image tokens, chance {probes[0].chance:.0%}", *cells))
     matrices = [demo.geometry[model].alignment for model in (STAGE1, TUNED)]
     diagonals = [matrix.values.diagonal() for matrix in matrices]
     cells = [f"{float(line.max()):.2f} at state {int(line.argmax())}" for line in diagonals]
     rows.append((f"overlap of image and caption, chance {matrices[0].chance:.2f}", *cells))
-    rows.append(("abstraction phase (states)", *(_phase(matrix.phase(TAU)) for matrix in matrices)))
+    change = phase_change(*matrices, TAU)
+    rows.append(("abstraction phase (states, at one threshold)", _phase(change.before), _phase(change.after)))
     rows.append(("textual state most like visual state 0", *(str(int(matrix.bypass().best[0])) for matrix in matrices)))
+    entry = [demo.geometry[model].bypass.verdict.value for model in (STAGE1, TUNED)]
+    rows.append(("images enter intermediate layers directly", *entry))
     return rows
 
 
@@ -92,13 +98,22 @@ def _phase(phase: range | None) -> str:
 
 def _verdicts(results: Sequence[Finding]) -> TableBlock:
     rows = [
-        [finding.claim, Mark("supported" if finding.agrees else "not supported", bool(finding.agrees))]
+        [
+            finding.claim,
+            Mark(decision(finding, UNITS.get(finding.topic, "")), finding.value == "supported")
+            if finding.value in ("supported", "contradicted")
+            else decision(finding, UNITS.get(finding.topic, "")),
+            "" if math.isnan(finding.p_holm) else f"{finding.p_holm:.2g}",
+        ]
         for finding in results
         if finding.claim
     ]
     return TableBlock(
-        ["claim", "here"],
+        ["claim", "here", "p, corrected"],
         rows,
+        "Supported: the 95 % interval of the effect is above 0 and the estimate at least half of the "
+        "smallest effect of interest. "
+        "Contradicted: the smallest effect of interest is excluded. p is corrected by Holm's method for the number of claims. "
         "Claims after Palacios et al., arXiv 2606.03871, which studies models of 7 billion parameters. How they are tested here "
         "is this package's own choice.",
     )
@@ -132,9 +147,9 @@ def _answers(demo: Demo) -> Section:
             FigureBlock(
                 accuracy_figure(demo.accuracy),
                 wide=True,
-                caption="Bars are Wilson's 95 % intervals. Grey marks the accuracy of always giving the most common answer.",
+                caption="Bars are 95 % intervals. Grey marks the accuracy of always giving the most common answer.",
             ),
-            _grouped(grouped_accuracy(demo.accuracy)),
+            _grouped(grouped_accuracy(demo.responses)),
             *examples,
         ],
     )
@@ -247,17 +262,17 @@ def _probes(demo: Demo) -> Section:
     rows = []
     for model, probes in demo.probes.items():
         for (what, modality), result in probes.items():
-            start, best = first_above(result), int(result.accuracy.argmax())
+            start, best = first_above(result), result.best_state()
             cells = [
-                f"{float(result.accuracy[best]):.0%} at state {best}",
-                "never" if start is None else f"state {start}",
+                f"{best.accuracy:.0%} ({best.low:.0%} to {best.high:.0%}) at state {best.state}",
+                "no state" if start is None else f"state {start}",
             ]
             rows.append([model, what, modality, *cells, result.n_train, result.n_test])
     columns = [
         "model",
         "property",
         "tokens",
-        "best accuracy",
+        "accuracy at the best state",
         "above chance and control from",
         "trained on",
         "tested on",
@@ -292,14 +307,19 @@ def _geometry(demo: Demo) -> Section:
                 wide=True,
                 caption="Similarity of visual states (upwards) and textual states (to the right) of the same scenes. Dots right "
                 "of the diagonal in the lower rows mean that images skip the early textual layers. Point at a cell to see its "
-                "interval.",
+                "interval. Each rectangle is at the threshold of its own model, so that the two do not say which "
+                "phase is wider; the "
+                "verdict above compares both at one threshold.",
             ),
             FigureBlock(diagonal_figure({name: matrices[name] for name in (STAGE1, TUNED)}), caption=_HALF_SAMPLES),
             FigureBlock(
-                bypass_figure({name: matrices[name].bypass() for name in (STAGE1, TUNED)}),
+                bypass_figure({name: demo.geometry[name].bypass for name in (STAGE1, TUNED)}),
                 caption="Above: how much more similar to a visual state the best intermediate textual state is than textual "
-                "state 0. Bars are 95 % intervals from half-samples, rings have a p of 0.05 or more. A bypass appears at the "
-                "left end. Below: the most similar textual state.",
+                "state 0. Bars are 95 % intervals from half-samples, rings have a p of 0.05 or more. A bypass would "
+                "appear at the "
+                "left end, but so would a textual state 0 that is a worse readout: the verdict above also asks what "
+                "is left of the "
+                "gain beyond states of the image tower. Below: the most similar textual state.",
             ),
             FigureBlock(retained, caption=_HALF_SAMPLES),
             FigureBlock(dimension_figure(dimensions), caption=DIMENSION_CAPTION),

@@ -152,7 +152,7 @@ def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, ...], pd
 
 
 def _hits(part: pd.DataFrame) -> Bool[Tensor, " question"]:
-    return torch.from_numpy(part["right"].to_numpy(bool))
+    return torch.tensor(part["right"].to_numpy(bool))
 
 
 def _answers(

@@ -4,14 +4,18 @@ import dataclasses
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from interp.geometry.entry import DILUTIONS
 from interp.plots import lens_on_image
 from interp.reports import demo as analyses
 from interp.reports.demo import STAGE1, STEPS, TUNED, Size, distinct_scenes, grouped_accuracy, name_patches
 from interp.reports.demo_page import demo_page, summarise_demo
-from interp.reports.findings import findings, first_above, paragraph
+from interp.reports.findings import Finding, corrected, decision, findings, first_above, paragraph
+from interp.reports.hand_over import crossing_depths, hand_over
+from interp.statistics import verdict
 from interp.toy import scenes
 from reports.browser import CHROMIUM, visit
 
@@ -50,6 +54,8 @@ def test_every_analysis_is_among_the_numbers(demo):
         *(f"probes/MODEL/{what} from {modality}" for what in ("digit", "colour") for modality in ("image", "caption")),
         "alignment/MODEL",
         "bypass/MODEL",
+        "entry/MODEL",
+        "patching/hand-over",
         *(f"dimension/MODEL/{modality}" for modality in ("image", "caption")),
         *(f"retained/{modality}" for modality in ("image", "caption")),
     }
@@ -63,7 +69,7 @@ def test_scenes_for_geometry_differ_in_more_than_the_order_of_words():
 
 
 def test_grouped_accuracy_is_the_share_of_all_questions(demo):
-    grouped = grouped_accuracy(demo.accuracy)
+    grouped = grouped_accuracy(demo.responses)
     assert len(grouped) == 8
     row = grouped.iloc[0]
     part = demo.accuracy.query("model == @row.model and modality == @row.modality and group == @row.group")
@@ -115,133 +121,188 @@ def test_the_paragraph_has_every_finding_and_judges_every_claim(demo):
     results = findings(demo)
     assert [finding.topic for finding in results] == TOPICS
     text = paragraph(results)
+    ends = {"supported": "support the", "contradicted": "contradict the", "undecided": "leave undecided"}
     for finding in results:
         assert finding.text in text
-        assert (finding.agrees is None) == (finding.claim == "")
-    assert any(finding.claim in text for finding in results if finding.claim)
-    for unlike in (finding for finding in results if finding.agrees is False):
-        assert unlike.claim in text.partition("does not support")[2]
+        assert (finding.value == "") == (finding.claim == "")
+        if finding.claim:
+            assert finding.claim in text.partition(ends[finding.value])[2]
 
 
-def _replaced(demo, values):
-    """The demo with these alignment matrices, as if measured without error."""
-    geometry = {}
-    for model, value in values.items():
-        matrix = dataclasses.replace(demo.geometry[model].alignment, values=value, low=value - 0.01, high=value + 0.01)
-        geometry[model] = dataclasses.replace(demo.geometry[model], alignment=matrix)
+def test_what_was_not_shown_is_never_said_not_to_be(demo):
+    text = paragraph(findings(demo)) + str(summarise_demo(demo))
+    assert not re.search(r"does not|never (?!trained)|absent|no wider|not different", text)
+
+
+def _geometry(demo, matrices, placebo=None):
+    """The demo with these alignment matrices."""
+    geometry = {
+        model: dataclasses.replace(
+            demo.geometry[model], alignment=matrix, placebo=placebo or demo.geometry[model].placebo
+        )
+        for model, matrix in matrices.items()
+    }
     return dataclasses.replace(demo, geometry=geometry)
 
 
-def _matrix(diagonal, entry):
-    values = torch.full((9, 9), 0.2, dtype=torch.float64)
-    values[range(9), range(9)] = torch.tensor(diagonal, dtype=torch.float64)
-    values[0, entry] = 0.5
-    return values
+def _measured(matrix, values, spread=0.004):
+    """This matrix with other values, and half-samples that differ from them by a little."""
+    noise = torch.randn(50, *values.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bounds = {"low": values - 2 * spread, "high": values + 2 * spread}
+    null = None if matrix.null is None else torch.full_like(matrix.null, matrix.chance)
+    return dataclasses.replace(matrix, values=values, parts=values + spread * noise, subsamples=50, null=null, **bounds)
 
 
-def test_the_paragraph_follows_the_numbers(demo):
-    narrow = [0.2, 0.2, 0.3, 0.5, 0.3, 0.2, 0.2, 0.2, 0.2]
-    wide = [0.2, 0.2, 0.7, 0.8, 0.7, 0.2, 0.2, 0.2, 0.2]
-    like = _replaced(demo, {STAGE1: _matrix(narrow, 3), TUNED: _matrix(wide, 4)})
-    unlike = _replaced(demo, {STAGE1: _matrix(wide, 3), TUNED: _matrix(narrow, 0)})
-    verdicts = {topic: [] for topic in ("alignment", "phase", "bypass")}
-    for one in (like, unlike):
-        for finding in findings(one):
-            if finding.topic in verdicts:
-                verdicts[finding.topic].append(finding.agrees)
-    assert verdicts == {topic: [True, False] for topic in verdicts}
-    texts = {finding.topic: finding.text for finding in findings(like)}
-    assert "state 3 in toy:stage1 and states 2 to 4 in toy:tuned: wider" in texts["phase"]
-    assert "higher after tuning" in texts["alignment"]
-    assert "textual state 4 of 8" in texts["bypass"]
+def _diagonal(*numbers):
+    return torch.full((9, 9), 0.2, dtype=torch.float64).diagonal_scatter(torch.tensor(numbers, dtype=torch.float64))
 
 
-def test_a_state_counts_as_gained_only_beyond_the_error(demo):
-    """One more state in the phase, but within the intervals: no wider."""
-    one = torch.full((9, 9), 0.2, dtype=torch.float64).fill_diagonal_(0.45)
-    more = one.clone()
-    one[8, 8] = 0.39  # chance is 10/59, so that the phase ends at 0.394
-    doubted = next(f for f in findings(_replaced(demo, {STAGE1: one, TUNED: more})) if f.topic == "phase")
-    assert "states 0 to 7 in toy:stage1 and states 0 to 8 in toy:tuned: no wider after tuning within" in doubted.text
-    assert doubted.agrees is False
-    one[8, 8] = 0.2
-    sure = next(f for f in findings(_replaced(demo, {STAGE1: one, TUNED: more})) if f.topic == "phase")
-    assert sure.agrees is True
+def _judged(demo, topic, before, after, spread=0.004):
+    matrix = demo.geometry[TUNED].alignment
+    other = _geometry(
+        demo, {STAGE1: _measured(matrix, before), TUNED: _measured(matrix, after, spread)}, _placebo(demo, after)
+    )
+    return next(finding for finding in findings(other) if finding.topic == topic)
 
 
-def test_a_bypass_takes_the_interval_and_the_permutations(demo):
-    def judge(**parts):
-        other = _replaced(demo, dict.fromkeys((STAGE1, TUNED), _matrix([0.2] * 9, 4)))
-        matrix = dataclasses.replace(other.geometry[TUNED].alignment, **parts)
-        geometry = {**other.geometry, TUNED: dataclasses.replace(other.geometry[TUNED], alignment=matrix)}
-        return next(f for f in findings(dataclasses.replace(other, geometry=geometry)) if f.topic == "bypass")
+def _placebo(demo, values):
+    """A matrix of controls in which state 0 is as in `values`, and so is the placebo."""
+    steps = torch.linspace(1, 0, len(DILUTIONS), dtype=torch.float64)[:, None]
+    matrix = demo.geometry[TUNED].alignment
+    rows = matrix.chance + (values[:1] - matrix.chance) * steps
+    return _measured(demo.geometry[TUNED].placebo, torch.cat([rows] * 3))
 
-    wide = torch.zeros(20, 9, 9, dtype=torch.float64)
-    wide[::2, 0, 4] = 1.0
-    holds = judge()
-    assert holds.agrees is True
-    assert "is 0.30 (95 % interval" in holds.text
-    assert judge(flips=torch.ones(99, 9, 9, dtype=torch.float64)).agrees is False
-    assert judge(parts=wide).agrees is False
+
+NARROW = _diagonal(0.2, 0.2, 0.3, 0.5, 0.3, 0.2, 0.2, 0.2, 0.2)
+WIDE = _diagonal(0.2, 0.2, 0.7, 0.8, 0.7, 0.2, 0.2, 0.2, 0.2)
+
+
+def test_the_phase_is_compared_at_one_threshold_and_paired(demo):
+    wider = _judged(demo, "phase", NARROW, WIDE)
+    assert wider.value == "supported"
+    assert "state 3 in toy:stage1 and states 2 to 4 in toy:tuned" in wider.text
+    assert _judged(demo, "alignment", NARROW, WIDE).value == "supported"
+    assert _judged(demo, "phase", WIDE, NARROW).value == "contradicted"
+    assert _judged(demo, "alignment", WIDE, NARROW).value == "contradicted"
+    low = _diagonal(0.36, 0.4, 0.43, 0.44, 0.43, 0.4, 0.36, 0.2, 0.2)  # at its own threshold, 7 states
+    assert _judged(demo, "phase", WIDE, low).value == "contradicted"
+    doubted = _judged(demo, "phase", NARROW, WIDE, spread=1.0)
+    assert doubted.value == "undecided"
+    assert re.search(r"an effect under [\d.]+ layers could not have been seen", decision(doubted, " layers"))
+
+
+def test_a_bypass_has_to_go_beyond_the_tower(demo):
+    """State 0 is most like textual state 4, and so are states of the image tower."""
+    values = _diagonal(*[0.3] * 9)
+    values[0, 4] = 0.6
+    shared = _judged(demo, "bypass", NARROW, values)
+    assert "most similar to textual state 4 of 8" in shared.text
+    assert shared.value == "contradicted"
+    matrix = demo.geometry[TUNED].alignment
+    own = _measured(matrix, values)
+    placebo = _placebo(demo, values)
+    flat = placebo.values.clone()
+    flat[len(DILUTIONS) :] = flat[len(DILUTIONS) :, :1]  # the tower prefers no textual state
+    enters = _geometry(demo, {STAGE1: own, TUNED: own}, _measured(placebo, flat))
+    assert enters.geometry[TUNED].bypass.verdict.value == "supported"
+
+
+def test_holm_takes_back_what_holds_only_by_the_number_of_claims():
+    claims = [Finding(str(number), "", "so", verdict(0.2, 0.01, 0.4, 0.1), 0.03) for number in range(3)]
+    (alone,) = corrected(claims[:1])
+    assert (alone.value, alone.p_holm) == ("supported", 0.03)
+    judged = corrected(claims)
+    assert [finding.value for finding in judged] == ["undecided"] * 3
+    assert decision(judged[0]) == "undecided: p is 0.09 after correction for the number of claims"
 
 
 def test_tuning_is_not_credited_for_what_the_connector_brings(demo):
-    def judge(before, after):
-        accuracy = demo.accuracy.copy()
-        rows = (accuracy["modality"] == "image") & (accuracy["group"] == "abstraction")
-        accuracy["n"] = 200
-        accuracy.loc[rows & (accuracy["model"] == STAGE1), "accuracy"] = before
-        accuracy.loc[rows & (accuracy["model"] == TUNED), "accuracy"] = after
-        return next(f for f in findings(dataclasses.replace(demo, accuracy=accuracy)) if f.topic == "answers")
+    """The answers of both models to the same questions, paired: `same` of them as before, others right after tuning alone."""
 
-    cases = {
-        (0.6, 0.9): (True, "is above the ", "and above the interval of toy:stage1"),
-        (0.88, 0.9): (False, "is above the ", "and not above the interval of toy:stage1"),
-        (0.0, 0.01): (False, "is not above the ", "and above the interval of toy:stage1"),
-    }
-    for shares, (agrees, chance, gain) in cases.items():
-        finding = judge(*shares)
-        assert finding.agrees is agrees
-        assert chance in finding.text
-        assert gain in finding.text
+    def judge(before, after, n=60):
+        frame = pd.concat(
+            [demo.responses[TUNED].assign(scene=lambda part, at=at: part["scene"] + 100 * at) for at in range(n // 8)]
+        )
+        rng, draws = np.random.default_rng(0), {}
+        asked = (frame["modality"] == "image") & (frame["group"] == "abstraction")
+        luck = rng.permutation(asked.sum()) / asked.sum()
+        for model, share in ((STAGE1, before), (TUNED, after)):
+            draws[model] = frame.assign(model=model)
+            draws[model].loc[asked, "right"] = luck < share
+        return next(f for f in findings(dataclasses.replace(demo, responses=draws)) if f.topic == "answers")
+
+    assert judge(0.6, 0.9).value == "supported"
+    assert judge(0.9, 0.9).value == "contradicted"
+    assert judge(0.9, 0.6).value == "contradicted"
+    assert judge(0.0, 0.2).value == "contradicted"  # more than before, but below the most common answer
+    assert "paired by question" in judge(0.6, 0.9).text
 
 
-def _patched(demo, image, last, answered=5):
+def _patched(demo, depths, answered=5):
+    """The demo with rows that hand the answer over at these depths."""
+    layers = torch.arange(8.0)
+    image = torch.stack([(8 * depth + 0.5 - layers).clamp(0, 1) for depth in depths])
+    over = hand_over(image, 1 - image)
     groups = {
-        name: dataclasses.replace(demo.patching.groups[name], values=torch.tensor(effect))
-        for name, effect in (("image", image), ("last", last))
+        name: dataclasses.replace(demo.patching.groups[name], values=values)
+        for name, values in (("image", image.mean(dim=0)), ("last", (1 - image).mean(dim=0)))
     }
-    patching = dataclasses.replace(demo.patching, groups={**demo.patching.groups, **groups}, answered=answered)
+    patching = dataclasses.replace(
+        demo.patching, groups={**demo.patching.groups, **groups}, answered=answered, hand_over=over
+    )
     return next(item for item in findings(dataclasses.replace(demo, patching=patching)) if item.topic == "patching")
 
 
-def test_the_layer_that_hands_the_answer_over_is_read_off_the_groups(demo):
-    middle = _patched(demo, [1, 0.9, 0.8, 0.6, 0.2, 0, 0, 0], [0, 0, 0, 0.1, 0.2, 0.7, 1, 1])
-    assert "up to layer 3 of 7, the clean last token from layer 5 on" in middle.text
-    assert middle.agrees is True
-    early = _patched(demo, [1, 0.1, 0, 0, 0, 0, 0, 0], [0, 0.9, 1, 1, 1, 1, 1, 1])
-    assert early.agrees is False
-    nowhere = _patched(demo, [0.1] * 8, [0.1] * 8)
-    assert "never restores half" in nowhere.text
-    assert nowhere.agrees is False
-    unable = _patched(demo, [1.0] * 8, [1.0] * 8, answered=0)
+def test_the_hand_over_is_judged_by_its_interval(demo):
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(-0.1, 0.1, size=10)
+    middle = _patched(demo, 0.5 + spread)
+    assert middle.value == "supported"
+    assert "meets with 33%: supported" in middle.text
+    assert _patched(demo, 0.15 + spread).value == "contradicted"
+    assert _patched(demo, 0.85 + spread).value == "contradicted"
+    assert _patched(demo, 1 / 3 + spread).value == "undecided"
+    assert _patched(demo, [0.5]).value == "undecided"
+    unable = _patched(demo, 0.5 + spread, answered=0)
     assert "no answer to restore" in unable.text
-    assert unable.agrees is None
+    assert unable.value == ""
+
+
+def test_a_hand_over_at_a_random_depth_rarely_looks_intermediate(demo):
+    """55 of 100 did where any layer but the first and the last ones was intermediate."""
+    rng = np.random.default_rng(1)
+    values = []
+    for depth in rng.uniform(0.05, 0.95, size=200):
+        ends = (8 * (depth + rng.normal(scale=0.1, size=10)).clip(0.02, 0.98) + 0.5)[:, None]
+        image = torch.tensor((ends - np.arange(8)).clip(0, 1))
+        values.append(hand_over(image, 1 - image).verdict.value)
+    assert 0.15 < values.count("supported") / 200 < 0.35
+    assert values.count("contradicted") > 80
+
+
+def test_the_depth_is_where_the_curves_cross():
+    depths = torch.tensor([0.0625, 0.25, 0.5, 0.9])
+    image = (8 * depths[:, None] + 0.5 - torch.arange(8)).clamp(0, 1)
+    torch.testing.assert_close(crossing_depths(image, 1 - image), depths.double(), atol=0.02, rtol=0)
+    assert crossing_depths(torch.zeros(1, 8), torch.ones(1, 8)).tolist() == [0.0]
 
 
 def test_a_probe_leaves_chance_where_its_interval_does(demo):
-    probe = demo.probes[TUNED]["digit", "image"]
+    probe = dataclasses.replace(demo.probes[TUNED]["digit", "image"], p_family=None)
     flat = torch.zeros_like(probe.low)
     low = flat.clone()
     low[4:] = 0.9
     assert first_above(dataclasses.replace(probe, low=low)) == 4
     assert first_above(dataclasses.replace(probe, low=flat)) is None
     assert first_above(dataclasses.replace(probe, low=low, control=torch.ones_like(low))) is None
+    unsure = torch.full_like(low, 0.06)
+    unsure[6] = 0.04
+    assert first_above(dataclasses.replace(probe, low=low, p_family=unsure)) == 6
 
 
 def test_the_summary_is_a_table_of_both_models(demo):
     rows = summarise_demo(demo)
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert all(len(row) == 3 and all(isinstance(cell, str) for cell in row) for row in rows)
 
 
