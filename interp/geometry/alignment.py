@@ -209,7 +209,7 @@ def alignment_matrix(
         null = measure.null_values(layers, number, Resampling(NO_HALVES, draws, seed)) if draws else None
         floor = measure.floor(layers, number, seed, null)
     error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
-    low, high = interval(grid.values, error, measure.bounds)
+    low, high = interval(grid.values, error, measure.bounds, len(halves))
     return AlignmentMatrix(
         grid.values,
         float(floor.mean()),

@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,7 +47,9 @@ def bypass_of(
     gain = torch.full_like(matrix.values[:, 0], torch.nan)
     if middle.any():
         gain = matrix.values[:, middle].amax(dim=1) - matrix.values[:, 0]
-    gain_low, gain_high = interval(gain, _gain_error(matrix, middle))
+    gain_low, gain_high = interval(
+        gain, _gain_error(matrix, middle), halves=math.inf if matrix.parts is None else len(matrix.parts)
+    )
     return BypassResult(
         best=best,
         shift=best - rows,

@@ -32,7 +32,7 @@ from interp.geometry.neighbors import blocks
 from interp.geometry.scaling import centred_pair, doubles, unit_rows
 from interp.provenance import Provenance
 from interp.results import Result
-from interp.statistics.half_samples import generator
+from interp.statistics.half_samples import NORMAL_95, generator
 from interp.statistics.permutation import permutation_p
 
 # The measures that one `ModalityGap` has, by name: its fields with the value, the error, the chance level and p.
@@ -59,7 +59,7 @@ class ModalityGap(Result):
       the root of the mean squared distance to a cloud's own mean row; `centroid_chance`: `centroid_relative` for
       modalities exchanged at random within pairs, the root of its mean square, over the observed spreads.
     - `separability`: how often a logistic regression predicts the modality of a row, after training on neither it nor its
-      partner; `separability_error` its standard error. Chance is 0.5.
+      partner; `separability_error` its standard error, which allows for what folds share and for n hits of n. Chance is 0.5.
     - `n` examples, `shuffles` and `folds`: the sizes of the computation.
     """
 
@@ -135,7 +135,7 @@ def modality_gap(x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0) -> Moda
         centroid_relative=relative,
         centroid_chance=chance,
         separability=float(right.mean()),
-        separability_error=float(right.std(ddof=1)) / math.sqrt(n),
+        separability_error=_fold_error(right),
         n=n,
         shuffles=shuffles,
         folds=min(FOLDS, n),
@@ -219,6 +219,17 @@ def _centroids(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[float,
     distance = (x.mean(dim=0) - y.mean(dim=0)).norm()
     spread = sum((cloud - cloud.mean(dim=0)).square().sum(dim=1).mean().sqrt() for cloud in (x, y)) / 2
     return float(distance), float(distance / spread), float((x - y).norm() / len(x) / spread)
+
+
+def _fold_error(right: np.ndarray) -> float:
+    """The standard error of the mean of cross-validated hits, at least that with which Wilson's interval of n hits ends.
+
+    Folds share what they were trained on, so that their hits are wrong together: the error of independent ones is too small,
+    and is multiplied by 1 + test/train examples, after Nadeau and Bengio (2003).
+    """
+    n, folds = len(right), min(FOLDS, len(right))
+    error = float(right.std(ddof=1)) / math.sqrt(n) * folds / (folds - 1)
+    return max(error, NORMAL_95 / (n + NORMAL_95**2))
 
 
 def _predicted(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], seed: int) -> np.ndarray:

@@ -109,7 +109,7 @@ def overlap_interval(
     halves = half_samples(n, subsamples, seed)
     value = overlap_values([first], [second], k)
     parts = torch.stack([overlap_within([first], [second], half, k) for half in halves])
-    low, high = interval(value, standard_error(parts, n), (0.0, 1.0))
+    low, high = interval(value, standard_error(parts, n), (0.0, 1.0), len(parts))
     return float(value), float(low), float(high)
 
 

@@ -76,16 +76,16 @@ def test_the_p_of_many_layers_is_that_of_their_maximum():
 
 
 def test_layers_that_share_nothing_have_a_phase_in_one_matrix_of_twenty_at_most():
-    """Of 20 layers one is above chance by its interval in a quarter of matrices, by information imbalance."""
+    """Of 20 layers one is above chance by its own interval in an eighth of matrices, by information imbalance."""
     rng = np.random.default_rng(1)
     phases, alone = 0, 0
     for seed in range(16):
         visual, textual = torch.tensor(rng.normal(size=(2, 20, 30, 4)))
-        found = alignment_matrix(visual, textual, "information_imbalance", seed=seed, permutations=39, subsamples=4)
+        found = alignment_matrix(visual, textual, "information_imbalance", seed=seed, permutations=39, subsamples=20)
         phases += found.phase() is not None
         alone += replace(found, null=None).phase() is not None
-    assert phases <= 3
-    assert alone >= 4
+    assert phases <= 1
+    assert alone >= 2
 
 
 def test_phase_at_the_borders_and_across_a_gap():
@@ -247,7 +247,7 @@ def test_the_gain_has_an_interval_and_a_p_that_knows_of_the_choice():
     whole = alignment_matrix(visual, textual, k=10)
     chosen = 2 + int(whole.values[0, 2:-2].argmax())
     expected = standard_error(whole.parts[:, 0, chosen] - whole.parts[:, 0, 0], whole.n)
-    assert float(found.gain_high[0] - found.gain[0]) == pytest.approx(1.959964 * float(expected))
+    assert float(found.gain_high[0] - found.gain[0]) == pytest.approx(2.009575 * float(expected))  # t of 49
     none = alignment_matrix(visual, textual, k=10).bypass(band=(0.0, 0.1))  # between two layers
     assert none.gain.isnan().all()
     assert none.p.isnan().all()

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from interp.errors import InputError
 from interp.geometry.modality import ModalityGap, modality_gap
+from interp.statistics import wilson_interval
 
 quick = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**16)
@@ -77,10 +78,27 @@ def test_separability_of_one_cloud_is_chance():
     gap = modality_gap(x, y)
     assert gap.separability == pytest.approx(0.5, abs=4 * gap.separability_error)
     unpaired = modality_gap(x, pair(1, n=300, shift=0)[0])
-    assert unpaired.separability_error == pytest.approx(0.5 / math.sqrt(600), rel=0.1)
+    assert unpaired.separability_error == pytest.approx(1.25 * 0.5 / math.sqrt(600), rel=0.1)
     assert modality_gap(x, x).separability == 0.5
     apart = modality_gap(x, y + 20)
-    assert (apart.separability, apart.separability_error) == (1, 0)
+    assert apart.separability == 1
+    low = apart.separability - 1.959964 * apart.separability_error
+    assert low == pytest.approx(wilson_interval(1.0, 300)[0])
+
+
+@pytest.mark.parametrize(("n", "d", "shift"), [(50, 40, 1.0), (100, 10, 0.0)])
+def test_the_error_of_separability_covers_its_mean(n, d, shift):
+    def one(seed):
+        rng = np.random.default_rng(seed)
+        shared, x, y = rng.normal(size=(3, n, d))
+        y[:, 0] += shift
+        return modality_gap(shared + x, shared + y, shuffles=1)
+
+    found = [one(seed) for seed in range(120)]
+    values, errors = (
+        np.array([getattr(gap, name) for gap in found]) for name in ("separability", "separability_error")
+    )
+    assert (np.abs(values - values.mean()) < 1.96 * errors).mean() > 0.93
 
 
 def test_two_rows_of_an_example_stand_in_the_same_fold():

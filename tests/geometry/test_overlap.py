@@ -140,7 +140,7 @@ def test_interval_is_that_of_half_samples_with_neighbourhoods_of_the_same_reach(
     parts = [neighbor_overlap(x[half], y[half], k=10) for half in halves.numpy()]  # 10 of 39 are 20 of 80, rounded
     error = np.std(parts, ddof=1) * np.sqrt(40 / 41)
     value, low, high = overlap_interval(x, y, k=20, subsamples=9, seed=2)
-    assert (low, high) == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
+    assert (low, high) == pytest.approx((value - 2.306004 * error, value + 2.306004 * error))  # t of 8
 
 
 def test_interval_is_the_same_for_the_same_seed_only():
