@@ -103,7 +103,7 @@ def near_groups(state: Any, train: np.ndarray, distance: float) -> Int[np.ndarra
 
 def _gap(state: Any, numbers: np.ndarray, train: np.ndarray, tested: np.ndarray) -> tuple[float, float] | None:
     """The largest distance that the rule of this module finds, and the share of the tested examples with a pair so near."""
-    known, asked = _standardised(state, train, train), _standardised(state, train, tested)
+    known, asked = _standardised(state, train, np.concatenate([train, tested])).tensor_split([len(train)])
     every, nearest = [], []
     for number in np.unique(numbers[tested]):
         of_class = [torch.from_numpy(numbers[rows] == number).to(known.device) for rows in (tested, train)]
@@ -123,8 +123,10 @@ def _gap(state: Any, numbers: np.ndarray, train: np.ndarray, tested: np.ndarray)
 def _standardised(state: Any, train: np.ndarray, rows: np.ndarray) -> Float[Tensor, "row feature"]:
     """Rows of a state in units of its spread over training examples, some of them where there are many."""
     state = torch.as_tensor(state)
-    spread, mean = torch.std_mean(state[train[:: -(-len(train) // _TESTED)]].double(), dim=0, correction=0)
-    spread = torch.where(spread > 0, spread, 1)  # in float64, where no square overflows
+    some = state[train[:: -(-len(train) // _TESTED)]].double()  # no square overflows
+    mean = some.mean(dim=0)
+    spread = (some - mean).square().mean(dim=0).sqrt()  # twice as fast as torch.std
+    spread = torch.where(spread > 0, spread, 1)
     part = state[rows].sub_(mean.to(state.dtype)).div_(spread.to(state.dtype))
     return part.double() if part.shape[1] <= _NARROW else part.float()
 
