@@ -18,7 +18,7 @@ from interp.errors import InputError
 from interp.patching.family_changes import change_from, common_rows, family_change, few_notes, rounded, sign_flip_p
 from interp.results import Result
 from interp.statistics import Change
-from interp.statistics.intervals import few_rows, ratio_interval
+from interp.statistics.intervals import few_rows, mean_interval, ratio_interval
 
 # A span under this share of the metric is small.
 _SMALL = 0.01
@@ -244,14 +244,14 @@ def _effects_of_rows(change: Float[Tensor, "row ..."], span: Float[Tensor, " row
 
 
 def is_uncertain(span: Float[Tensor, " row"]) -> bool:
-    """Whether the mean of clean - corrupted may be 0: it is under two standard errors (with few rows under Student's 97.5 %
-    quantile). A single row has no error; its span is compared with the size of the metric in `notes_of_rows`.
+    """Whether the mean of clean - corrupted may be 0: it is under two standard errors, or its `mean_interval` holds 0. A single
+    row has no error; its span is compared with the size of the metric in `notes_of_rows`.
 
     >>> is_uncertain(torch.tensor([1.0, 1.2, 0.9])), is_uncertain(torch.tensor([3.0, -2.0, 0.5]))
     (False, True)
     """
-    n = len(span)
-    return bool(span.mean().abs() < max(2.0, float(scipy.stats.t.ppf(0.975, n - 1))) * span.std() / n**0.5)
+    low, high = mean_interval(span)
+    return bool(low <= 0 <= high or span.mean().abs() < 2 * span.std() / len(span) ** 0.5)
 
 
 def notes_of_rows(clean: Float[Tensor, " row"], corrupted: Float[Tensor, " row"]) -> tuple[str, ...]:
