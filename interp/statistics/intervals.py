@@ -189,10 +189,11 @@ def _studentised(spread: Spread, seed: int) -> Float[Tensor, "tail cell"]:
     is_even = bool((wholes == wholes[0]).all())
     squares, crossed = residuals.square(), residuals * wholes
     generator = torch.Generator().manual_seed(seed)
-    quotients = torch.empty(cells, _DRAWS)
+    quotients = torch.empty(cells, _DRAWS, dtype=torch.float32)
     for draws in torch.arange(_DRAWS).split(max(1, _AT_ONCE // max(units, cells))):
         drawn = torch.randint(units, (len(draws), units), generator=generator)
-        weights = torch.zeros(len(draws), units).scatter_add_(1, drawn, torch.ones(drawn.shape)).T.contiguous()
+        weights = torch.zeros(len(draws), units, dtype=torch.float32)
+        weights = weights.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float32)).T.contiguous()
         totals = wholes @ weights
         sums = residuals @ weights
         moves = sums / totals
