@@ -82,7 +82,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "compare all layers of two modalities",
         "geometry",
-        "compare alignment_matrix modality_gap entry_controls phase_change PhaseChange",
+        "compare alignment_matrix modality_gap entry_controls phase_change PhaseChange pool_sizes partial_out",
         "geometry",
     ),
     (
@@ -138,7 +138,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "draw geometry",
         "plots",
         "alignment_figure alignment_figures bypass_figure diagonal_figure comparison_figure imbalance_figure dimension_figure "
-        "estimates_figure scaling_figure correlation_figure density_figure gap_figure peaks_figure weights_figure",
+        "estimates_figure scaling_figure correlation_figure density_figure gap_figure pooling_figure peaks_figure weights_figure",
         "geometry",
     ),
     ("hand states to TransformerLens's tools", "interop", "to_transformer_lens", "capture"),

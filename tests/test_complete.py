@@ -81,6 +81,7 @@ def results(toy, stage1):
         geometry.compare(x, y, metrics=["cka", "2nn"], subsamples=3, permutations=3),
         geometry.modality_gap(x[0], y[0], shuffles=3),
         geometry.id_correlation(x[0], y[0], permutations=3),
+        geometry.pool_sizes(x, y, [2], k=5, rows=(torch.arange(60) // 4, torch.arange(60) // 4)),
         geometry.find_peaks(x[0]),
         geometry.log_density(x[0]),
         geometry.learn_weights(x[0], y[0], steps=2, shuffles=1),

@@ -28,6 +28,7 @@ from interp.geometry.imbalance import differentiable_imbalance, information_imba
 from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
 from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
+from interp.geometry.nuisance import partial_out
 from interp.geometry.outlying import outlying_rows
 from interp.geometry.overlap import (
     cycle_knn,
@@ -38,6 +39,7 @@ from interp.geometry.overlap import (
     overlap_interval,
 )
 from interp.geometry.phase import PhaseChange, phase_change
+from interp.geometry.pool_sizes import PoolSizes, pool_sizes
 from interp.geometry.preprocessing import clamp, preprocess, standardise
 from interp.geometry.registry import MEASURES, REGISTRY, Measure, register_measure, unregister_measure
 from interp.geometry.scaling import massive_features
@@ -61,6 +63,7 @@ __all__ = [
     "Neighbors",
     "Peaks",
     "PhaseChange",
+    "PoolSizes",
     "adjusted_rand",
     "alignment_matrix",
     "approximate_neighbors",
@@ -94,9 +97,11 @@ __all__ = [
     "outlying_rows",
     "overlap_chance",
     "overlap_interval",
+    "partial_out",
     "participation_ratio",
     "phase_change",
     "plateau",
+    "pool_sizes",
     "preprocess",
     "principal_angles",
     "procrustes",

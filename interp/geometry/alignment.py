@@ -32,6 +32,7 @@ from interp.errors import InputError
 from interp.geometry.bypass import INTERMEDIATE, SMALLEST, BypassResult, bypass_of
 from interp.geometry.clouds import States, as_paired_states, check_k
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
+from interp.geometry.nuisance import notes_of_pooling, notes_of_strata, strata_of
 from interp.geometry.phase import phase_of
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.registry import measure_of
@@ -39,6 +40,7 @@ from interp.geometry.shuffles import joint_p
 from interp.progress import quiet
 from interp.provenance import Provenance
 from interp.results import Result
+from interp.statistics.categories import Labels
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
 
 FLIPS = 1000
@@ -152,6 +154,7 @@ def alignment_matrix(
     *,
     permutations: int | None = None,
     preprocess: str = "none",
+    strata: Labels | None = None,
     progress: bool = True,
 ) -> AlignmentMatrix:
     """The similarity of each layer of `visual` with each of `textual`, both `[state, example, feature]`, rows paired.
@@ -184,11 +187,17 @@ def alignment_matrix(
     (`interp.geometry.preprocessing`): ``preprocess="clamp"`` where the notes of `provenance` say that massive features decide.
     Halves and shuffles use the preprocessed clouds. Measures of a gap take "none" alone.
 
+    `strata`, one label an example (or the name of a label of `visual`), keep each shuffle within them: rows change places only
+    with rows of their stratum, and chance is the mean over these shuffles (`interp.geometry.nuisance`).
+
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
-    Raises `InputError` for an unknown metric, k >= n, examples that are not paired, and states that are not finite.
+    Raises `InputError` for an unknown metric, k >= n, examples that are not paired, states that are not finite, and strata for a
+    measure without shuffles.
     """
     measure = measure_of(metric).turned
+    if strata is not None and measure.null != "shuffle":
+        raise InputError(f"strata= for metric={metric!r}: no rows are shuffled for this measure, leave strata out")
     if k is not None and measure.k is None:
         raise InputError(f"k={k!r} for metric={metric!r}: this measure has no neighbours, leave k out")
     stacks = as_paired_states(visual, textual, ("visual", "textual"))
@@ -206,8 +215,9 @@ def alignment_matrix(
     with quiet(not checked_flag(progress, "progress")):
         layers = measure.ready(LayerStacks(list(first), list(second), (names, others)), number)
         grid = measure.grid(layers, halves, number)
-        null = measure.null_values(layers, number, Resampling(NO_HALVES, draws, seed)) if draws else None
-        floor = measure.floor(layers, number, seed, null)
+        resampling = Resampling(NO_HALVES, draws, seed, strata_of(strata, visual, n))
+        null = measure.null_values(layers, number, resampling) if draws else None
+        floor = measure.floor(layers, number, resampling, null)
     error = standard_error(grid.parts, n) if len(halves) else torch.full_like(grid.values, torch.nan)
     low, high = interval(grid.values, error, measure.bounds, len(halves))
     return AlignmentMatrix(
@@ -225,7 +235,9 @@ def alignment_matrix(
         preprocess=preprocess,
         null=None if null is None else null.float(),
         influence=None if grid.influence is None else grid.influence.float(),
-        provenance=Provenance(seed=seed, notes=notes),
+        provenance=Provenance(
+            seed=seed, notes=(*notes, *notes_of_strata(resampling.strata), *notes_of_pooling(visual, textual))
+        ),
     )
 
 

@@ -31,6 +31,7 @@ from interp.geometry.clouds import States, as_paired_states, the_site
 from interp.geometry.copies import distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
+from interp.geometry.nuisance import notes_of_pooling, notes_of_strata, strata_of
 from interp.geometry.overlap import label_classes
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
@@ -42,6 +43,7 @@ from interp.results import Result
 from interp.statistics import holm
 from interp.statistics.categories import Labels, labels_of
 from interp.statistics.half_samples import half_samples
+from interp.statistics.permutation import read_strata
 
 DEFAULT = (
     "2nn",
@@ -134,6 +136,7 @@ def compare(
     seed: int = 0,
     *,
     preprocess: str = "none",
+    strata: Labels | None = None,
     progress: bool = True,
 ) -> GeometryComparison:
     """Measures of `visual` and `textual`, both `[state, example, feature]` with paired examples, at every state.
@@ -169,6 +172,9 @@ def compare(
     "whiten" (`interp.geometry.preprocessing`). Halves and shuffles use the preprocessed clouds. With measures of a gap it is
     "none" alone.
 
+    `strata`, one label an example (or the name of a label of `visual`), keep each shuffle of rows, labels and paths within
+    them, so that chance and p leave out what they explain (`interp.geometry.nuisance`).
+
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` for unknown metrics, examples that are not paired, states that are not finite, a state in which
@@ -195,13 +201,15 @@ def compare(
             " not"
         )
     halves = half_samples(n, subsamples, seed) if subsamples else NO_HALVES
-    resampling = Resampling(halves, checked_int(permutations, "permutations", least=1), seed)
+    numbers_of_strata = strata_of(strata, visual, len(dropped))
+    within = None if numbers_of_strata is None else read_strata(numbers_of_strata[rows.numpy()], n)
+    resampling = Resampling(halves, checked_int(permutations, "permutations", least=1), seed, within)
     with quiet(not checked_flag(progress, "progress")):
         readings = list(_readings(measures, (first, second), classes, resampling))
     names = [measure.name for measure in measures]
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
-    notes = (*notes, *_notes_of_dimensions(readings))
+    notes = (*notes, *_notes_of_dimensions(readings), *notes_of_strata(within), *notes_of_pooling(visual, textual))
     if len(out):
         notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out", *notes)
     numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}
@@ -293,7 +301,9 @@ def _of_both(measures: Sequence[Measure], one: StateCloud, other: StateCloud) ->
     if shared:
         draws = one.resampling
         with naming(f"{one.name} (x) and {other.name} (y)"):
-            gap = modality_gap(one.cloud, other.cloud, shuffles=draws.permutations, seed=draws.seed)
+            gap = modality_gap(
+                one.cloud, other.cloud, shuffles=draws.permutations, seed=draws.seed, strata=draws.strata
+            )
         yield from (of_gap(each, gap, one, other) for each in shared)
     yield from (of_two(each, one, other) for each in measures if each.kind in OF_TWO and each not in shared)
 

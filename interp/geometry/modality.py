@@ -32,8 +32,9 @@ from interp.geometry.neighbors import blocks
 from interp.geometry.scaling import centred_pair, doubles, unit_rows
 from interp.provenance import Provenance
 from interp.results import Result
+from interp.statistics.categories import Labels
 from interp.statistics.half_samples import NORMAL_95, generator
-from interp.statistics.permutation import permutation_p
+from interp.statistics.permutation import permutation_p, random_order, read_strata
 
 # The measures that one `ModalityGap` has, by name: its fields with the value, the error, the chance level and p.
 FIELDS = {
@@ -95,7 +96,9 @@ class ModalityGap(Result):
         return pd.DataFrame(rows, columns=["measure", "value", "error", "control", "control_is"])
 
 
-def modality_gap(x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0) -> ModalityGap:
+def modality_gap(
+    x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0, *, strata: Labels | None = None
+) -> ModalityGap:
     """The gap between `x` (say images) and `y` (texts), both `[example, feature]` in one space, with paired rows.
 
     >>> rng = np.random.default_rng(0)
@@ -113,13 +116,15 @@ def modality_gap(x: Cloud, y: Cloud, shuffles: int = 100, seed: int = 0) -> Moda
     rows, logistic regression at C = 1, 5 folds (or one for each example where there are fewer) drawn with `seed`, with both
     rows of an example in the same fold.
 
+    `strata`, one label an example, keep the shuffled pairs of `shuffled_cosine` and p within them.
+
     Raises `InputError` where rows are not paired, widths differ, a cloud is not finite, is constant or has a row of
     zeros, and where `shuffles` is not a positive integer.
     """
     shuffles = checked_int(shuffles, "shuffles", least=1)
     first, second = _in_one_space(x, y)
     one, other = unit_rows(first, "x"), unit_rows(second, "y")
-    paired, shuffled, p = _paired(one, other, shuffles, seed)
+    paired, shuffled, p = _paired(one, other, shuffles, seed, read_strata(strata, len(first)))
     corrected = _corrected(one, other)
     distance, relative, chance = _centroids(first, second)
     right = _predicted(first, second, seed)
@@ -180,11 +185,13 @@ def _cosines(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, 
     return (x * y).sum(dim=1)
 
 
-def _paired(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], shuffles: int, seed: int) -> tuple[float, float, float]:
+def _paired(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], shuffles: int, seed: int, strata: np.ndarray | None
+) -> tuple[float, float, float]:
     """The median cosine of pairs, its mean over shuffled pairs, and its p."""
     value = _cosines(x, y).quantile(0.5)
     rng = generator(seed)
-    orders = (torch.from_numpy(rng.permutation(len(x))).to(x.device) for _ in range(shuffles))
+    orders = (torch.from_numpy(random_order(len(x), rng, strata)).to(x.device) for _ in range(shuffles))
     drawn = torch.stack([_cosines(x, y[order]).quantile(0.5) for order in orders])
     reached = int((drawn >= value - 1e-12).sum())
     return float(value), float(drawn.mean()), permutation_p(reached, shuffles)

@@ -145,8 +145,11 @@ def of_path(measure: Measure, modality: str, states: Tensor, resampling: Resampl
     The null is the path of strangers: each state comes from another example.
     """
     rng = torch.Generator().manual_seed(resampling.seed)
-    orders = [torch.randperm(states.shape[1], generator=rng).to(states.device) for _ in states]
-    strangers = torch.stack([state[order] for state, order in zip(states, orders, strict=True)])
+    if resampling.strata is None:
+        orders = [torch.randperm(states.shape[1], generator=rng) for _ in states]
+    else:
+        orders = replace(resampling, permutations=len(states)).orders(states.shape[1])
+    strangers = torch.stack([state[order.to(states.device)] for state, order in zip(states, orders, strict=True)])
     numbers, control = (measure.path_values(path) for path in (states, strangers))
     for state, (own, other) in enumerate(zip(numbers, control, strict=True), start=1):
         known = own[own.isfinite()]

@@ -215,14 +215,15 @@ class Measure(Display):
         return shuffled_values(stacks, resampling, lambda shuffled: self.grid(shuffled, NO_HALVES, k))
 
     def floor(
-        self, stacks: LayerStacks, k: int | None, seed: int, null: Float[Tensor, "draw a b"] | None = None
+        self, stacks: LayerStacks, k: int | None, resampling: Resampling, null: Float[Tensor, "draw a b"] | None = None
     ) -> Float[Tensor, "a b"]:
-        """The chance level of each pair of clouds: by formula, or the mean over the null, of a few draws where there is none."""
-        if self.chance is not None:
+        """The chance level of each pair of clouds: by formula where there are no strata, else the mean over the null, of a few
+        draws where there is none."""
+        if self.chance is not None and resampling.strata is None:
             return torch.full((len(stacks.first), len(stacks.second)), self.level(stacks.n, k), dtype=torch.float64)
         if null is not None:
             return null.mean(dim=0)
-        return self.null_values(stacks, k, Resampling(NO_HALVES, _FLOOR_DRAWS, seed)).mean(dim=0)
+        return self.null_values(stacks, k, replace(resampling, permutations=_FLOOR_DRAWS)).mean(dim=0)
 
     def _of_two(self, x: Tensor, y: Tensor, k: int | None) -> float:
         return self.value(x, y, k=k)

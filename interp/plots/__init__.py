@@ -33,6 +33,7 @@ _FUNCTIONS = {
         "correlation_figure": "IdCorrelation",
         "density_figure": "Density",
         "gap_figure": "ModalityGap",
+        "pooling_figure": "PoolSizes",
         "peaks_figure": "Peaks",
         "weights_figure": "FeatureWeights",
     },

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from interp.plots.series import Series, series_figure
 from interp.plots.theme import CHANCE, COLOURS, MARK, TEMPLATE, PageFigure, fit_title, label, new_figure, numbers
 
 if TYPE_CHECKING:
-    from interp.geometry import Density, FeatureWeights, IdCorrelation, ModalityGap, Peaks
+    from interp.geometry import Density, FeatureWeights, IdCorrelation, ModalityGap, Peaks, PoolSizes
 
 _MOST = 24  # bars, or clusters with their sizes written out
 
@@ -66,6 +67,20 @@ def gap_figure(result: ModalityGap, title: str | None = None, height: int = 340)
     figure.update_yaxes(categoryorder="array", categoryarray=list(named))
     figure.add_vline(x=0, line={"color": CHANCE, "width": 1})
     return figure
+
+
+def pooling_figure(result: PoolSizes, title: str | None = None, height: int = 380) -> go.Figure:
+    """The likeness of two modalities at each state, a line for each number of tokens that an example is the mean of. Rings are
+    states outside the phase, the dashed line is the chance level."""
+    inside = [[state in (result.phase(size) or ()) for state in range(result.values.shape[1])] for size in result.sizes]
+    lines = {
+        f"{size} tokens" if size else "all ({:.3g} and {:.3g})".format(*result.pooled): Series(
+            result.values[at], result.low[at], result.high[at], hollow=[not each for each in inside[at]]
+        )
+        for at, size in enumerate(result.sizes)
+    }
+    title = title or "Likeness by number of pooled tokens"
+    return series_figure(lines, title, result.metric, chance=float(result.chance.mean()), height=height)
 
 
 def correlation_figure(result: IdCorrelation, title: str | None = None, height: int = 340) -> go.Figure:
