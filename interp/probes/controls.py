@@ -87,11 +87,10 @@ def permuted_hits(
     null, at_once = [], max(1, _AT_ONCE // len(test))
     for first in range(0, permutations, at_once):
         labels = np.stack([order.draw(numbers, rng) for _ in range(first, min(first + at_once, permutations))])
-        # Counts below 2^24 are exact in float32.
-        right = sum(
-            np.float32(labels == each) @ np.float32(answers == each).T for each in np.unique(numbers[order.places])
-        )
-        null.append(torch.from_numpy(np.asarray(right, dtype=np.float64)))
+        right = torch.zeros(len(labels), len(answers))
+        for each in np.unique(numbers[order.places]):  # counts below 2^24 are exact in float32
+            right += torch.from_numpy(labels == each).float() @ torch.from_numpy(answers == each).float().T
+        null.append(right.double())
     return torch.from_numpy(observed.astype(np.float64)), torch.cat(null)
 
 

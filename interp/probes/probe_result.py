@@ -156,7 +156,7 @@ class ProbeResult(Result):
         Raises `InputError` for a result without transfer.
         """
         mine = self.hits
-        if mine is None or self.transfer_answers is None:
+        if mine is None or self.transfer_answers is None or self.test_labels is None:
             raise InputError("this result has no answers to another modality: pass transfer= to probe_layers")
         return compare_hits(mine, self.transfer_answers == self.test_labels, self.test_groups, self._seed)
 

@@ -155,3 +155,11 @@ def test_numbers_of_numpy_are_numbers():
     found = probe_layers(states, labels, test_size=np.float32(0.5), control=np.int64(2), permutations=np.int64(9))
     assert torch.equal(found.p, plain.p)
     assert torch.equal(found.control, plain.control)
+
+
+def test_few_test_groups_are_noted():
+    rng = np.random.default_rng(0)
+    states, labels = rng.normal(size=(1, 120, 4)), np.arange(120) % 2
+    few = probe_layers(states, labels, groups=np.arange(120) // 3, permutations=0)
+    assert few.provenance.notes[0].startswith("intervals of 12 rows or groups, under 20")
+    assert probe_layers(states, labels, permutations=0).provenance.notes == ()
