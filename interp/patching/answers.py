@@ -35,26 +35,31 @@ def answered(vlm: VLM, prompt: Batch, answers: Int[Tensor, "row token"]) -> Batc
 
 
 def _token_type(vlm: VLM, prompt: Batch, answers: Tensor) -> int | None:
-    """The token type of answers with which one pass of all gives the logits of the growing text."""
+    """The token type of answers with which one pass of all comes closest to the logits of the growing text."""
     lengths = (answers >= 0).sum(dim=1, keepdim=True)
     filled = torch.where(answers >= 0, answers, answers.gather(1, lengths - 1))[:, : int(lengths.max())]
-    reasons = []
-    for kind in _KINDS:
-        try:
-            logits, *shorter = [_logits(vlm, put_behind(prompt, filled[:, :size], kind)) for size in _sizes(filled)]
-        except Exception as error:  # any error of a model that takes no answer behind its prompt
-            if is_out_of_memory(error):
-                raise
-            reasons.append(reason_of(error))
-            continue
-        pairs = zip(shorter, reversed(range(len(shorter))), strict=True)
-        difference = max(largest_difference(own[:, -1], logits[:, step]) for own, step in pairs)
-        if difference <= allowed_difference(vlm, logits):
-            return kind
-        reasons.append(f"logits of the prompt are off by {difference:.2g} when an answer stands behind it")
-    raise LayoutError(
-        f"{vlm.name!r} cannot judge answers of several tokens ({reasons[0]}): choose targets of one token"
-    )
+    kinds = _KINDS if "token_type_ids" in prompt.inputs else _KINDS[:1]
+    try:
+        found = [_disagreement(vlm, prompt, filled, kind) for kind in kinds]
+    except Exception as error:  # any error of a model that takes no answer behind its prompt
+        if is_out_of_memory(error):
+            raise
+        raise _refusal(vlm, reason_of(error)) from error
+    difference, allowed = min(found)
+    if difference > allowed:
+        raise _refusal(vlm, f"logits of the prompt are off by {difference:.2g} when an answer stands behind it")
+    return kinds[found.index((difference, allowed))]
+
+
+def _refusal(vlm: VLM, reason: str) -> LayoutError:
+    return LayoutError(f"{vlm.name!r} cannot judge answers of several tokens ({reason}): choose targets of one token")
+
+
+def _disagreement(vlm: VLM, prompt: Batch, answers: Tensor, kind: int | None) -> tuple[float, float]:
+    """How far the logits of one pass of all are from those of the growing text, and how far they may be."""
+    logits, *shorter = [_logits(vlm, put_behind(prompt, answers[:, :size], kind)) for size in _sizes(answers)]
+    pairs = zip(shorter, reversed(range(len(shorter))), strict=True)
+    return max(largest_difference(own[:, -1], logits[:, step]) for own, step in pairs), allowed_difference(vlm, logits)
 
 
 def _sizes(answers: Tensor) -> list[int]:

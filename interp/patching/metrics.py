@@ -311,7 +311,8 @@ def _readings(metric: Metric, references: Sequence[Tensor]) -> list[_Reading]:
     both = pad_sequence([each.T for each in answers], padding_value=-1)  # [token, answer, row]
     used = both[1:] >= 0  # the tokens that the model reads are those with another behind them
     if bool(((both[:-1, 0] == both[:-1, 1]) | ~used.all(dim=1)).all()):
-        longer = torch.where(used.sum(dim=0)[0] >= used.sum(dim=0)[1], *both.unbind(dim=1))
+        a, b = both.unbind(dim=1)
+        longer = torch.where(used[:, 0].sum(dim=0) >= used[:, 1].sum(dim=0), a, b)
         return [_Reading(logprob_difference_of, answers, longer.T)]
     return [_Reading(metric.rule, [ids], ids) for ids in answers]
 

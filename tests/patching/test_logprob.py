@@ -130,6 +130,9 @@ def test_a_model_of_a_prefix_is_told_where_the_answer_begins():
     seen, told = (vlm.logits(put_behind(batch, answers, kind))[:, 0] for kind in (None, 1))
     torch.testing.assert_close(told, vlm.logits(batch), atol=1e-5, rtol=0)
     assert (seen - told).abs().max() > 0.1
+    half = interp.load(model=zoo.make(zoo.build("paligemma").config).to(torch.bfloat16), check=False)
+    value(half, half.prepare(encoding=zoo.encode("paligemma")), logprob(ANSWERS))
+    assert half.tried["answered", True] == 1  # also where roundings are as large as what is seen
 
 
 def test_a_model_that_looks_ahead_is_refused_in_one_line():
