@@ -130,7 +130,7 @@ def entry_verdict(contrasts: pd.DataFrame, smallest: float) -> tuple[Verdict, fl
     least, value, most = float(low[best]), float(estimate[best]), float(high.max())
     p = float(by_layer["p"].max().min())
     if not contrasts["control"].str.startswith("placebo").any():
-        least, p = -math.inf, math.nan
+        least, p = least if most < smallest else -math.inf, math.nan
     if math.isfinite(least) and math.isfinite(most):
         return verdict(value, least, most, smallest), p
     known = "contradicted" if most < smallest else "undecided"

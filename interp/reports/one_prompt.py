@@ -255,7 +255,7 @@ def summarise_prompt(analysis: PromptAnalysis) -> list[tuple[str, str]]:
     return [
         ("answer", analysis.answer or "(nothing)"),
         ("most probable next token", f"{word!r}, {share:.1%}"),
-        ("leads from", "never" if first is None else f"state {first} of {states}"),
+        ("leads from", "no state" if first is None else f"state {first} of {states}"),
         ("image tokens", str(len(analysis.lens.columns))),
         ("proofs of the layout", f"{sum(check.outcome == 'passed' for check in checks)} of {len(checks)} passed"),
     ]
