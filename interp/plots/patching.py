@@ -8,7 +8,7 @@ named "layer.head"; more of them get a slider over heads.
 
 **Curves.** `flow` and `layer_sweep` give one number for each window of layers. A point stands at the middle of its window, or
 at its first layer if every window reaches to the last layer, and hovering names the layers. The band is the 95 % interval
-over rows, the dashed line is the same intervention at random positions, the dotted line is the model without intervention.
+over rows, the dashed line is the control, the dotted line is the model without intervention.
 """
 
 from __future__ import annotations
@@ -179,9 +179,15 @@ def _limit(effect: Tensor) -> float:
 
 
 def _add_ends(figure: go.Figure, result: PatchResult) -> None:
-    """Write the metric at effect 1 and at effect 0 above the figure."""
+    """Write the metric at effect 1 and at effect 0 above the figure, and how many rows are answered rightly on both sides."""
+    text = f"{label(result.metric)}: clean {result.clean:.3g} (effect 1), corrupted {result.corrupted:.3g} (effect 0)"
+    if result.right_clean is not None and result.right_corrupted is not None:
+        both = result.right_clean & result.right_corrupted
+        text += f"; {int(both.sum())} of {len(both)} rows answered rightly" + " and kept" * (
+            len(both) > len(result.per_row)
+        )
     figure.add_annotation(
-        text=f"{label(result.metric)}: clean {result.clean:.3g} (effect 1), corrupted {result.corrupted:.3g} (effect 0)",
+        text=text,
         xref="paper",
         yref="paper",
         x=0,
@@ -254,7 +260,8 @@ class _Drawer:
     def __init__(self, result: PatchResult, names: Sequence[str], limit: float):
         self.result, self.names, self.limit = result, [label(name) for name in names], limit
         self.metric = label(result.metric)
-        self.grids = [numbers(grid) for grid in (result.effect, result.low, result.high, result.values)]
+        self.grids = [numbers(grid) for grid in (result.effect, result.low, result.high, result.values, result.p)]
+        self.control = None if result.control is None else numbers(result.control)
 
     def heatmap(self, cells: _Cells, x: Sequence[float], y: Sequence[float], **options: Any) -> go.Heatmap:
         """The effect in these cells, row by row; hovering over a cell shows its other numbers."""
@@ -267,23 +274,33 @@ class _Drawer:
             zmax=self.limit,
             colorbar={"title": {"text": "effect"}, "thickness": 12},
             customdata=[[None if cell is None else self._hover(cell) for cell in row] for row in cells],
-            hovertemplate="%{customdata[0]} (%{customdata[1]}), %{customdata[5]}<br>effect %{z:.3f}%{customdata[2]}<br>"
-            + "%{customdata[3]} %{customdata[4]}<extra></extra>",
+            hovertemplate="%{customdata[0]} (%{customdata[1]}), %{customdata[5]}<br>effect %{z:.3f}%{customdata[2]}"
+            + "%{customdata[6]}<br>%{customdata[3]} %{customdata[4]}<extra></extra>",
             hoverongaps=False,
             **options,
         )
 
     def _hover(self, cell: _Cell) -> list[str]:
-        """Token, positions, interval, name and value of the metric, layer and head."""
+        """Token, positions, interval, name and value of the metric, layer and head, p and control."""
         columns = self.result.columns[cell[1]]
         where = {0: "positions differ", 1: f"position {columns[0] if columns else ''}"}.get(
             len(columns), f"{len(columns)} positions"
         )
-        low, high, value = (_at(grid, cell) for grid in self.grids[1:])
+        low, high, value, p = (_at(grid, cell) for grid in self.grids[1:])
+        others = "" if p is None else f"<br>p {p:.2g} among all cells"
+        others += "" if self.control is None else f"<br>random donors {_at(self.control, cell):.3f}"
         interval = "" if None in (low, high) else f"<br>95 % {low:.3f} to {high:.3f}"
         head = f", head {(self.result.heads or ())[cell[2]]}" if len(cell) > 2 else ""
         place = f"layer {self.result.layers[cell[0]]}{head}"
-        return [self.names[cell[1]], where, interval, self.metric, "nan" if value is None else f"{value:.4g}", place]
+        return [
+            self.names[cell[1]],
+            where,
+            interval,
+            self.metric,
+            "nan" if value is None else f"{value:.4g}",
+            place,
+            others,
+        ]
 
 
 def _at(nested: Any, cell: _Cell) -> Any:
@@ -316,7 +333,7 @@ def sweep_figure(
     series = {name: _curve(result, at=_middles(result.windows)) for name, result in named.items()}
     metrics = dict.fromkeys(result.metric for result in named.values())
     counts = dict.fromkeys(map(_row_count, named.values()))
-    remark = "; dashed: at random positions" if any(result.control is not None for result in named.values()) else ""
+    remark = "; dashed: control" if any(result.control is not None for result in named.values()) else ""
     title = title or f"{label(', '.join(named), 60)} over layers ({', '.join(counts)}{remark})"
     x = "from layer" if all(_reach_end(result.windows) for result in named.values()) else "layer (middle of the window)"
     return series_figure(series, title, label(", ".join(metrics), 60), x=x, chance=_levels(named), height=height)

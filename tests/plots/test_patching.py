@@ -168,6 +168,7 @@ def test_patches_alone_are_drawn_on_the_picture(swept):
     assert (figure.layout.images[0].sizex, figure.layout.images[0].sizey) == (48, 48)
     assert list(figure.layout.yaxis.range) == [48, 0]  # the first row of patches is at the top
     hover = figure.data[3].customdata[1][2]
+    assert hover[6] == f"<br>p {result.p[3, 8]:.2g} among all cells" * (len(result.per_row) > 5)
     assert hover[1] == f"position {result.columns[8][0]}"
     assert hover[2] == f"<br>95 % {result.low[3, 8]:.3f} to {result.high[3, 8]:.3f}"
     largest = int(result.effect.abs().amax(dim=1).argmax())
@@ -363,3 +364,19 @@ def test_sweeps_side_by_side():
     assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([0.9, 0.5])
     shared = plots.sweep_figure({"image": a_sweep(windows), "text": a_sweep(windows)})
     assert len(shared.layout.shapes) == 1
+
+
+def test_rows_that_are_right_and_the_control_are_shown(toy):
+    """Two of eight rows are asked the wrong way round."""
+    found = pairs(8, seed=1, change="colour")
+    sides = [
+        toy.prepare([pair.prompt for pair in found], [getattr(pair, side).image for pair in found])
+        for side in ("clean", "corrupted")
+    ]
+    words = [(p.other, p.answer) if row < 2 else (p.answer, p.other) for row, p in enumerate(found)]
+    metric = logit_difference(*(list(side) for side in zip(*words, strict=True)))
+    for keep, words_of_keep in ((None, ""), ("right", " and kept")):
+        result = attribution_patch(toy, *sides, positions=["image", "last"], metric=metric, keep=keep, control=True)
+        figure = result.plot()
+        assert f"; 6 of 8 rows answered rightly{words_of_keep}" in figure.layout.annotations[0].text
+        assert f"<br>random donors {result.control[4, 1]:.3f}" in figure.data[0].customdata[4][1][6]
