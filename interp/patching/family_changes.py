@@ -83,15 +83,15 @@ def common_rows(
 
     Raises `InputError` for results of other data, or if no row is kept in both.
     """
-    data, kept = ([side[index] for side in (one, other)] for index in (0, 1))
-    if data[0].data != data[1].data or kept[0].shape != kept[1].shape:
+    (data, kept), (other_data, also_kept) = one, other
+    if data.data != other_data.data or kept.shape != also_kept.shape:
         raise InputError(
-            f"the results come from other rows ({len(kept[0])} and {len(kept[1])}, or other inputs): expected two results of the "
+            f"the results come from other rows ({len(kept)} and {len(also_kept)}, or other inputs): expected two results of the "
             "same batches, which are compared row by row"
         )
-    both = kept[0] & kept[1]
+    both = kept & also_kept
     if not both.any():
         raise InputError(
             f"no row of {len(both)} is kept in both results: expected rows that both models answer rightly"
         )
-    return both[kept[0]], both[kept[1]]
+    return both[kept], both[also_kept]

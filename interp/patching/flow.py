@@ -201,7 +201,7 @@ def flow(
     ]
     baseline, kept = _kept_baseline(runs, name_of(metric))
     control_cuts, n_source, n_control = _control_cuts(vlm, runs, cuts, seed)
-    plans = [[cuts] * len(runs), *([control_cuts] if control else [])]
+    plans: list[list[Any]] = [[cuts] * len(runs), *([control_cuts] if control else [])]
     total = len(plans) * sum(bool(run.right.any()) for run in runs) * len(cuts) * len(windows)
     with progress_bar("flow", total, "runs", progress) as bar:
         per_row, *of_control = (
@@ -342,7 +342,7 @@ def _control_cuts(
     the number of source positions before the target, and of random ones."""
     batches, kept = [run.batch for run in runs], torch.cat([run.right for run in runs])
     # Each edge draws anew, so its draws do not depend on the other edges.
-    controls = [random_positions(vlm, batches, cut, seed) for cut in cuts]
+    controls: list[Any] = [random_positions(vlm, batches, cut, seed) for cut in cuts]
     of_batches = [[next(iter(each.of_batches[number]), None) for each in controls] for number in range(len(batches))]
     wanted, drawn = (
         torch.stack([getattr(each, name)[kept] for each in controls], dim=-1) for name in ("wanted", "drawn")

@@ -121,9 +121,10 @@ class SweepGrid:
     def of_donors(self) -> SweepGrid:
         """The same cells with the states of the donors."""
         assert self.donors is not None
-        side = "clean" if self.direction == "denoise" else "corrupted"
         source = self.source_and_target[0].part(self.donors)
-        return replace(self, pairs=replace(self.pairs, **{side: source}), donors=None)
+        is_clean = self.direction == "denoise"
+        pairs = replace(self.pairs, clean=source) if is_clean else replace(self.pairs, corrupted=source)
+        return replace(self, pairs=pairs, donors=None)
 
     def find_donors(self) -> list[int]:
         """A donor for each row. Raises `InputError` for a row without one."""

@@ -237,11 +237,12 @@ def layer_contribution(
     _check_plans(vlm, batches, plans, interventions)
     vlm.refuse_image_positions(positions)
     controls = _control_plans(vlm, batches, plans, random_positions, seed)
-    if not (control and controls.drawn.any()):
-        controls = replace(controls, of_batches=None, drawn=controls.drawn if control else None)
+    if not control or not controls.drawn.any():
+        controls = replace(controls, of_batches=None)
     run = _Run(vlm, batches, plans, controls, interventions, None)
     description = f"Skip(in each window, positions={shown(positions)})"
-    return run.result(windows, "KL divergence", ("Skip", description), seed, progress)
+    found = run.result(windows, "KL divergence", ("Skip", description), seed, progress)
+    return found if control else replace(found, n_control=None)
 
 
 def contribution_from(logits: Tensor) -> MetricFunction:
@@ -304,11 +305,11 @@ def _name(intervention: Any) -> str:
 @dataclass(frozen=True)
 class _ControlPlans:
     """The control of each plan: `of_batches[batch][window]`, None for no runs, how many positions (heads, layers) a row should
-    have, `wanted`, and how many it has, `drawn`, None if none were asked for. `kinds` says what was drawn."""
+    have, `wanted`, and how many can be drawn, `drawn`. `kinds` says what was drawn."""
 
     of_batches: list[list[Plan]] | None
     wanted: Tensor
-    drawn: Tensor | None
+    drawn: Tensor
     kinds: tuple[str, ...]
 
 
@@ -318,7 +319,7 @@ def _control_plans(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], dr
     Raises what the controls raise on this model and these batches, in the first window.
     """
     of_windows = [[draw(vlm, batches, each, seed) for each in plan] for plan in plans]
-    of_batches = [
+    of_batches: list[list[Plan]] = [
         [[one for controls in window for one in controls.of_batches[number]] for window in of_windows]
         for number in range(len(batches))
     ]
@@ -365,14 +366,15 @@ class _Run:
             parts = [self._run_batch(number, of_batch, bar) for number, of_batch in enumerate(plans)]
         per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
         per_row, of_control = per_row[:, : len(windows)], per_row[:, len(windows) :]
-        fields, kinds = {}, ()
+        fields: dict[str, Any] = {}
+        kinds: tuple[str, ...] = ()
         if controls is not None:
             fields["n_positions"] = controls.wanted.float().mean().item()
-            fields["n_control"] = None if controls.drawn is None else controls.drawn.float().mean().item()
-        if of_control.numel():
-            of_control = of_control.masked_fill(controls.drawn[:, None] == 0, torch.nan)
-            fields["control_rows"], fields["control"] = of_control, of_control.nanmean(dim=0)
-            kinds = tuple(f"control: {_KINDS[kind]}" for kind in controls.kinds)
+            fields["n_control"] = controls.drawn.float().mean().item()
+            if controls.of_batches is not None:
+                of_control = of_control.masked_fill(controls.drawn[:, None] == 0, torch.nan)
+                fields |= {"control_rows": of_control, "control": of_control.nanmean(dim=0)}
+                kinds = tuple(f"control: {_KINDS[kind]}" for kind in controls.kinds)
         provenance = provenance_of_run(
             self.vlm,
             self.batches,
