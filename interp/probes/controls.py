@@ -74,14 +74,21 @@ def _remedy(blocks: np.ndarray | None) -> str:
 
 
 def permuted_hits(
-    answers: np.ndarray, numbers: np.ndarray, blocks: np.ndarray | None, test: np.ndarray, permutations: int, seed: int
+    answers: np.ndarray,
+    numbers: np.ndarray,
+    blocks: np.ndarray | None,
+    test: np.ndarray,
+    permutations: int,
+    seed: int,
+    strata: np.ndarray | None = None,
 ) -> tuple[Float[Tensor, " state"], Float[Tensor, "draw state"]]:
     """How many answers of each state are right, and how many are under each permutation of the test labels, which all states
     share.
 
-    `answers` [state, test] are the classes that the probes name, `numbers` [example] the true ones.
+    `answers` [state, test] are the classes that the probes name, `numbers` [example] the true ones. With `strata` labels change
+    places within them.
     """
-    order, rng = BlockOrder(test, blocks), np.random.default_rng([seed, 3])
+    order, rng = BlockOrder(test, blocks, strata), np.random.default_rng([seed, 3])
     answers = answers[:, np.searchsorted(test, order.places)]
     observed = (answers == numbers[order.places]).sum(axis=1)
     null, at_once = [], max(1, _AT_ONCE // len(test))

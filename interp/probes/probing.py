@@ -36,7 +36,7 @@ from interp.provenance import Provenance
 from interp.statistics.categories import Labels, labels_of
 from interp.statistics.corrections import family_p
 from interp.statistics.intervals import few_rows, mean_interval
-from interp.statistics.permutation import permutation_p, shuffle_labels
+from interp.statistics.permutation import permutation_p, read_strata, shuffle_labels
 
 Probes = tuple[LinearProbe, ...]  # one a state
 Fit = Callable[[np.ndarray], Probes]  # class numbers to probes
@@ -57,6 +57,7 @@ def probe_layers(
     types: Labels | None = None,
     *,
     preprocess: str = "none",
+    strata: Labels | None = None,
     progress: bool = True,
 ) -> ProbeResult:
     """Probe `labels` at every state of `acts`, a tensor or array [state, example, feature] or Activations.
@@ -89,6 +90,9 @@ def probe_layers(
     `provenance` say that a few massive features dwarf the others, "cosine" or "whiten" (`interp.geometry.preprocessing`);
     "standardise" is what a probe does anyhow. `transfer` is changed as `acts` are, and `probes` take preprocessed states.
 
+    `strata`, one label an example or the name of one, keep shuffled labels within them, in `control` and in the permutations
+    of p, so that p and the control leave out what the strata explain, such as the length of a caption. A group has one stratum.
+
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` where labels, groups or types are not one an example, some are missing or look alike (1 and "1"), or
@@ -97,22 +101,23 @@ def probe_layers(
     has other states, examples or features; and for a seed that is not an int from 0.
     """
     seed, states = checked_seed(seed), checked_states(acts, site, "acts")
-    labels, types = (
+    labels, types, strata = (
         None if values is None else labels_of(values, acts, site, name)
-        for values, name in ((labels, "labels"), (types, "types"))
+        for values, name in ((labels, "labels"), (types, "types"), (strata, "strata"))
     )
     classes, numbers = checked_classes(labels, states.shape[1])
     test_size = checked_share(test_size, "test_size")
     turns = int(control) if isinstance(control, bool) else checked_int(control, "control", what="True, False or an int")
     permutations = checked_int(permutations, "permutations")
     blocks, known = read_groups(groups, acts, site, len(numbers))
+    within = read_strata(strata, len(numbers))
     type_of = None if types is None else checked_labels(types, len(numbers), "types")[1]
     other = None if transfer is None else checked_states(transfer, site, "transfer")
     if other is not None and other.shape != states.shape:
         raise InputError(f"transfer has shape {tuple(other.shape)}, acts {tuple(states.shape)}: expected the same")
     train, test = split_examples(classes, numbers, blocks, test_size, seed)
     (states, *others), notes = preprocess_for_probes([states] if other is None else [states, other], train, preprocess)
-    shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn) for turn in range(turns)]
+    shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn, within) for turn in range(turns)]
     leaks, leakage = find_leaks(states, numbers, (train, test), known, seed)
     by_group = [] if leaks is None else [group_labels(numbers, leaks, train, seed + turn) for turn in range(turns)]
     tasks = []
@@ -147,7 +152,7 @@ def probe_layers(
         classes=classes,
         train_rows=torch.from_numpy(train),
         test_rows=torch.from_numpy(test),
-        **_p_of(answers, numbers, blocks, test, permutations, seed),
+        **_p_of(partial(permuted_hits, answers, numbers, blocks, test, permutations, seed, within), permutations),
         permutations=permutations,
         control_task=of_tasks,
         **crossed,
@@ -160,13 +165,11 @@ def probe_layers(
     )
 
 
-def _p_of(
-    answers: np.ndarray, numbers: np.ndarray, blocks: np.ndarray | None, test: np.ndarray, permutations: int, seed: int
-) -> dict[str, Tensor]:
+def _p_of(hits: Callable[[], tuple[Tensor, Tensor]], permutations: int) -> dict[str, Tensor]:
     """The p of each state, alone and among all, from the same permutations."""
     if not permutations:
         return {}
-    observed, null = permuted_hits(answers, numbers, blocks, test, permutations, seed)
+    observed, null = hits()
     reached = (null >= observed).sum(dim=0).double()
     return {"p": permutation_p(reached, permutations), "p_family": family_p(observed, null)}
 
