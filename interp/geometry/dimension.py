@@ -126,7 +126,8 @@ def intrinsic_dimension(
     information for GRIDE, the standard error of the mean over points for MLE. But neighbours share neighbours, so `error` is
     it times the root of the number of points over their effective number: 1.2 times for 2NN, up to twice for GRIDE 16/32 in
     one or two dimensions. Its 95 % interval held the mean of the estimator in 93 to 99 % of
-    Gaussian clouds of 1 to 20 dimensions with 50 to 1,000 points; the analytical one in 71 to 97 %. It says nothing of the bias.
+    Gaussian clouds of 1 to 20 dimensions with 50 to 1,000 points, the analytical one in 71 to 97 %; estimates with a `warning`
+    may have too small a one (0.87 for GRIDE 16/32 of 50 points). It says nothing of the bias.
 
     Where massive features make up the distances, the dimension is theirs, and the estimate has a `warning`:
     ``preprocess="clamp"`` measures without them ("none", "standardise", "clamp", "cosine" or "whiten", see

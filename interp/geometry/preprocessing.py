@@ -50,9 +50,8 @@ def preprocess(states: States, how: str) -> Cloud:
     """`states`, a cloud `[example, feature]` or a stack of them, each cloud after "none", "standardise", "clamp", "cosine" or
     "whiten"; the module has the formulas.
 
-    >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]])
-    >>> preprocess(x, "cosine").round(decimals=2).tolist()
-    [[-0.71, -0.71], [0.71, -0.71], [0.0, 1.0]]
+    >>> preprocess(torch.tensor([[0.0, 1.0], [4.0, 1.0], [2.0, 7.0], [2.0, -5.0]]), "cosine").tolist()
+    [[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
 
     Returns an array for an array, else a tensor on the device of `states`, in its precision (float32 for less).
     "whiten" changes the number of features to min(d, n // 10), at least 1. Two modalities in one space stay in one space where
