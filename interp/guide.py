@@ -86,6 +86,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "geometry",
     ),
     (
+        "see what tuning changed in the geometry, in pairs",
+        "geometry",
+        "MatrixChange GeometryComparison DiagonalPeak",
+        "geometry",
+    ),
+    (
         "find clusters and densities",
         "geometry",
         "density_peaks find_peaks log_density homogeneity adjusted_rand",
@@ -137,7 +143,8 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "draw geometry",
         "plots",
-        "alignment_figure alignment_figures bypass_figure diagonal_figure comparison_figure imbalance_figure dimension_figure "
+        "alignment_figure alignment_figures bypass_figure diagonal_figure matrix_change_figure peak_figure "
+        "comparison_figure imbalance_figure dimension_figure "
         "estimates_figure scaling_figure correlation_figure density_figure gap_figure pooling_figure peaks_figure weights_figure",
         "geometry",
     ),

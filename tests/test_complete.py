@@ -78,6 +78,8 @@ def results(toy, stage1):
         geometry.intrinsic_dimension(x[0]),
         matrix,
         matrix.bypass(),
+        matrix.change(geometry.alignment_matrix(x, y + 1, k=5, subsamples=4)),
+        matrix.peak(),
         geometry.compare(x, y, metrics=["cka", "2nn"], subsamples=3, permutations=3),
         geometry.modality_gap(x[0], y[0], shuffles=3),
         geometry.id_correlation(x[0], y[0], permutations=3),

@@ -22,10 +22,12 @@ from interp.geometry.comparison import GeometryComparison, compare
 from interp.geometry.copies import distinct_rows
 from interp.geometry.correlation import IdCorrelation, id_correlation
 from interp.geometry.density import Density, log_density
+from interp.geometry.diagonal_peak import DiagonalPeak
 from interp.geometry.dimension import Estimate, dimension_scaling, intrinsic_dimension, plateau
 from interp.geometry.entry import entry_controls
 from interp.geometry.imbalance import differentiable_imbalance, information_imbalance
 from interp.geometry.kernels import cka, cknna, distance_correlation, rsa
+from interp.geometry.matrix_change import MatrixChange
 from interp.geometry.modality import ModalityGap, modality_gap
 from interp.geometry.neighbors import Neighbors, nearest_neighbors
 from interp.geometry.nuisance import partial_out
@@ -54,10 +56,12 @@ __all__ = [
     "ApproximateNeighbors",
     "BypassResult",
     "Density",
+    "DiagonalPeak",
     "Estimate",
     "FeatureWeights",
     "GeometryComparison",
     "IdCorrelation",
+    "MatrixChange",
     "Measure",
     "ModalityGap",
     "Neighbors",

@@ -28,10 +28,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import checked_flag, checked_int
-from interp.errors import InputError
+from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.bypass import INTERMEDIATE, SMALLEST, BypassResult, bypass_of
-from interp.geometry.clouds import States, as_paired_states, check_k
+from interp.geometry.clouds import States, as_paired_states, check_k, fingerprint_of_ids
+from interp.geometry.diagonal_peak import DiagonalPeak, peak_of
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
+from interp.geometry.matrix_change import MatrixChange, change_of
 from interp.geometry.nuisance import notes_of_pooling, notes_of_strata, strata_of
 from interp.geometry.phase import phase_of
 from interp.geometry.preprocessing import prepared_states
@@ -59,7 +61,7 @@ class AlignmentMatrix(Result):
 
     `null[shuffle, visual, textual]` are the values after shuffles of the pairs, the same ones for all cells, None without
     them; `p_diagonal` and `p_family` come from it. `influence[visual, textual, example]` is the part of each example in a value,
-    which is their mean, None for measures without.
+    which is their mean, None for measures without. `examples` is a fingerprint of their ids, where activations have them.
     """
 
     values: Float[Tensor, "visual textual"]
@@ -76,6 +78,7 @@ class AlignmentMatrix(Result):
     preprocess: str = "none"
     null: Float[Tensor, "shuffle visual textual"] | None = None
     influence: Float[Tensor, "visual textual example"] | None = None
+    examples: str = ""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or not self.values.shape == self.low.shape == self.high.shape:
@@ -133,6 +136,29 @@ class AlignmentMatrix(Result):
         """
         controls = {"placebo": placebo, "ceiling": ceiling, "matched": matched}
         return bypass_of(self, band, {name: each for name, each in controls.items() if each is not None}, smallest)
+
+    def change(self, other: AlignmentMatrix) -> MatrixChange:
+        """What changed from this matrix to `other`, of the same examples: other - self for each pair of layers, in pairs.
+
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> code, noise, more = torch.randn(3, 1, 200, 4, generator=draw)
+        >>> before, after = (alignment_matrix(code + size * noise, code + more / 2, k=10) for size in (1, 0.8))
+        >>> bool(after.low < before.high), float(before.change(after).p) < 0.01  # the intervals overlap
+        (True, True)
+
+        Raises `InputTypeError` for anything but a matrix, and `InputError` where the two differ in layers, measure, k,
+        number of examples, their ids, preprocessing, or in their halves where those are needed.
+        """
+        if not isinstance(other, AlignmentMatrix):
+            raise InputTypeError(f"other={shown(other)}: expected what alignment_matrix() returns for the other model")
+        return change_of(self, other)
+
+    def peak(self, seed: int = 0) -> DiagonalPeak:
+        """The peak of the diagonal, chosen on half of the examples and measured on the others, over 50 random halves.
+
+        `seed` is that of the halves. Raises `InputError` for a matrix that is not square, and for a measure without influences.
+        """
+        return peak_of(self, seed)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each pair of layers: visual, textual, value, low, high, chance, p_family."""
@@ -235,6 +261,7 @@ def alignment_matrix(
         preprocess=preprocess,
         null=None if null is None else null.float(),
         influence=None if grid.influence is None else grid.influence.float(),
+        examples=fingerprint_of_ids(visual),
         provenance=Provenance(
             seed=seed, notes=(*notes, *notes_of_strata(resampling.strata), *notes_of_pooling(visual, textual))
         ),

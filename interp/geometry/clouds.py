@@ -12,6 +12,7 @@ arbitrary. Each measure says what it does with them; `interp.geometry.copies` sa
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping
@@ -80,6 +81,12 @@ def the_site(acts: Mapping[str, Any], name: str) -> tuple[Any, str]:
             f"{name} has {len(sites)} sites, {', '.join(sites)}: expected one, as in acts[{(sites or ['resid'])[0]!r}]"
         )
     return acts[sites[0]], f"{name}[{sites[0]!r}]"
+
+
+def fingerprint_of_ids(x: States) -> str:
+    """A hash of the ids of the rows of activations; empty for states without ids, such as tensors."""
+    ids = getattr(x, "ids", ())
+    return hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()[:16] if isinstance(ids, tuple) and ids else ""
 
 
 def as_paired_states(x: States, y: States, names: tuple[str, str]) -> tuple[Tensor, Tensor]:

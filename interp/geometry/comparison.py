@@ -33,6 +33,7 @@ from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
 from interp.geometry.nuisance import notes_of_pooling, notes_of_strata, strata_of
 from interp.geometry.overlap import label_classes
+from interp.geometry.paired_samples import NumberSamples, frame_of_changes
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.readings import Reading, StateCloud, naming, of_gap, of_one, of_path, of_two
 from interp.geometry.registry import OF_TWO, REGISTRY, Measure
@@ -103,27 +104,42 @@ class GeometryComparison(Result):
         columns = {name: (unknown if number is None else number).numpy() for name, number in numbers.items()}
         return pd.DataFrame({"measure": self.measure, "modality": self.modality, "state": self.state, **columns})
 
-    def change(self, after: GeometryComparison) -> pd.DataFrame:
+    def change(self, after: GeometryComparison, paired: bool = True) -> pd.DataFrame:
         """What changed from this comparison to `after`, say from a model before tuning to the tuned one.
 
-        One row for each number that both have: measure, modality, state, before, after, difference, error, z. The error
-        treats the two as independent, sqrt(e^2 + e'^2), which for the same examples is too wide rather than too narrow.
+        One row for each number that both have: measure, modality, state, before, after, difference, error, z, p, p_holm,
+        p_family, paired. By default both are of the same examples, and the error is that of the paired difference
+        (`interp.geometry.paired_samples`), far smaller than those of the two values. p is two-sided; `p_holm` and `p_family`
+        correct it for the states of a measure and modality. `paired` is False for numbers without samples (separability, and
+        dimensions where halves have too few examples): they are compared as independent ones, which is too wide.
 
-        Raises `InputError` where they have no number in common.
+        `paired=False` compares all numbers so, for other examples: error sqrt(e^2 + e'^2).
+
+        Raises `InputTypeError` for anything but a comparison, and `InputError` where they have no number in common, and, for
+        pairs, where the number of examples, the dropped ones, seeds or numbers of halves differ.
         """
         if not isinstance(after, GeometryComparison):
             raise InputTypeError(f"after={shown(after)}: expected what compare() returns for the other model")
-        keys = ["measure", "modality", "state"]
-        both = self.to_frame().merge(after.to_frame(), on=keys, suffixes=("_before", "_after"))
-        if both.empty:
+        if checked_flag(paired, "paired"):
+            self._check_paired(after)
+        both = [
+            NumberSamples(each.to_frame(), *((each.parts, each.influence) if paired else (None, None)), each.n)
+            for each in (self, after)
+        ]
+        return frame_of_changes(*both, self.provenance.seed or 0)
+
+    def _check_paired(self, after: GeometryComparison) -> None:
+        if self.n != after.n or self.dropped.tolist() != after.dropped.tolist():
             raise InputError(
-                f"the comparisons have no number in common: {sorted(set(self.measure))} at {len(set(self.state))} states and"
-                f" {sorted(set(after.measure))} at {len(set(after.state))}"
+                f"the comparisons have {self.n} and {after.n} examples, without {self.dropped.tolist()} and"
+                f" {after.dropped.tolist()}: compute both with the same examples, or pass paired=False"
             )
-        change = both[keys].assign(before=both["value_before"], after=both["value_after"])
-        change["difference"] = change["after"] - change["before"]
-        change["error"] = np.hypot(both["error_before"], both["error_after"])
-        return change.assign(z=change["difference"] / change["error"])
+        halves = [(each.provenance.seed, 0 if each.parts is None else each.parts.shape[1]) for each in (self, after)]
+        if halves[0] != halves[1]:
+            raise InputError(
+                f"the comparisons have (seed, halves) {halves[0]} and {halves[1]}: compute both with the same seed and"
+                " subsamples, or pass paired=False"
+            )
 
 
 def compare(

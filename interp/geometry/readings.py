@@ -120,7 +120,7 @@ def of_one(measure: Measure, cloud: StateCloud) -> Reading:
 
     result = value(cloud)
     if isinstance(result, Estimate):
-        parts = _known_parts(lambda half: value(half).value, cloud.halves)
+        parts = _known_parts(lambda half: value(half, k and reach(k, n, len(half.cloud))).value, cloud.halves)
         number, error, warning = result.value, result.error, result.warning
     else:
         parts = _parts([value(half, k and reach(k, n, len(half.cloud))) for half in cloud.halves])

@@ -325,7 +325,9 @@ def _dimension(method: str, k: int) -> Measure:
 
 
 def _estimate(graph: Graph, k: int, method: str) -> Estimate:
-    return intrinsic_dimension(graph, method)
+    """The dimension from `k` neighbours: GRIDE from the ranks k / 2 and k; 2NN has always two."""
+    k = max(2, k)
+    return intrinsic_dimension(graph, method, n1=k // 2, n2=k, k=k)
 
 
 _cloud = partial(Measure, kind="cloud", null="permute")

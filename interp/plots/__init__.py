@@ -38,6 +38,7 @@ _FUNCTIONS = {
         "weights_figure": "FeatureWeights",
     },
     "lens": {"lens_figure": "LensResult", "lens_on_image": "", "tuned_lens_figure": "TunedLens"},
+    "matrix_change": {"matrix_change_figure": "MatrixChange", "peak_figure": "DiagonalPeak"},
     "patching": {
         "flow_figure": "FlowResult",
         "patch_figure": "",

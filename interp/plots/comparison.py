@@ -1,8 +1,8 @@
 """Comparisons of clouds, drawn: all measures over depth in small panels, and information imbalance in a square.
 
 Each measure has its own unit, so each has its panel, with the title and the bounds of its entry in the registry. All panels
-read alike: a line with its standard error, the control dashed in the same colour, and a ring at each state with a p of 0.05
-or more.
+read alike: a line with its standard error, the control dashed in the same colour, and a ring at each state with a `p_family` of
+0.05 or more: it does not survive the look at all states.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _PANEL = 240  # pixels from one row of panels to the next
 def comparison_figure(result: GeometryComparison, title: str | None = None, height: int | None = None) -> go.Figure:
     """A panel for each measure: states to the right, a line for each modality, its control dashed.
 
-    Bars are one standard error, where it is known. Rings have a p of 0.05 or more; filled markers less, or no test. NaN is a
-    gap in the line.
+    Bars are one standard error, where it is known. Rings have a p of 0.05 or more among the states of the line (`p_family`,
+    Holm's where that is unknown); filled markers less, or no test. NaN is a gap in the line.
     """
     frame = result.to_frame()
     measures = list(dict.fromkeys(result.measure))
@@ -87,9 +87,13 @@ def _axis(measure: str) -> dict[str, float]:
 def _line(measure: str, modality: str, line: pd.DataFrame, legend: bool) -> list[go.Scatter]:
     """The line of one modality in one panel, and its control."""
     colour = _COLOUR[modality]
-    states, errors, ps = line["state"].tolist(), numbers(line["error"]), numbers(line["p"])
+    states, errors, ps = (
+        line["state"].tolist(),
+        numbers(line["error"]),
+        numbers(line["p_family"].fillna(line["p_holm"])),
+    )
     notes = [
-        ("" if error is None else f" ± {error:.3g}") + ("" if p is None else f" (p {p:.2g})")
+        ("" if error is None else f" ± {error:.3g}") + ("" if p is None else f" (p {p:.2g} among states)")
         for error, p in zip(errors, ps, strict=True)
     ]
     value = go.Scatter(

@@ -214,15 +214,30 @@ def test_exchanged_modalities_and_paths_of_strangers_are_controls():
 
 def test_what_changed_between_two_models():
     before, after = (compare(*stacks(seed=seed), metrics=["cka", "2nn"], permutations=2) for seed in (0, 1))
-    change = before.change(after)
-    assert list(change.columns) == ["measure", "modality", "state", "before", "after", "difference", "error", "z"]
+    change = before.change(after, paired=False)
+    keys = [
+        "measure",
+        "modality",
+        "state",
+        "before",
+        "after",
+        "difference",
+        "error",
+        "z",
+        "p",
+        "p_holm",
+        "p_family",
+        "paired",
+    ]
+    assert list(change.columns) == keys
+    assert not change.paired.any()
     assert len(change) == len(before.to_frame())
     one = change[(change.measure == "cka") & (change.state == 2)].iloc[0]
     assert one.before == row(before, "cka", 2).value
     assert one.difference == pytest.approx(row(after, "cka", 2).value - row(before, "cka", 2).value)
     assert one.error == pytest.approx(math.hypot(row(before, "cka", 2).error, row(after, "cka", 2).error))
     with pytest.raises(InputError, match="no number in common"):
-        before.change(compare(*stacks(), metrics=["rsa"], permutations=2, subsamples=0))
+        before.change(compare(*stacks(), metrics=["rsa"], permutations=2))
 
 
 def test_kept_and_read_again(tmp_path):

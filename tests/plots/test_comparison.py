@@ -37,7 +37,7 @@ def test_every_number_is_drawn_once_in_its_panel(result):
         np.testing.assert_allclose(control.y, part.chance)
         expected = [None if math.isnan(error) else pytest.approx(error) for error in part.error]
         assert list(value.error_y.array) == expected
-        assert [colour == "white" for colour in value.marker.color] == [p >= 0.05 for p in part.p]
+        assert [colour == "white" for colour in value.marker.color] == [p >= 0.05 for p in part.p_family]
         assert control.line.dash == "dash"
         assert control.line.color == value.line.color
         assert control.xaxis == value.xaxis
@@ -45,12 +45,17 @@ def test_every_number_is_drawn_once_in_its_panel(result):
 
 
 def test_rings_are_where_the_test_found_nothing(result):
-    p = result.p.clone()
-    p[result.measure.index("cka") :][:3] = torch.tensor([0.05, 0.049, torch.nan], dtype=torch.float64)
-    by_name = {(trace.name, trace.xaxis): trace for trace in plots.figure(dataclasses.replace(result, p=p)).data}
+    p, family = result.p.clone(), result.p_family.clone()
+    p[result.measure.index("cka") :][:3] = torch.tensor([0.01, 0.01, torch.nan], dtype=torch.float64)
+    family[result.measure.index("cka") :][:3] = torch.tensor([0.05, 0.049, torch.nan], dtype=torch.float64)
+    drawn = plots.figure(dataclasses.replace(result, p=p, p_family=family))
+    by_name = {(trace.name, trace.xaxis): trace for trace in drawn.data}
     line = by_name["both", "x3"]
     assert [colour == "white" for colour in line.marker.color] == [True, False, False]
-    assert [said[-9:] for said in line.customdata[:2]] == [" (p 0.05)", "(p 0.049)"]
+    assert [said[said.index("(") :] for said in line.customdata[:2]] == [
+        "(p 0.05 among states)",
+        "(p 0.049 among states)",
+    ]
     assert "(p" not in line.customdata[2]
     assert "white" not in by_name["visual", "x"].marker.color  # no test was made
 
@@ -66,6 +71,7 @@ def test_what_is_nan_is_a_gap_and_nothing_is_refused(result):
     assert plots.figure(dataclasses.replace(result, value=value)).data[0].y[0] is None
     none = torch.zeros(0).double()
     fields = {"measure": [], "modality": [], "state": [], "value": none, "error": none, "chance": none, "p": none}
+    fields |= dict.fromkeys(("p_family", "p_all", "parts", "influence"))
     with pytest.raises(InputError, match="no number"):
         plots.figure(dataclasses.replace(result, **fields))
 
