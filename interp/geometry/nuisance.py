@@ -92,10 +92,9 @@ def notes_of_strata(strata: Int[np.ndarray, " n"] | None) -> tuple[str, ...]:
 
 def notes_of_pooling(visual: Any, textual: Any) -> tuple[str, ...]:
     """A line where the examples of two captures are means of unequally many positions, which decides how noisy they are."""
-    known = [getattr(each, "pooled", None) for each in (visual, textual)]
-    if not all(map(callable, known)):
+    if not all(callable(getattr(each, "pooled", None)) for each in (visual, textual)):
         return ()
-    first, second = (pooled(next(iter(acts))) for pooled, acts in zip(known, (visual, textual), strict=True))
+    first, second = (acts.pooled(next(iter(acts))) for acts in (visual, textual))
     if not first or not second or first == second:
         return ()
     most = min(first["least"], second["least"])

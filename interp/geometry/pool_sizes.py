@@ -120,17 +120,22 @@ def pool_sizes(
     with quiet(not checked_flag(progress, "progress")), progress_bar("pool sizes", len(kept), "sizes") as bar:
         matrices = []
         for size in bar.each(kept):
-            drawn = [
+            image, text = (
                 _means(stack, side, size, [seed, at])
                 for at, (stack, side) in enumerate(zip(stacks, groups, strict=True))
-            ]
-            matrices.append(alignment_matrix(*drawn, metric, k, seed=seed))
+            )
+            matrices.append(alignment_matrix(image, text, metric, k, seed=seed))
     phases = [matrix.phase() for matrix in matrices]
     left_out = [size for size in wanted if size > most]
     notes = (f"sizes {left_out} are left out: some row has {most} tokens",) if left_out else ()
+    values, low, high = (
+        torch.stack([getattr(matrix, name).diagonal() for matrix in matrices]) for name in ("values", "low", "high")
+    )
     return PoolSizes(
         kept,
-        *(torch.stack([getattr(matrix, name).diagonal() for matrix in matrices]) for name in ("values", "low", "high")),
+        values,
+        low,
+        high,
         chance=torch.tensor([matrix.chance for matrix in matrices], dtype=torch.float64),
         start=torch.tensor([-1 if phase is None else phase.start for phase in phases]),
         stop=torch.tensor([-1 if phase is None else phase.stop for phase in phases]),

@@ -25,7 +25,7 @@ Sources: Pati et al. 1993 (OMP), Tropp et al. 2006 (simultaneous OMP).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -275,7 +275,7 @@ def _random_frame(width: int, count: int, generator: torch.Generator) -> Tensor:
 class _Null:
     """The mean, the 95 % quantile and p of what is explained of each vector, from what is explained of it in each draw."""
 
-    def __init__(self, explained: Tensor, shares: Sequence[Tensor]) -> None:
+    def __init__(self, explained: Tensor, shares: list[Tensor]) -> None:
         draws = len(shares)
         drawn = torch.stack(shares) if shares else explained.new_full((1, *explained.shape), torch.nan)
         unknown = torch.full_like(explained, torch.nan)
