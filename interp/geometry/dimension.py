@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pandas as pd
 import torch
@@ -206,7 +207,7 @@ def plateau(estimates: Sequence[Estimate], tolerance: float = 0.1) -> range | No
     return range(*min(runs)[2:]) if runs else None
 
 
-def _prepared(x: Graph, how: str) -> tuple[Graph, dict[str, str]]:
+def _prepared(x: Graph, how: str) -> tuple[Graph, dict[str, Any]]:
     """The cloud after preprocessing, and what an estimate says of it. A graph stays as it is, and has no note."""
     checked_choice(how, "preprocess", tuple(PREPROCESS))
     if isinstance(x, Neighbors):

@@ -178,7 +178,7 @@ def prepared_states(
             " measures of kind 'gap', of states that interp.geometry.preprocess changed as one cloud"
         )
     copies = notes_of_copies(*stacks)
-    first, second = stacks if how == "none" else (preprocess(stack, how) for stack in stacks)
+    first, second = stacks if how == "none" else (torch.as_tensor(preprocess(stack, how)) for stack in stacks)
     named = dict(zip(names, (first, second), strict=True))
     return first, second, (*notes_of_outlying(**named), *notes_of_massive(**named), *copies)
 
