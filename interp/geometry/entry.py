@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -133,7 +133,7 @@ def entry_verdict(contrasts: pd.DataFrame, smallest: float) -> tuple[Verdict, fl
         least, p = least if most < smallest else -math.inf, math.nan
     if math.isfinite(least) and math.isfinite(most):
         return verdict(value, least, most, smallest), p
-    known = "contradicted" if most < smallest else "undecided"
+    known: Literal["contradicted", "undecided"] = "contradicted" if most < smallest else "undecided"
     return Verdict(known, value, least, most, smallest, math.inf), p
 
 

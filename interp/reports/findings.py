@@ -121,7 +121,8 @@ def _listed(parts: Sequence[str]) -> str:
 
 def _weakest(*of: tuple[float, float, float], smallest: float) -> tuple[Verdict, float]:
     """The verdict on a claim that needs several effects (estimate, low, high), and the largest p of them."""
-    found = verdict(*(min(parts) for parts in zip(*of, strict=True)), smallest)
+    value, low, high = (min(parts) for parts in zip(*of, strict=True))
+    found = verdict(value, low, high, smallest)
     errors = [(value, (high - low) / 2 / NORMAL_95) for value, low, high in of]
     return found, max(
         min(1.0, 2 * NormalDist().cdf(-value / error)) if error > 0 else math.nan for value, error in errors
@@ -141,7 +142,7 @@ def _answers(demo: Demo) -> Finding:
     trained = get(TUNED, "image", "abstraction")
     perception_text, abstraction_text = get(TUNED, "text", "perception"), get(TUNED, "text", "abstraction")
     changes = compare_answers(demo.responses[STAGE1], demo.responses[TUNED], by="group")
-    change = next(row for row in changes.itertuples() if (row.modality, row.group) == ("image", "abstraction"))
+    change: Any = next(row for row in changes.itertuples() if (row.modality, row.group) == ("image", "abstraction"))
     text = (
         f"{TUNED} answers {after.accuracy:.0%} of the perception questions from images (95 % interval {_span(after)}; "
         f"{perception_text.accuracy:.0%} from captions), {STAGE1} {before.accuracy:.0%}. It answers {trained.accuracy:.0%} "
@@ -151,7 +152,8 @@ def _answers(demo: Demo) -> Finding:
         f"{100 * change.low:.0f} to {100 * change.high:.0f}, paired by question, scenes kept whole)."
     )
     # Tuning is credited only for what goes beyond chance and beyond the model that has a connector alone.
-    over_chance = tuple(value - trained.chance for value in (trained.accuracy, trained.low, trained.high))
+    chance = trained.chance
+    over_chance = trained.accuracy - chance, trained.low - chance, trained.high - chance
     found, p = _weakest((change.difference, change.low, change.high), over_chance, smallest=SMALLEST)
     claim = "tuning aligns vision with abstractions that the language model already had"
     return Finding("answers", text, claim, found, max(p, change.p))

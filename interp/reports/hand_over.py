@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,7 @@ def hand_over(image: Float[Tensor, "row layer"], last: Float[Tensor, "row layer"
     margin, least = (min(a - first, end - b) for a, b in ((depth, depth), (low, high)))
     nearest = min(max((first + end) / 2, low), high)  # the place in the interval that is deepest in the band
     most = min(nearest - first, end - nearest)
+    value: Literal["supported", "contradicted", "undecided"]
     value = "supported" if least > 0 else "contradicted" if most < 0 else "undecided"
     error = (margin - least) / NORMAL_95
     p = 2 * NormalDist().cdf(-margin / error) if error > 0 else float("nan")
