@@ -126,8 +126,8 @@ def entry_verdict(contrasts: pd.DataFrame, smallest: float) -> tuple[Verdict, fl
     estimate, low, high = (by_layer[name].min() for name in ("estimate", "low", "high"))
     if not len(low):
         return Verdict("undecided", math.nan, -math.inf, math.inf, smallest, math.inf), math.nan
-    best = (low if np.isfinite(low).any() else estimate).idxmax()
-    least, value, most = float(low[best]), float(estimate[best]), float(high.max())
+    best = int((low if np.isfinite(low).any() else estimate).to_numpy().argmax())
+    least, value, most = float(low.iloc[best]), float(estimate.iloc[best]), float(high.max())
     p = float(by_layer["p"].max().min())
     if not contrasts["control"].str.startswith("placebo").any():
         least, p = least if most < smallest else -math.inf, math.nan

@@ -84,7 +84,8 @@ def summarise_demo(demo: Demo) -> list[tuple[str, ...]]:
     diagonals = [matrix.values.diagonal() for matrix in matrices]
     cells = [f"{float(line.max()):.2f} at state {int(line.argmax())}" for line in diagonals]
     rows.append((f"overlap of image and caption, chance {matrices[0].chance:.2f}", *cells))
-    change = phase_change(*matrices, TAU)
+    before, after = matrices
+    change = phase_change(before, after, TAU)
     rows.append(("abstraction phase (states, at one threshold)", _phase(change.before), _phase(change.after)))
     rows.append(("textual state most like visual state 0", *(str(int(matrix.bypass().best[0])) for matrix in matrices)))
     entry = [demo.geometry[model].bypass.verdict.value for model in (STAGE1, TUNED)]

@@ -19,7 +19,7 @@ from interp.statistics import verdict
 from interp.toy import scenes
 from reports.browser import CHROMIUM, visit
 
-SMALL = Size(shown=2, evaluated=8, named=6, pairs=2, candidates=12, probed=200, scenes=60, neighbours=10)
+SMALL = Size(shown=2, evaluated=8, named=6, pairs=5, candidates=24, probed=200, scenes=60, neighbours=10)
 TOPICS = ["answers", "logit lens", "patching", "probes", "alignment", "phase", "bypass", "dimension"]
 
 
