@@ -122,11 +122,11 @@ class GeometryComparison(Result):
             raise InputTypeError(f"after={shown(after)}: expected what compare() returns for the other model")
         if checked_flag(paired, "paired"):
             self._check_paired(after)
-        both = [
+        one, other = (
             NumberSamples(each.to_frame(), *((each.parts, each.influence) if paired else (None, None)), each.n)
             for each in (self, after)
-        ]
-        return frame_of_changes(*both, self.provenance.seed or 0)
+        )
+        return frame_of_changes(one, other, self.provenance.seed or 0)
 
     def _check_paired(self, after: GeometryComparison) -> None:
         if self.n != after.n or self.dropped.tolist() != after.dropped.tolist():
@@ -266,10 +266,10 @@ def _joint_p(readings: Sequence[Reading], families: Iterable[list[int]]) -> Floa
     """The p of each reading among those of its family that have a null; NaN without one."""
     p = torch.full((len(readings),), torch.nan, dtype=torch.float64)
     for family in families:
-        tested = [row for row in family if readings[row].null is not None]
-        if tested:
-            values = torch.tensor([readings[row].value for row in tested], dtype=torch.float64)
-            p[tested] = joint_p(values, torch.stack([readings[row].null for row in tested], dim=1))
+        nulls = {row: null for row in family if (null := readings[row].null) is not None}
+        if nulls:
+            values = torch.tensor([readings[row].value for row in nulls], dtype=torch.float64)
+            p[list(nulls)] = joint_p(values, torch.stack(list(nulls.values()), dim=1))
     return p
 
 

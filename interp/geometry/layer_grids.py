@@ -99,8 +99,7 @@ class LayerGrid:
 
 def overlap_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int, metric: str) -> LayerGrid:
     """The overlap of neighbourhoods, from one graph for each cloud; graphs in the stacks are used as they are."""
-    graphs = with_graphs(stacks, k, metric)
-    first, second = graphs.first, graphs.second
+    first, second = _graphs(stacks, k, metric)
     values, influence = overlap_influence(first, second, k)
     with progress_bar("overlap in halves", len(halves), "halves") as bar:
         parts = [overlap_within(first, second, half, k) for half in bar.each(halves)]
@@ -109,12 +108,16 @@ def overlap_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int, metric
 
 def with_graphs(stacks: LayerStacks, k: int, metric: str) -> LayerStacks:
     """The stacks with the graph of neighbours in place of each cloud, of enough of them for half-samples."""
+    first, second = _graphs(stacks, k, metric)
+    return replace(stacks, first=first, second=second)
+
+
+def _graphs(stacks: LayerStacks, k: int, metric: str) -> list[list[Neighbors]]:
     columns = min(wide(k), stacks.n - 1)
     with progress_bar("graphs of neighbours", len(stacks.first) + len(stacks.second), "clouds") as bar:
-        first, second = (
+        return [
             [graph_of(cloud, k, metric, name, columns) for cloud, name in bar.each(stack)] for stack in stacks.named
-        )
-    return replace(stacks, first=first, second=second)
+        ]
 
 
 def imbalance_grid(stacks: LayerStacks, halves: Int[Tensor, "s h"], k: int) -> LayerGrid:

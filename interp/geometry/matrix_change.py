@@ -57,11 +57,13 @@ def change_of(before: LayerValues, after: LayerValues) -> MatrixChange:
     seed = before.provenance.seed or 0
     difference = (after.values - before.values).double().flatten()
     if before.influence is not None and after.influence is not None:
-        samples = (each.flatten(end_dim=1) for each in (before.influence, after.influence))
-        changes = changes_by_influence(difference, *samples, seed)
+        one, other = (each.flatten(end_dim=1) for each in (before.influence, after.influence))
+        changes = changes_by_influence(difference, one, other, seed)
     else:
-        parts = (each.flatten(start_dim=1) for each in (before.parts, after.parts) if each is not None)
-        changes = changes_by_halves(difference, *parts, n)
+        assert before.parts is not None  # `_check_same` refuses matrices without
+        assert after.parts is not None
+        one, other = (each.flatten(start_dim=1) for each in (before.parts, after.parts))
+        changes = changes_by_halves(difference, one, other, n)
     every = torch.arange(len(difference))
     diagonal = every.view(shape).diagonal() if shape[0] == shape[1] else every[:0]
     low, high, p, family = (each.view(shape) for each in (changes.low, changes.high, changes.p, changes.family(every)))

@@ -121,15 +121,19 @@ def _changes(states: pd.DataFrame, before: NumberSamples, after: NumberSamples, 
     """The changes of the states of one measure, and whether they are in pairs."""
     difference = torch.from_numpy((states["value_after"] - states["value_before"]).to_numpy(copy=True))
     rows = [states[f"row_{name}"].tolist() for name in ("before", "after")]
-    influences, parts = (
-        [None if of is None else of[mine] for of, mine in zip(both, rows, strict=True)]
-        for both in ((before.influence, after.influence), (before.parts, after.parts))
-    )
-    if all(each is not None and bool(each.isfinite().all()) for each in influences):
-        return changes_by_influence(difference, *influences, seed), True
-    if all(each is not None and bool(each.isfinite().all()) for each in parts):
-        return changes_by_halves(difference, *(each.T for each in parts), before.n), True
-    error = torch.from_numpy(np.hypot(states["error_before"], states["error_after"]).to_numpy(copy=True))
+    one, other = (_known(of.influence, mine) for of, mine in zip((before, after), rows, strict=True))
+    if one is not None and other is not None:
+        return changes_by_influence(difference, one, other, seed), True
+    one, other = (_known(of.parts, mine) for of, mine in zip((before, after), rows, strict=True))
+    if one is not None and other is not None:
+        return changes_by_halves(difference, one.T, other.T, before.n), True
+    error = torch.from_numpy(np.hypot(states["error_before"].to_numpy(), states["error_after"].to_numpy()))
     p = torch.from_numpy(2 * norm.sf((difference.abs() / error).numpy()))
     reach = NORMAL_95 * error
     return CellChanges(difference, error, difference - reach, difference + reach, p, None), False
+
+
+def _known(samples: Tensor | None, rows: list[int]) -> Float[Tensor, "cell sample"] | None:
+    """The samples of some rows; None where one of them has none."""
+    mine = None if samples is None else samples[rows]
+    return mine if mine is not None and bool(mine.isfinite().all()) else None

@@ -196,7 +196,7 @@ def of_gap(measure: Measure, gap: ModalityGap, one: StateCloud, other: StateClou
 
 
 def _tested(
-    place: tuple[str, str, int, float, float], null: Tensor, parts: Tensor, influence: Tensor | None = None
+    place: tuple[str, str, int, float, float], null: Tensor, parts: Tensor | None, influence: Tensor | None = None
 ) -> Reading:
     """A reading with the mean of its null and the p of its value, the last but one of `place`."""
     p = float(cell_p(torch.tensor(place[3], dtype=torch.float64), null))

@@ -253,8 +253,8 @@ def register_measure(
     >>> images, captions = torch.randn(2, 3, 60, 4, generator=torch.Generator().manual_seed(0))
     >>> captions[2] += 2  # a gap at state 2 alone
     >>> frame = compare(images, captions, metrics=["energy_distance"]).to_frame()
-    >>> frame[["value", "chance", "p"]].iloc[2].round(2).tolist()
-    [4.4, 0.04, 0.05]
+    >>> frame[["value", "chance", "p"]].iloc[2].round(3).tolist()
+    [4.403, 0.048, 0.005]
     >>> matrix = alignment_matrix(images, captions, metric="energy_distance")  # minus the distance: more is more alike
     >>> [round(value) for value in matrix.values[0].tolist()]
     [0, 0, -4]
