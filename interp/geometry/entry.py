@@ -156,7 +156,7 @@ def _contrasts(
                 name,
                 _below_ceiling(values, of_other, top, layers),
                 None if parts is None else _below_ceiling(parts, parts_of_other, top, layers),
-                unbounded if known else torch.zeros(len(layers)),
+                unbounded if known else torch.zeros(len(layers), dtype=torch.float64),
             )
         else:
             count = _checked_placebo(matrix, other)

@@ -94,7 +94,7 @@ def permuted_hits(
     null, at_once = [], max(1, _AT_ONCE // len(test))
     for first in range(0, permutations, at_once):
         labels = np.stack([order.draw(numbers, rng) for _ in range(first, min(first + at_once, permutations))])
-        right = torch.zeros(len(labels), len(answers))
+        right = torch.zeros(len(labels), len(answers), dtype=torch.float32)
         for each in np.unique(numbers[order.places]):  # counts below 2^24 are exact in float32
             right += torch.from_numpy(labels == each).float() @ torch.from_numpy(answers == each).float().T
         null.append(right.double())

@@ -202,5 +202,5 @@ def _nearest(states: Tensor, cloud: Tensor, rows: Tensor | None = None) -> Tenso
 
 def _by_row(measures: Float[Tensor, "3 position"], rows: Tensor, n: int) -> Float[Tensor, "3 row"]:
     """The means over the positions of each row, NaN for a row without any."""
-    sums = torch.zeros(len(measures), n).index_add(1, rows, measures)
+    sums = torch.zeros(len(measures), n, dtype=measures.dtype).index_add(1, rows, measures)
     return sums / torch.bincount(rows, minlength=n)

@@ -155,5 +155,5 @@ class _Sampler:
         taken = (shared >= len(self.tokens) // 2) & torch.isin(mine, self.tokens)
         for other in others.T:
             taken |= other[:, None] == mine
-        noise = -torch.empty(away.shape).exponential_(generator=self.rng).log().to(away)
+        noise = -torch.empty(away.shape, dtype=torch.float64).exponential_(generator=self.rng).log().to(away)
         return mine[(noise - away.square() / 2).masked_fill(taken, -torch.inf).argmax(dim=1)]

@@ -35,7 +35,7 @@ class AnsweredBatch(Batch):
     All but the last token of an answer are among the inputs, of the token type `kind`, None for that of the prompt's last one.
     """
 
-    answers: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
+    answers: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64), repr=False)
     prompt: Batch | None = field(default=None, repr=False)
     kind: int | None = None
 
