@@ -50,6 +50,20 @@ def test_a_folder_of_pictures(photos, toy, capfd):
     assert len(acts.labels["label"]) == 5
 
 
+def test_positions_are_drawn_by_the_seed(photos, toy, capfd):
+    assert cli.run(asking("--reduce", "mean:3", "--seed", "7", *NAMED)) == 0
+    data = [(Image.open(photos / f"{number}.png"), "<image> what colour is it ?") for number in range(5)]
+    wanted = interp.capture(toy, data, reduce="mean:3", seed=7, progress=False)
+    acts = interp.open_activations("acts")
+    assert torch.equal(acts["resid"][...], wanted["resid"])
+    assert acts.pooled("resid") == {"least": 3, "most": 3, "mean": 3.0}
+    assert not torch.equal(interp.capture(toy, data, reduce="mean:3", progress=False)["resid"], wanted["resid"])
+    assert cli.run(asking("--reduce", "mean:0", out="other")) != 0
+    assert "reduce='mean:0' is unknown" in capfd.readouterr().err
+    assert cli.run(asking("--reduce", "mean:4", "--seed", "7", *NAMED)) != 0  # another k does not go on with the folder
+    assert "mean:4" in capfd.readouterr().err
+
+
 def test_the_same_command_goes_on(photos, monkeypatch, capfd):
     command = asking("--batch-size", "1", "--rows-per-shard", "1", *NAMED)
     own, shards = interp.activations.store.Store.write, []

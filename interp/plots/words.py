@@ -1,6 +1,6 @@
 """States in words, drawn: the words of a decomposition, the heads of a concept, a projector, the ranks of visual tokens.
 
-Each figure shows its number beside what to compare it with: random dictionaries, random lists of words, a random map,
+Each figure shows its number beside what to compare it with: vectors turned at random, other lists of words, a random map,
 uniform codes.
 """
 

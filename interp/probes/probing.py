@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from interp.arguments import checked_int, checked_seed, checked_share
@@ -40,6 +41,8 @@ from interp.statistics.permutation import permutation_p, read_strata, shuffle_la
 
 Probes = tuple[LinearProbe, ...]  # one a state
 Fit = Callable[[np.ndarray], Probes]  # class numbers to probes
+# Numbers in a state of the training examples, below which threads of numpy would wait for each other in every step of a fit.
+_SMALL = 2**20
 
 
 def probe_layers(
@@ -187,7 +190,9 @@ def _fit(states: States, train: np.ndarray, kind: str, strength: float, numbers:
         probes = fit_batched(states[:, torch.from_numpy(train).to(states.device)], numbers[train], strength)
         bar.advance(len(states))
         return probes
-    return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in bar.each(states))
+    is_small = len(train) * states.shape[2] < _SMALL
+    with threadpool_limits(1 if is_small else None, "blas"):
+        return tuple(LinearProbe(kind, strength).fit(state[train], numbers[train]) for state in bar.each(states))
 
 
 def _answers(probes: Sequence[LinearProbe], states: States, rows: np.ndarray) -> np.ndarray:

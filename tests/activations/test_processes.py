@@ -116,6 +116,33 @@ def test_two_write_what_one_writes(alone, tmp_path, group):
     assert torch.equal(interp.open_activations(tmp_path / "acts").rows, interp.open_activations(alone).rows)
 
 
+DRAWN = textwrap.dedent(
+    """
+    import sys, torch, interp
+    torch.set_num_threads(1)
+    vlm = interp.load("toy", device="cpu")
+    data = interp.toy.scenes(10, seed=3)
+    options = {"sites": ["resid", "projector"], "reduce": "mean:3", "seed": 5, "batch_size": 2, "rows_per_shard": 4}
+    acts = interp.capture(vlm, data, out=sys.argv[1], progress=False, **options)
+    print(acts.pooled("resid"))
+    """
+)
+
+
+def test_two_draw_the_positions_that_one_draws(toy, tmp_path):
+    """What is drawn depends on the row's number in the data, not on the process that has it."""
+    data = interp.toy.scenes(10, seed=3)
+    options = {"sites": ["resid", "projector"], "reduce": "mean:3", "seed": 5, "progress": False}
+    alone = interp.capture(toy, data, **options)
+    for out, err in launch(tmp_path / "acts", "", "none", script=DRAWN):
+        assert out.strip() == str(alone.pooled("resid")), err
+    together = interp.open_activations(tmp_path / "acts")
+    assert json.loads((tmp_path / "acts" / "manifest.json").read_text())["run"]["processes"] == 2
+    for site in ("resid", "projector"):
+        torch.testing.assert_close(together[site][...], alone[site], atol=1e-4, rtol=1e-4)
+        assert together.pooled(site) == {"least": 3, "most": 3, "mean": 3.0}
+
+
 ROUNDS = textwrap.dedent(
     """
     import os, time

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from interp.errors import InputError, InputTypeError
-from interp.probes import LinearProbe, ProbeResult, probe_layers
+from interp.probes import LinearProbe, ProbeResult, linear, probe_layers
 from interp.results import Result
 from interp.statistics import wilson_interval
 
@@ -36,6 +37,22 @@ def test_finds_where_the_label_is_written(kind):
     assert (found.control < 0.55).all()
     assert ((found.low <= found.accuracy) & (found.accuracy <= found.high)).all()
     assert (found.n_train, found.n_test, found.classes) == (210, 90, ("blue", "green", "red"))
+
+
+@pytest.mark.parametrize(("n", "d", "threads"), [(300, 10, {1}), (200, 8000, {2})])
+def test_small_fits_run_on_one_thread_of_numpy(monkeypatch, n, d, threads):
+    """Two that wait for each other in every step of a solver take 20 times as long where other programs use the cores."""
+    seen = []
+
+    def fit(*args):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return linear._mean_difference(*args)
+
+    monkeypatch.setitem(linear.KINDS, "mean_difference", fit)
+    with threadpool_limits(2, "blas"):
+        probe_layers(*planted(n, d, layers=1), kind="mean_difference", permutations=0)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
+    assert set(seen) == threads
 
 
 def test_the_numbers_are_those_of_the_probes_on_the_test_rows():

@@ -62,3 +62,24 @@ def test_a_cell_without_spread_or_with_nan_does_not_count():
     )  # one value in all draws, and another in the data
     with pytest.raises(InputError, match=r"^null has shape \(9, 2\) and observed \(3,\): expected one draw or more"):
         family_p(torch.zeros(3), torch.zeros(9, 2))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_values_of_other_kinds_and_families_of_no_cell():
+    null = torch.tensor([[3, 0], [1, 2], [2, 2]])
+    assert family_p(torch.tensor([3, 0]), null).tolist() == family_p(torch.tensor([3.0, 0.0]), null.double()).tolist()
+    assert family_p(torch.zeros(0), torch.zeros(9, 0)).shape == (0,)
+    with pytest.raises(InputError, match=r"^null has shape \(0, 2\) and observed \(2,\): expected one draw or more"):
+        family_p(torch.zeros(2), torch.zeros(0, 2))
+    with pytest.raises(InputError, match=r"^p=-0.1: expected values in \[0, 1\], or NaN for no test$"):
+        holm(-0.1)
+
+
+def test_a_draw_that_differs_by_rounding_alone_reaches_the_observed_value():
+    """The same shuffle sums in another order: 0.1 + 0.2 + 0.3 is 0.6 from one side, 0.6000000000000001 from the other."""
+    observed = torch.tensor([(0.1 + 0.2) + 0.3], dtype=torch.float64)
+    null = torch.tensor([[0.1 + (0.2 + 0.3)], [0.2], [0.1]], dtype=torch.float64)
+    assert null[0] < observed
+    assert float(family_p(observed, null)) == 0.5
+    still = torch.cat([observed, null[0]])[:, None]
+    assert float(family_p(still[0], still[1:])) == 1  # no spread but rounding

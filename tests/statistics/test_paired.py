@@ -103,6 +103,46 @@ def test_a_single_unit_has_no_bounds_and_nan_stays_nan():
     assert change.low.isnan().tolist() == [False, True]
 
 
+def test_the_interval_of_answers_by_hand():
+    """Agresti and Min: half an item more in each of the four kinds of pairs, within -1 and 1."""
+    before, after = torch.tensor([0, 0, 0, 1, 1, 0, 1, 0]), torch.tensor([1, 1, 1, 0, 1, 0, 1, 1])
+    gained, lost = 4.5 / 10, 1.5 / 10
+    half_width = 1.959964 * ((gained + lost - (gained - lost) ** 2) / 10) ** 0.5
+    change = paired_change(before, after)
+    assert float(change.low) == pytest.approx(gained - lost - half_width)
+    assert float(change.high) == pytest.approx(gained - lost + half_width)
+    few = paired_change(torch.tensor([[0, 1]] * 2), torch.tensor([[1, 0]] * 2))
+    assert (float(few.high[0]), float(few.low[1])) == (1, -1)
+
+
+def test_the_interval_of_answers_in_groups_by_hand():
+    """Each group agrees with itself, so its rows are worth about one item, and Student's quantile is that of the groups."""
+    groups = np.repeat(np.arange(10), 4)
+    before = torch.zeros(40)
+    after = torch.tensor([1.0] * 4 + [0.0] * 6)[groups]
+    change, alone = paired_change(before, after, groups), paired_change(before[::4], after[::4])
+    wider = scipy.stats.t.ppf(0.975, 9) / 1.959964
+    assert 1 < float(change.high - change.low) / (wider * float(alone.high - alone.low)) < 1.1
+    assert change.n == 10
+
+
+def test_random_signs_and_draws_follow_the_seed():
+    before, after = torch.from_numpy(np.random.default_rng(6).normal(size=(2, 30)))
+    one, again, other = (paired_change(before, after, seed=seed) for seed in (0, 0, 1))
+    assert (one.p, one.high) == (again.p, again.high)
+    assert one.p != other.p
+    assert one.high != other.high
+    assert float(one.p) == pytest.approx(float(other.p), abs=0.03)
+    assert float(paired_change(torch.zeros(300), torch.ones(300) * 2).p) == 1e-4  # never 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_rows_are_refused():
+    for none in (torch.ones(0), torch.ones(0, 3)):
+        with pytest.raises(InputError, match=r"expected the same rows and cells twice$"):
+            paired_change(none, none)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_other_rows_are_refused():
     with pytest.raises(

@@ -74,12 +74,22 @@ def test_planted_changes_of_answers_are_supported():
     assert kinds[0.0].count("contradicted") >= 160
 
 
+def test_an_estimate_may_leave_its_interval_by_the_rounding_of_float32():
+    assert verdict(1 + 1e-7, 1, 1, smallest=0.5).value == "supported"
+    assert verdict(-1 - 1e-7, -1, -1, smallest=0.5).value == "contradicted"
+    assert verdict(1.0, 1, 1, smallest=4).detectable == 2
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_interval_is_refused():
     for numbers, said in [
         ((0.1, float("nan"), 0.2, 0.1), "low=nan: expected a finite number; a single row or group has no interval"),
         ((0.1, 0.0, 0.2, 0), "smallest=0: expected a number above 0, the smallest effect of interest"),
         ((0.1, 0.0, 0.2, -1), "smallest=-1: expected a number above 0, the smallest effect of interest"),
+        ((0.1, 0.0, float("inf"), 0.1), "high=inf: expected a finite number; a single row or group has no interval"),
+        ((-0.1, 0.0, 0.2, 0.1), "estimate=-0.1 is outside low=0 and high=0.2: expected it between them"),
+        ((0.2001, 0.0, 0.2, 0.1), "estimate=0.2001 is outside low=0 and high=0.2: expected it between them"),
+        ((1e-7, 2e-7, 3e-7, 1e-7), "estimate=1e-07 is outside low=2e-07 and high=3e-07: expected it between them"),
         ((0.3, 0.0, 0.2, 0.1), "estimate=0.3 is outside low=0 and high=0.2: expected it between them"),
         (("a", 0.0, 0.2, 0.1), "estimate='a': expected a finite number; a single row or group has no interval"),
     ]:
