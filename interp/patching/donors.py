@@ -34,8 +34,7 @@ def donors_of(source: Batch, answers: Sequence[str] | None = None, seed: int = 0
         if not fits:
             wanted = "its layout" if answers is None else "its layout and another answer"
             raise InputError(
-                f"control: row {row} has no donor, none of the {len(rows) - 1} other rows has {wanted}: expected such rows, "
-                "or leave control out"
+                f"control: row {row} has no donor, no other row has {wanted}: expected such rows, or leave control out"
             )
         donors.append(fits[int(torch.randint(len(fits), (1,), generator=generator))])
     return donors

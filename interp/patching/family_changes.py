@@ -18,18 +18,22 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.provenance import Provenance
-from interp.statistics import Change, family_p, mean_interval
+from interp.statistics import Change
+from interp.statistics.corrections import family_p_of_parts
+from interp.statistics.paired import paired_interval
 
 FEWEST = 6
 _ALL_SIGNS, _FLIPS = 10, 999
 # A smaller change, relative to the largest value of its row, is rounding.
 _ROUNDING = 1e-5
+_AT_ONCE = 2**23  # numbers of flipped sums held at a time
 
 
 def family_change(before: Float[Tensor, "row ..."], after: Float[Tensor, "row ..."], seed: int = 0) -> Change:
     """The change of the mean from `before` to `after`, paired by row, with its 95 % bounds and the p among all cells.
 
-    A row with NaN in it, which has no value in one of the two, is left out. A cell without a value in any row has NaN.
+    A row with NaN in it, which has no value in one of the two, is left out. A cell without a value in any row has NaN. Raises
+    `InputError` if no row is left.
 
     >>> draw = torch.Generator().manual_seed(0)
     >>> before, noise = torch.randn(2, 12, 5, generator=draw).unbind(0)
@@ -39,9 +43,14 @@ def family_change(before: Float[Tensor, "row ..."], after: Float[Tensor, "row ..
     """
     unknown = (before.isnan() | after.isnan()).flatten(1)
     known = ~unknown[:, ~unknown.all(dim=0)].any(dim=1)
+    if not known.any():
+        raise InputError(
+            f"none of {len(known)} rows has a value in all cells, so none can be compared: expected one, such as a row in which "
+            "each edge has a control"
+        )
     before, after = before[known].double(), after[known].double()
     difference = after - before
-    low, high = mean_interval(difference, seed=seed)
+    low, high = paired_interval(before, after, seed=seed)
     p = sign_flip_p(rounded(difference, torch.maximum(before.abs(), after.abs())), seed)
     return Change(before.mean(dim=0), after.mean(dim=0), difference.mean(dim=0), low, high, p, len(difference))
 
@@ -61,9 +70,10 @@ def sign_flip_p(difference: Float[Tensor, "row ..."], seed: int = 0) -> Float[Te
         bits = torch.arange(1, 2**n)[:, None] >> torch.arange(n) & 1  # the first signs are those of the data
     else:
         bits = torch.randint(2, (_FLIPS, n), generator=torch.Generator().manual_seed(seed))
-    cells = difference.flatten(1).double()
-    null = ((1 - 2 * bits).double() @ cells).abs()
-    return family_p(cells.sum(dim=0).abs(), null).reshape(difference.shape[1:])
+    signs = (1 - 2 * bits).double()
+    cells = difference.flatten(1).double().split(max(1, _AT_ONCE // len(signs)), dim=1)
+    p = family_p_of_parts((some.sum(dim=0).abs(), (signs @ some).abs()) for some in cells)
+    return p.reshape(difference.shape[1:])
 
 
 def change_from(rows: Float[Tensor, " row"], per_row: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
@@ -73,7 +83,7 @@ def change_from(rows: Float[Tensor, " row"], per_row: Float[Tensor, "row ..."]) 
 
 def few_notes(n: int) -> tuple[str, ...]:
     """The note of a result whose rows are too few for a p."""
-    return () if n >= FEWEST else (f"no p: {n} rows allow none under .05, pass {FEWEST} or more",)
+    return () if n >= FEWEST else (f"no p: with under {FEWEST} rows none could be under .05, pass more",)
 
 
 def common_rows(

@@ -33,13 +33,13 @@ from interp.interventions.random_controls import random_positions
 from interp.models import VLM, Batch
 from interp.models.batches.positions import name_of_positions
 from interp.patching.family_changes import common_rows, family_change, few_notes
-from interp.patching.metrics import LOG_PROBABILITY, Metric, MetricFunction, bind_to_batches, name_of
+from interp.patching.metrics import LOG_PROBABILITY, Metric, MetricFunction, bind_to_batches, limits_of, name_of
 from interp.patching.window_sweeps import MetricRuns, as_batches, centred_windows
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
 from interp.results import Result
 from interp.statistics import Change
-from interp.statistics.intervals import few_rows, mean_interval
+from interp.statistics.intervals import difference_interval, few_rows
 
 EDGES = (("image", "question"), ("question", "last"), ("image", "last"))
 _NOTHING = 1e-6
@@ -50,12 +50,12 @@ class FlowResult(Result):
     """A curve over windows of layers for each edge.
 
     `values[edge, window]` is the relative change of the metric in percent, a mean over rows. `low` and `high` bound it (95 %,
-    `mean_interval` over rows; NaN for one row). `control` is the same with random positions as source: None if it was not asked
-    for, NaN if no such positions exist. `control_rows` is the metric of each kept row with these. `kept` says which of the given
-    rows count: those that the unchanged model answers correctly. `per_row[row, edge, window]` is the metric of each kept row
-    with the edge cut, `baseline_rows` that of the unchanged model, and `baseline` its mean. `n_source[edge]` is how many source
-    positions a kept row has before its target, on average, and `n_control[edge]` how many random ones stood in for them.
-    `edges` are the names of the curves, and `windows` the layers of each point; window l is centred on layer l.
+    over rows; NaN for one row). `control` is the same with random positions as source: None if it was not asked for, NaN if no
+    such positions exist. `control_rows` is the metric of each kept row with these. `kept` says which of the given rows count:
+    those that the unchanged model answers correctly. `per_row[row, edge, window]` is the metric of each kept row with the edge
+    cut, `baseline_rows` that of the unchanged model, and `baseline` its mean. `n_source[edge]` is how many source positions a
+    kept row has before its target, on average, and `n_control[edge]` how many random ones stood in for them. `edges` are the
+    names of the curves, and `windows` the layers of each point; window l is centred on layer l.
     """
 
     values: Float[Tensor, "edge window"]
@@ -210,7 +210,9 @@ def flow(
         )
     of_control = [each.masked_fill(n_control[:, :, None] == 0, torch.nan) for each in of_control]
     change, *changes = (_change_of(name_of(metric))(each, baseline[:, None, None]) for each in (per_row, *of_control))
-    low, high = mean_interval(change, seed=seed)
+    low, high = difference_interval(change, seed=seed)
+    if limits_of(metric)[0] == 0 or name_of(metric) == LOG_PROBABILITY:
+        low = low.clamp(min=-100)  # nothing falls by more than all of it
     return FlowResult(
         values=change.mean(dim=0),
         low=low,

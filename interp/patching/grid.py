@@ -128,9 +128,7 @@ class SweepGrid:
 
     def find_donors(self) -> list[int]:
         """A donor for each row. Raises `InputError` for a row without one."""
-        side = DIRECTIONS.index(
-            self.direction
-        )  # the first answer is that of the clean rows, the second of the corrupted
+        side = DIRECTIONS.index(self.direction)  # the first answer is that of clean rows, the second of corrupted ones
         answers = [row_answers(terms)[side : side + 1] for terms in self.metrics]
         known = [str(answer[0].tolist()) for answer in answers if answer]
         return donors_of(self.source_and_target[0], known or None, self.seed)
@@ -141,8 +139,8 @@ class SweepGrid:
         right = right_rows(self.metrics, clean, corrupted)
         if right is None:
             raise InputError(
-                f"keep='right': the metric {self.metric!r} has no answer to judge rows by, expected logit_difference, "
-                "probability or cross_entropy"
+                f"keep='right': the metric {self.metric!r} has no answer to judge rows by: expected logit_difference, "
+                "logprob_difference, probability, cross_entropy or logprob"
             )
         rows = (right[0] & right[1]).nonzero().flatten().tolist()
         if not rows:

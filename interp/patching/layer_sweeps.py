@@ -14,6 +14,7 @@ A model can do without the work of the layers of least contribution on the image
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,16 @@ from interp.interventions import Skip
 from interp.interventions.random_controls import controls_of, random_positions
 from interp.models import VLM, Batch
 from interp.patching.family_changes import change_from, common_rows, family_change, few_notes
-from interp.patching.metrics import BatchMetric, Metric, MetricFunction, bind_to_batches, kl_divergence, name_of
+from interp.patching.metrics import (
+    DIVERGENCE,
+    BatchMetric,
+    Metric,
+    MetricFunction,
+    bind_to_batches,
+    kl_divergence,
+    limits_of,
+    name_of,
+)
 from interp.patching.window_sweeps import MetricRuns, as_batches, sliding_windows, windows_to_end
 from interp.progress import Bar, progress_bar
 from interp.provenance import provenance_of_run
@@ -101,23 +111,21 @@ class SweepResult(Result):
 
         Raises `InputError` for sweeps of other rows, other metrics or other numbers of windows.
         """
-        before, after = torch.zeros_like(self.per_row), change_from(self.baseline_rows, self.per_row)
-        if other is not None:
-            one, two = ((each.metric, len(each.windows)) for each in (self, other))
-            if one != two:
-                raise InputError(
-                    f"{one[0]} in {one[1]} windows and {two[0]} in {two[1]}: expected sweeps of one metric in as many windows"
-                )
-            everything = [torch.ones(len(each.per_row), dtype=torch.bool) for each in (self, other)]
-            common_rows((self.provenance, everything[0]), (other.provenance, everything[1]))
-            before, after = after, change_from(other.baseline_rows, other.per_row)
-        found = family_change(before, after, self.provenance.seed or 0)
+        seed = self.provenance.seed or 0
         if other is None:
-            base = self.baseline_rows.double().mean()
-            found = replace(found, before=found.before + base, after=found.after + base)
-            if self.baseline_rows.abs().max() <= _NOTHING:
-                found = replace(found, p=torch.full_like(found.p, torch.nan))
-        return found
+            found = family_change(self.baseline_rows[:, None].expand_as(self.per_row), self.per_row, seed)
+            if self.metric == DIVERGENCE and self.baseline_rows.abs().max() <= _NOTHING:
+                return replace(found, low=found.low.clamp(min=0), p=torch.full_like(found.p, torch.nan))
+            return found
+        one, two = ((each.metric, len(each.windows)) for each in (self, other))
+        if one != two:
+            raise InputError(
+                f"{one[0]} in {one[1]} windows and {two[0]} in {two[1]}: expected sweeps of one metric in as many windows"
+            )
+        everything = [torch.ones(len(each.per_row), dtype=torch.bool) for each in (self, other)]
+        common_rows((self.provenance, everything[0]), (other.provenance, everything[1]))
+        before, after = (change_from(each.baseline_rows, each.per_row) for each in (self, other))
+        return family_change(before, after, seed)
 
     def beyond_control(self) -> Change:
         """How far each window changes the metric beyond its control, paired by row, over the rows that have a control.
@@ -195,7 +203,7 @@ def layer_sweep(
     seed = checked_seed(fixed.get("seed", 0))
     controls = _control_plans(vlm, batches, plans, controls_of, seed) if control else None
     name, arguments = _name(intervention), "".join(f", {key}={shown(value)}" for key, value in fixed.items())
-    run = _Run(vlm, batches, plans, controls, interventions, metrics)
+    run = _Run(vlm, batches, plans, controls, interventions, metrics, limits_of(metric))
     return run.result(windows, name_of(metric), (name, f"{name}(in each window{arguments})"), seed, progress)
 
 
@@ -241,7 +249,7 @@ def layer_contribution(
         controls = replace(controls, of_batches=None)
     run = _Run(vlm, batches, plans, controls, interventions, None)
     description = f"Skip(in each window, positions={shown(positions)})"
-    found = run.result(windows, "KL divergence", ("Skip", description), seed, progress)
+    found = run.result(windows, DIVERGENCE, ("Skip", description), seed, progress)
     return found if control else replace(found, n_control=None)
 
 
@@ -325,8 +333,9 @@ def _control_plans(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], dr
     ]
     for batch, of_batch in zip(batches, of_batches, strict=True):
         vlm.edits_of(batch, of_batch[0])
-    wanted = torch.stack([controls.wanted for controls in of_windows[0]]).amax(dim=0)
-    drawn = torch.stack([controls.drawn for controls in of_windows[0]]).amin(dim=0)
+    counted = [controls for controls in of_windows[0] if controls.kind != "own"] or of_windows[0]
+    wanted = torch.stack([controls.wanted for controls in counted]).amax(dim=0)
+    drawn = torch.stack([controls.drawn for controls in counted]).amin(dim=0)
     return _ControlPlans(of_batches, wanted, drawn, tuple(dict.fromkeys(controls.kind for controls in of_windows[0])))
 
 
@@ -343,8 +352,8 @@ def _check_plans(vlm: VLM, batches: Sequence[Batch], plans: Sequence[Plan], inte
 
 @dataclass(frozen=True)
 class _Run:
-    """What a sweep runs: a plan for each window and its control on every batch, and the metric of each batch. Without metrics
-    the metric is the divergence from the run without a plan."""
+    """What a sweep runs: a plan for each window and its control on every batch, the metric of each batch, and the smallest and
+    the largest value that it can have. Without metrics the metric is the divergence from the run without a plan."""
 
     vlm: VLM
     batches: Sequence[Batch]
@@ -352,6 +361,7 @@ class _Run:
     controls: _ControlPlans | None
     interventions: Sequence[Any]
     metrics: Sequence[BatchMetric] | None
+    limits: tuple[float, float] = (0.0, math.inf)
 
     def result(
         self, windows: list[range], metric: str, intervention: tuple[str, str], seed: int, progress: bool
@@ -366,6 +376,7 @@ class _Run:
             parts = [self._run_batch(number, of_batch, bar) for number, of_batch in enumerate(plans)]
         per_row, baseline = (torch.cat(part) for part in zip(*parts, strict=True))
         per_row, of_control = per_row[:, : len(windows)], per_row[:, len(windows) :]
+        low, high = (bound.clamp(*self.limits) for bound in mean_interval(per_row, seed=seed))
         fields: dict[str, Any] = {}
         kinds: tuple[str, ...] = ()
         if controls is not None:
@@ -374,7 +385,9 @@ class _Run:
             if controls.of_batches is not None:
                 of_control = of_control.masked_fill(controls.drawn[:, None] == 0, torch.nan)
                 fields |= {"control_rows": of_control, "control": of_control.nanmean(dim=0)}
-                kinds = tuple(f"control: {_KINDS[kind]}" for kind in controls.kinds)
+                short = fields["n_control"] < fields["n_positions"]
+                counts = f", {fields['n_control']:.3g} of {fields['n_positions']:.3g} on average" if short else ""
+                kinds = tuple(f"control: {_KINDS[kind]}{counts}" for kind in controls.kinds)
         provenance = provenance_of_run(
             self.vlm,
             self.batches,
@@ -383,7 +396,10 @@ class _Run:
             (*kinds, *few_rows(len(per_row)), *few_notes(len(per_row))),
         )
         return SweepResult(
-            **_statistics(per_row, seed),
+            values=per_row.mean(dim=0),
+            low=low,
+            high=high,
+            per_row=per_row,
             baseline_rows=baseline,
             windows=windows,
             metric=metric,
@@ -403,9 +419,3 @@ class _Run:
             values.append(measure(*runs.logits(plan)).cpu())
             bar.advance()
         return torch.stack(values, dim=1), measure(*baseline).cpu()
-
-
-def _statistics(per_row: Tensor, seed: int) -> dict[str, Any]:
-    """The fields of a result that summarise the rows."""
-    low, high = mean_interval(per_row, seed=seed)
-    return {"values": per_row.mean(dim=0), "low": low, "high": high, "per_row": per_row}

@@ -12,6 +12,7 @@ tensor([2.])
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ from interp.patching.answers import answered
 Rule = Callable[..., Tensor]
 # The name of `logprob`, by which results know that their values are logarithms.
 LOG_PROBABILITY = "log-probability"
+DIVERGENCE = "KL divergence"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Metric(Display):
 
     With `several`, the targets are answers of any number of tokens. The value is ``rule(logits, answer)`` of the first, minus
     that of the second where there are two. The logits are those that judge the answer, `[batch, token, vocab]`: each answer
-    of more than one token has a run of its own.
+    of more than one token has a run of its own. `limits` are the smallest and the largest value that it can have.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Metric(Display):
     targets: tuple[Any, ...] = ()
     reference: Tensor | None = None
     several: bool = False
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:  # a metric is bound many times, and an iterator would be empty after the first
         targets = tuple(tuple(target) if isinstance(target, Iterator) else target for target in self.targets)
@@ -127,7 +130,7 @@ def probability(a: Any) -> Metric:
     >>> probability(0)(torch.tensor([[0.0, 0.0]]))
     tensor([0.5000])
     """
-    return Metric("probability", probability_of, (a,))
+    return Metric("probability", probability_of, (a,), limits=(0.0, 1.0))
 
 
 def cross_entropy(a: Any) -> Metric:
@@ -137,7 +140,7 @@ def cross_entropy(a: Any) -> Metric:
     >>> cross_entropy(0)(torch.tensor([[0.0, 0.0]]))
     tensor([0.6931])
     """
-    return Metric("cross-entropy", surprise_of, (a,))
+    return Metric("cross-entropy", surprise_of, (a,), limits=(0.0, math.inf))
 
 
 def kl_divergence(reference: Float[Tensor, "batch vocab"]) -> Metric:
@@ -149,7 +152,7 @@ def kl_divergence(reference: Float[Tensor, "batch vocab"]) -> Metric:
     """
     if not isinstance(reference, Tensor):
         raise InputTypeError(f"reference={shown(reference)}: expected a tensor of logits, as vlm.logits gives them")
-    return Metric("KL divergence", divergence_from, reference=reference)
+    return Metric(DIVERGENCE, divergence_from, reference=reference, limits=(0.0, math.inf))
 
 
 def logprob(answer: Any) -> Metric:
@@ -168,7 +171,7 @@ def logprob(answer: Any) -> Metric:
     >>> logprob([[0, 1]])(torch.tensor([[[0.0, 0.0], [0.0, 0.0]]]))
     tensor([-1.3863])
     """
-    return Metric(LOG_PROBABILITY, logprob_of, (answer,), several=True)
+    return Metric(LOG_PROBABILITY, logprob_of, (answer,), several=True, limits=(-math.inf, 0.0))
 
 
 def logprob_difference(a: Any, b: Any) -> Metric:
@@ -189,6 +192,11 @@ def logprob_difference(a: Any, b: Any) -> Metric:
 def name_of(metric: Metric | MetricFunction) -> str:
     """The name of a metric in results and figures."""
     return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def limits_of(metric: Metric | MetricFunction) -> tuple[float, float]:
+    """The smallest and the largest value that a metric can have; of a plain function nothing is known."""
+    return metric.limits if isinstance(metric, Metric) else (-math.inf, math.inf)
 
 
 def bind_to_rows(metric: Any, vlm: VLM, batch: Batch) -> list[RowMetric]:

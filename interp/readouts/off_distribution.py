@@ -35,7 +35,7 @@ from interp.models.running.steps import reads_of_states, whole
 from interp.models.running.trace import run_forward
 from interp.provenance import provenance_of_run
 from interp.results import Result
-from interp.statistics.intervals import mean_interval
+from interp.statistics.intervals import difference_interval, few_rows
 
 MEASURES = ("norm", "distance", "outside", "entropy")
 _FEWEST = 100
@@ -70,7 +70,7 @@ class OffDistribution(Result):
             changed, unchanged = getattr(self, measure), getattr(self, f"{measure}_unchanged")
             present = ~changed.flatten(1).isnan().any(dim=1) if changed.ndim == 2 else ~changed.isnan()
             value, before = changed[present], unchanged[present]
-            low, high = mean_interval(value - before)
+            low, high = difference_interval(value - before)
             means = (value.mean(dim=0), before.mean(dim=0), (value - before).mean(dim=0), low, high)
             columns = zip(*(part.reshape(-1).tolist() for part in means), strict=True)
             states = self.states if changed.ndim == 2 else [None]
@@ -115,7 +115,8 @@ def off_distribution(
     states = list(reference.layers["resid"])
     runs = [_run(vlm, batch, given, states, mask) for given in (interventions, ())]
     of_rows = mask.nonzero()[:, 0]
-    changed, unchanged = [], []
+    changed: list[Tensor] = []
+    unchanged: list[Tensor] = []
     for number, (state, cloud) in enumerate(zip(states, clouds, strict=True)):
         both = _measures([seen[number] for seen, _ in runs], cloud, rows, state)
         for parts, measures in zip((changed, unchanged), both, strict=True):
@@ -125,9 +126,8 @@ def off_distribution(
         together = torch.stack(parts, dim=2)
         fields |= {f"{name}{ending}": together[index] for index, name in enumerate(MEASURES[:3])}
         fields[f"entropy{ending}"] = entropy
-    return OffDistribution(
-        **fields, states=states, n_reference=clouds.shape[1], provenance=provenance_of_run(vlm, [batch], interventions)
-    )
+    provenance = provenance_of_run(vlm, [batch], interventions, notes=few_rows(len(of_rows.unique())))
+    return OffDistribution(**fields, states=states, n_reference=clouds.shape[1], provenance=provenance)
 
 
 def _checked(vlm: VLM, reference: Any) -> tuple[Float[Tensor, "state n d"], Tensor]:

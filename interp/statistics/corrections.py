@@ -6,6 +6,7 @@ knows how cells depend on each other, so that it finds more where neighbouring l
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -58,21 +59,33 @@ def family_p(observed: Float[Tensor, ...], null: Float[Tensor, "draw ..."]) -> F
 
     Raises `InputError` where the shapes do not fit or there is no draw.
     """
-    observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
+    observed, null = torch.as_tensor(observed), torch.as_tensor(null)
     if null.shape[1:] != observed.shape or not len(null):
         raise InputError(
             f"null has shape {tuple(null.shape)} and observed {tuple(observed.shape)}: expected one draw or more along the first"
             " dimension, and the shape of observed after it"
         )
-    drawn = torch.cat([observed[None], null]).reshape(len(null) + 1, -1)
-    centred = drawn - drawn.mean(dim=0)
-    spread = centred.square().mean(dim=0).sqrt()
-    still = spread <= _ROUNDING * drawn.abs().amax(dim=0)
-    unknown = drawn.isnan().any(dim=0)
-    z = (centred / spread).masked_fill(still | unknown, -torch.inf)
-    if z.shape[1] == 0:
-        return observed
-    largest = z[1:].amax(dim=1)
-    reached = (largest[:, None] >= z[0] - _ROUNDING * z[0].abs()).sum(dim=0)
-    p = permutation_p(reached.double(), len(null)).masked_fill(still, 1.0).masked_fill(unknown, torch.nan)
-    return p.reshape(observed.shape)
+    if not observed.numel():
+        return observed.double()
+    return family_p_of_parts([(observed.flatten(), null.reshape(len(null), -1))]).reshape(observed.shape)
+
+
+def family_p_of_parts(
+    parts: Iterable[tuple[Float[Tensor, " _"], Float[Tensor, "draw _"]]],
+) -> Float[Tensor, " cell"]:
+    """`family_p` of cells whose draws come in parts, some cells at a time, because they are too many to be held at once."""
+    scores: list[Tensor] = []
+    largest = torch.tensor(-torch.inf, dtype=torch.float64)
+    for observed, null in parts:
+        drawn = torch.cat([observed[None], null]).double()
+        centred = drawn - drawn.mean(dim=0)
+        spread = centred.square().mean(dim=0).sqrt()
+        still = spread <= _ROUNDING * drawn.abs().amax(dim=0)
+        unknown = drawn.isnan().any(dim=0)
+        z = (centred / spread).masked_fill(still | unknown, -torch.inf)
+        largest = torch.maximum(largest, z[1:].amax(dim=1))
+        scores.append(z[0].masked_fill(unknown, torch.nan))
+    z = torch.cat(scores)
+    below = torch.searchsorted(largest.sort().values, z - _ROUNDING * z.abs())
+    reached = torch.where(z == -torch.inf, len(largest), len(largest) - below)
+    return permutation_p(reached.double(), len(largest)).masked_fill(z.isnan(), torch.nan)

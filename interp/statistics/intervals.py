@@ -64,6 +64,17 @@ def mean_interval(
     return ratio_interval(values, torch.ones(len(values), dtype=torch.float64), groups, seed)
 
 
+def difference_interval(
+    values: Shaped[Tensor, "row ..."], groups: Labels | None = None, seed: int = 0
+) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+    """`mean_interval` for differences, in which 0 and 1 are no shares: where no row differs, both bounds are 0.
+
+    >>> [float(bound) for bound in difference_interval(torch.zeros(10))]
+    [0.0, 0.0]
+    """
+    return _interval(values, torch.ones(len(values), dtype=torch.float64), groups, seed, are_shares=False)
+
+
 def ratio_interval(
     values: Shaped[Tensor, "row ..."], whole: Shaped[Tensor, " row"], groups: Labels | None = None, seed: int = 0
 ) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
@@ -77,20 +88,26 @@ def ratio_interval(
 
     Raises `InputError` where there is not one label, or one `whole`, for each row.
     """
-    dtype = values.dtype if values.is_floating_point() else torch.float64
-    table, whole = values.detach().cpu().double().reshape(len(values), -1), whole.detach().cpu().double()
     if whole.shape != (len(values),):
         raise InputError(
             f"whole has shape {tuple(whole.shape)}: expected one number for each of the {len(values)} rows"
         )
+    table, whole = values.detach().cpu().double().reshape(len(values), -1), whole.detach().cpu().double()
+    is_share = (table == 0) | (table == whole[:, None]) | table.isnan()
+    return _interval(values, whole, groups, seed, bool(is_share.all() and ((whole == 0) | (whole == 1)).all()))
+
+
+def _interval(
+    values: Tensor, whole: Tensor, groups: Labels | None, seed: int, are_shares: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = values.dtype if values.is_floating_point() else torch.float64
     numbers = unit_numbers(groups, len(values))
     if not len(numbers) or not numbers.any():
         nothing = torch.full(values.shape[1:], math.nan, dtype=dtype)
         return nothing, nothing.clone()
-    spread = Spread(table, whole, numbers)
-    is_share = ((table == 0) | (table == whole[:, None]) | table.isnan()).all() and ((whole == 0) | (whole == 1)).all()
+    spread = Spread(values.detach().cpu().double().reshape(len(values), -1), whole, numbers)
     low, high = (
-        _share_bounds(spread, grouped=len(spread.wholes) < len(values)) if is_share else _mean_bounds(spread, seed)
+        _share_bounds(spread, grouped=len(spread.wholes) < len(values)) if are_shares else _mean_bounds(spread, seed)
     )
     return low.to(dtype).reshape(values.shape[1:]), high.to(dtype).reshape(values.shape[1:])
 

@@ -9,7 +9,7 @@ overlap by half and the difference be beyond doubt, since ``var(after - before)`
   pairs. Simulated coverage: .95 to .96 at 5 to 200 items, averaged over all shares; up to .99 where few items change.
 - All else: signs. Without a difference, before and after could change places in each item or group. So p is the share of all
   signs of the groups' summed differences whose sum is as far from 0 as the observed one: all signs up to 12 groups, 9,999 random
-  ones from there on. The interval is `mean_interval` of the differences; for answers in groups that of Agresti and Min, with an
+  ones from there on. The interval is `difference_interval`; for answers in groups that of Agresti and Min, with an
   effective number of items and Student's quantile.
 
 The exact McNemar test is conservative: an interval can exclude 0 where p is a little above .05. With 5 units there are 32 signs,
@@ -29,7 +29,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.statistics.categories import Labels
 from interp.statistics.half_samples import NORMAL_95
-from interp.statistics.intervals import Spread, mean_interval, unit_numbers
+from interp.statistics.intervals import Spread, difference_interval, unit_numbers
 from interp.statistics.permutation import permutation_p
 
 _ALL_SIGNS = 12  # groups: up to 4,096 signs, all of them are tried
@@ -61,13 +61,25 @@ def paired_change(
     one, other = (each.detach().cpu().double().reshape(len(each), -1) for each in (before, after))
     difference = other - one
     numbers = unit_numbers(groups, len(one))
-    are_answers = all(((each == 0) | (each == 1) | each.isnan()).all() for each in (one, other))
-    low, high = _answer_bounds(difference, numbers) if are_answers else mean_interval(difference, groups, seed)
+    low, high = paired_interval(one, other, groups, seed)
     is_alone = int(numbers.max()) + 1 == len(numbers)
-    p = _mcnemar_p(difference) if are_answers and is_alone else _sign_p(difference, numbers, seed)
-    means = (each.mean(dim=0).reshape(shape) for each in (one, other, difference))
-    low, high, p = (each.reshape(shape) for each in (low, high, p))
-    return Change(*means, low, high, p, int(numbers.max()) + 1)
+    p = _mcnemar_p(difference) if _are_answers(one, other) and is_alone else _sign_p(difference, numbers, seed)
+    cells = [one.mean(dim=0), other.mean(dim=0), difference.mean(dim=0), low, high, p]
+    mean_before, mean_after, change, low, high, p = (each.reshape(shape) for each in cells)
+    return Change(mean_before, mean_after, change, low, high, p, int(numbers.max()) + 1)
+
+
+def paired_interval(
+    before: Shaped[Tensor, "row ..."], after: Shaped[Tensor, "row ..."], groups: Labels | None = None, seed: int = 0
+) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+    """The 95 % bounds of `paired_change` alone, without its p."""
+    if _are_answers(before, after):
+        return _answer_bounds((after - before).double(), unit_numbers(groups, len(before)))
+    return difference_interval(after - before, groups, seed)
+
+
+def _are_answers(before: Tensor, after: Tensor) -> bool:
+    return all(bool(((each == 0) | (each == 1) | each.isnan()).all()) for each in (before, after))
 
 
 def _mcnemar_p(difference: Float[Tensor, "row cell"]) -> Float[Tensor, " cell"]:

@@ -11,10 +11,12 @@ from interp.interventions import Knockout, Skip, Truncate
 from interp.patching import (
     PatchResult,
     attribution_patch,
+    cross_entropy,
     flow,
     layer_contribution,
     layer_sweep,
     logit_difference,
+    logprob,
     probability,
 )
 from interp.patching.family_changes import family_change, few_notes, sign_flip_p
@@ -48,7 +50,7 @@ def test_few_rows_have_no_p():
     assert sign_flip_p(strong).tolist() == [2 / 64] * 3
     assert few_notes(6) == ()
     (note,) = few_notes(5)
-    assert note.startswith("no p: 5 rows")
+    assert note.startswith("no p: with under 6 rows")
 
 
 def test_rows_and_cells_without_a_value():
@@ -65,6 +67,24 @@ def test_rows_and_cells_without_a_value():
     assert not empty.p[1:].isnan().any()
     rounding = family_change(torch.ones(9, 2), torch.ones(9, 2) + 1e-7)
     assert rounding.p.tolist() == [1, 1]
+
+
+def test_where_nothing_changes_the_bounds_are_zero_and_answers_that_all_change_have_bounds():
+    """A table of differences that are all 0 is no table of shares, whose upper bound would be .28 here."""
+    rows = drawn(10, 0)
+    same = family_change(rows, rows)
+    assert same.low.abs().max() == same.high.abs().max() == 0
+    lost = family_change(torch.ones(10, 2), torch.zeros(10, 2))  # ten answers of ten
+    assert (lost.low >= -1).all()
+    assert (lost.low < -0.7).all()
+    assert ((lost.high > -0.9) & (lost.high < -0.4)).all()
+
+
+def test_cells_without_a_common_row_are_refused():
+    after = torch.ones(4, 2)
+    after[:2, 0], after[2:, 1] = torch.nan, torch.nan
+    with pytest.raises(interp.InputError, match="none of 4 rows has a value in all cells"):
+        family_change(torch.zeros(4, 2), after)
 
 
 # Grids -------------------------------------------------------------------------------------------------------------------
@@ -185,9 +205,35 @@ def test_a_divergence_is_compared_with_its_control_alone(toy, batch):
     """It is never below 0, so signs say nothing."""
     found = layer_contribution(toy, batch)
     assert found.to_frame()["p"].isna().all()
+    assert found.to_frame()[["low", "change_low"]].to_numpy().min() == 0
     beyond = found.beyond_control()
     assert not beyond.p.isnan().any()
     assert beyond.difference[1] > 0 > beyond.difference[0]  # the patches in layer 1, the words in layer 0
+
+
+def test_a_metric_that_is_zero_at_first_and_may_fall_has_a_p(toy, batch):
+    before = toy.logits(batch).log_softmax(dim=-1)
+
+    def moved(logits):
+        best = before.argmax(dim=-1, keepdim=True)
+        return (logits.log_softmax(dim=-1) - before).gather(-1, best)[:, 0]
+
+    sweep = layer_sweep(toy, batch, Truncate, metric=moved, positions="image")
+    assert sweep.baseline_rows.abs().max() == 0
+    assert sweep.change().p[0] <= 0.05
+
+
+def test_bounds_are_values_that_a_metric_can_have(toy, batch, metric):
+    """With three rows, the quantile of Student's t is 4.3."""
+    few, answers = batch.part(range(3)), metric.targets[0][:3]
+    sweeps = [
+        layer_sweep(toy, few, metric=measure(answers), positions="image")
+        for measure in (probability, cross_entropy, logprob)
+    ]
+    assert sweeps[0].high.max() == 1
+    assert sweeps[1].low.min() == 0
+    assert sweeps[2].high.max() == 0
+    assert flow(toy, few, [("image", "question")], window=3, metric=probability(answers)).low.min() >= -100
 
 
 def test_flows_are_compared_over_rows_that_both_answer(toy, batch, metric):

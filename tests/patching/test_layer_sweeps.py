@@ -123,6 +123,8 @@ def test_a_control_needs_other_positions(toy, batch):
         none = layer_contribution(toy, batch.row(0), positions=positions, window=8)
         assert none.control is None
         assert none.n_control == 0
+    few = layer_sweep(toy, batch.row(0), Skip, 6, metric=probability("red"), control=True)  # of all positions
+    assert few.provenance.notes[0] == "control: as many random other layers, 2 of 6 on average"
     unasked = layer_contribution(toy, batch.row(0), window=8, control=False)
     assert unasked.control is None
     assert unasked.n_control is None

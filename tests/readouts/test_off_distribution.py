@@ -9,6 +9,7 @@ from interp.interventions import Ablate, Scale, Skip, Steer
 from interp.models.running.steps import reads_of_states, whole
 from interp.models.running.trace import run_forward
 from interp.readouts import off_distribution
+from interp.statistics import few_rows
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,9 @@ def test_without_a_change_the_run_is_its_own_control(toy, batch, usual):
     assert report.outside_unchanged.mean() < 0.15
     frame = report.to_frame()
     assert frame[frame.measure == "norm"].difference.abs().max() < 1e-4
+    unchanged = off_distribution(toy, batch, [], usual, "image")
+    assert unchanged.to_frame()[["low", "high"]].abs().to_numpy().max() == 0
+    assert unchanged.provenance.notes == few_rows(4)
 
 
 def test_a_large_step_is_outside_and_the_states_of_another_row_are_not(toy, batch, usual):

@@ -6,6 +6,7 @@ import torch
 
 from interp.errors import InputError
 from interp.statistics import family_p, holm
+from interp.statistics.corrections import family_p_of_parts
 
 
 def test_holm_by_hand_in_any_shape_with_nan_passed_over():
@@ -54,6 +55,8 @@ def test_a_cell_without_spread_or_with_nan_does_not_count():
     observed, null = simulated(rng, 99, 3, 0.0)
     still, gap = torch.full((100, 1), 0.1), torch.full((100, 1), torch.nan)
     p = family_p(torch.cat([observed, still[0], gap[0]]), torch.cat([null, still[1:], gap[1:]], dim=1))
+    parts = family_p_of_parts([(observed, null), (still[0], still[1:]), (gap[0], gap[1:])])
+    assert torch.equal(p.nan_to_num(-1), parts.nan_to_num(-1))
     assert (p[:3] == family_p(observed, null)).all()
     assert p[3] == 1
     assert p[4].isnan()
