@@ -143,7 +143,9 @@ def _contrasts(
     """Name, values `[layer]`, values of half-samples `[half, layer]` and reach `[layer]` of each contrast."""
     unbounded = torch.full((len(layers),), math.inf)
     values, parts = _raised(matrix)
-    yield "none", _gain(values, layers), _gain(parts, layers), unbounded
+    # A state that is like no textual layer has no gain wherever vision enters.
+    alike = torch.maximum(values[0, layers], values[0, 0])
+    yield "none", _gain(values, layers), _gain(parts, layers), alike
     for name, other in controls.items():
         check_same_halves(matrix, other, name)
         of_other, parts_of_other = _raised(other)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,9 @@ PROPERTIES = ("digit", "colour")
 GROUPS = ("image", "question", "last")
 STEPS = ("questions", "logit lens", "patching", "states of scenes", "probes", "geometry")
 NEIGHBOURS = 30
+POOLED = (
+    4  # tokens in each mean, where images are compared with captions: a picture has 36 tokens, a caption about nine
+)
 _BATCH = 64
 
 
@@ -112,14 +116,15 @@ class Patching:
 class Geometry:
     """The geometry of one model: dimensions for each modality, and the alignment of the modalities.
 
-    `placebo` compares the captions with states of the image tower, which the language model never touched.
+    Dimensions are of means over all tokens, the alignment of means over `POOLED` tokens of both modalities. `placebo` compares
+    the captions with states of the image tower, which the language model never touched.
     """
 
     dimensions: Mapping[str, list[Estimate]]
     alignment: AlignmentMatrix
     placebo: AlignmentMatrix
 
-    @property
+    @cached_property
     def bypass(self) -> BypassResult:
         """The bypass, with the placebo as its control."""
         return self.alignment.bypass(placebo=self.placebo)
@@ -213,6 +218,8 @@ def analyse(
         step("states of scenes")
         paired = distinct_scenes(size.scenes, seed)
         states = {name: _states(vlm, paired) for name, vlm in models.items()}
+        matched = {name: _states(vlm, paired, f"mean:{POOLED}", seed) for name, vlm in models.items()}
+        tower = _tower(tuned, paired, seed)
         single = scenes(size.probed, seed + 4, objects=1)
         single_states = {name: _states(vlm, single) for name, vlm in models.items()}
 
@@ -220,8 +227,9 @@ def analyse(
         probes = {name: probe(of_model, single, seed) for name, of_model in single_states.items()}
 
         step("geometry")
-        tower = _tower(tuned, paired)
-        geometry = {name: _geometry(of_model, tower, size.neighbours, seed) for name, of_model in states.items()}
+        geometry = {
+            name: _geometry(of_model, matched[name], tower, size.neighbours, seed) for name, of_model in states.items()
+        }
         retained = {
             modality: _overlaps(states[STAGE1][modality], states[TUNED][modality], size.neighbours, seed)
             for modality in MODALITIES
@@ -395,12 +403,12 @@ def distinct_scenes(n: int, seed: int) -> SceneDataset:
     return SceneDataset(tuple(by_words.values()))
 
 
-def _states(vlm: VLM, data: SceneDataset) -> dict[str, Tensor]:
+def _states(vlm: VLM, data: SceneDataset, reduce: str = "mean", seed: int = 0) -> dict[str, Tensor]:
     """The mean state of each picture's image tokens and of each caption's words: `[state, scene, feature]` by modality."""
+    how: dict[str, Any] = {"reduce": reduce, "seed": seed, "batch_size": _BATCH, "progress": False}
     sources = {"image": (data, "image"), "caption": (data.captions(), "text")}
     return {
-        modality: capture(vlm, source, positions=where, batch_size=_BATCH, progress=False)["resid"]
-        for modality, (source, where) in sources.items()
+        modality: capture(vlm, source, positions=where, **how)["resid"] for modality, (source, where) in sources.items()
     }
 
 
@@ -414,17 +422,18 @@ def probe(states: Mapping[str, Tensor], data: SceneDataset, seed: int) -> dict[t
     }
 
 
-def _tower(vlm: VLM, data: SceneDataset) -> Tensor:
-    """Mean states of the patches as they enter and as they leave the image tower: vision before the language model."""
-    tower = capture(vlm, data, sites=("vision",), positions="image", batch_size=_BATCH, progress=False)["vision"][...]
-    return tower[[0, -1]]
+def _tower(vlm: VLM, data: SceneDataset, seed: int) -> Tensor:
+    """Mean states of `POOLED` patches as they enter and as they leave the image tower: vision before the language model."""
+    how: dict[str, Any] = {"reduce": f"mean:{POOLED}", "seed": seed, "batch_size": _BATCH, "progress": False}
+    return capture(vlm, data, sites=("vision",), positions="image", **how)["vision"][[0, -1]]
 
 
-def _geometry(states: Mapping[str, Tensor], tower: Tensor, neighbours: int, seed: int) -> Geometry:
-    dimensions = {modality: [intrinsic_dimension(state) for state in states[modality]] for modality in MODALITIES}
-    image, caption = (states[modality] for modality in MODALITIES)
+def _geometry(
+    states: Mapping[str, Tensor], matched: Mapping[str, Tensor], tower: Tensor, neighbours: int, seed: int
+) -> Geometry:
+    image, caption = (matched[modality] for modality in MODALITIES)
     return Geometry(
-        dimensions,
+        {modality: [intrinsic_dimension(state) for state in states[modality]] for modality in MODALITIES},
         alignment_matrix(image, caption, k=neighbours, seed=seed),
         alignment_matrix(entry_controls(image[0], tower, seed=seed), caption, k=neighbours, seed=seed, permutations=0),
     )

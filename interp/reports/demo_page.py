@@ -19,7 +19,7 @@ from interp.plots import (
     series_figure,
 )
 from interp.plots.series import Series
-from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, Curve, Demo, group_of, grouped_accuracy
+from interp.reports.demo import MODALITIES, POOLED, PROPERTIES, STAGE1, TUNED, Curve, Demo, group_of, grouped_accuracy
 from interp.reports.findings import TAU, Finding, decision, findings, first_above, paragraph
 from interp.reports.page import (
     ColumnsBlock,
@@ -83,7 +83,7 @@ def summarise_demo(demo: Demo) -> list[tuple[str, ...]]:
     matrices = [demo.geometry[model].alignment for model in (STAGE1, TUNED)]
     diagonals = [matrix.values.diagonal() for matrix in matrices]
     cells = [f"{float(line.max()):.2f} at state {int(line.argmax())}" for line in diagonals]
-    rows.append((f"overlap of image and caption, chance {matrices[0].chance:.2f}", *cells))
+    rows.append((f"largest overlap of image and caption, chance {matrices[0].chance:.2f}", *cells))
     before, after = matrices
     change = phase_change(before, after, TAU)
     rows.append(("abstraction phase (states, at one threshold)", _phase(change.before), _phase(change.after)))
@@ -98,24 +98,27 @@ def _phase(phase: range | None) -> str:
 
 
 def _verdicts(results: Sequence[Finding]) -> TableBlock:
-    rows = [
-        [
-            finding.claim,
-            Mark(decision(finding, UNITS.get(finding.topic, "")), finding.value == "supported")
-            if finding.value in ("supported", "contradicted")
-            else decision(finding, UNITS.get(finding.topic, "")),
-            "" if math.isnan(finding.p_holm) else f"{finding.p_holm:.2g}",
-        ]
-        for finding in results
-        if finding.claim
-    ]
+    rows = []
+    for finding in results:
+        if not finding.claim:
+            continue
+        unit = UNITS.get(finding.topic, "")
+        text, known = decision(finding, unit), finding.value in ("supported", "contradicted")
+        found, effect, smallest = finding.verdict, "", ""
+        if found is not None:
+            low, high = (f"{bound:.2g}" if math.isfinite(bound) else "no bound" for bound in (found.low, found.high))
+            effect = f"{found.estimate:.2g} ({low} to {high}){unit}" if math.isfinite(found.estimate) else ""
+            smallest = f"{found.smallest:.2g}{unit}" if found.smallest else "inside the band"
+        p = "" if math.isnan(finding.p_holm) else f"{finding.p_holm:.2g}"
+        rows.append([finding.claim, Mark(text, finding.value == "supported") if known else text, effect, smallest, p])
     return TableBlock(
-        ["claim", "here", "p, corrected"],
+        ["claim", "here", "effect (95 % interval)", "smallest of interest", "p, corrected"],
         rows,
-        "Supported: the 95 % interval of the effect is above 0 and the estimate at least half of the "
-        "smallest effect of interest. "
-        "Contradicted: the smallest effect of interest is excluded. p is corrected by Holm's method for the number of claims. "
-        "Claims after Palacios et al., arXiv 2606.03871, which studies models of 7 billion parameters. How they are tested here "
+        "Supported: the 95 % interval of the effect is above 0, the estimate at least half of the smallest effect "
+        "of interest, and p at most 0.05. Contradicted: the smallest effect of interest is excluded, which is not "
+        "to say that there is none. p is corrected by Holm's method for the number of claims. A claim that needs "
+        "several effects has the least of them; that of a hand-over is the distance into the band. Claims after "
+        "Palacios et al., arXiv 2606.03871, which studies models of 7 billion parameters. How they are tested here "
         "is this package's own choice.",
     )
 
@@ -300,29 +303,32 @@ def _geometry(demo: Demo) -> Section:
         "Geometry of images and captions",
         [
             TextBlock(
-                f"{demo.n} scenes, each as a picture alone and as a caption alone. A point is the mean image token or the mean "
-                f"word. Neighbour overlap is the share of a scene's {matrix.k} nearest neighbours that two clouds have in common."
+                f"{demo.n} scenes, each as a picture alone and as a caption alone. Where images are compared with captions, a "
+                f"point is the mean of {POOLED} tokens drawn from the picture, or of {POOLED} drawn from the caption: a mean "
+                "of all 36 image tokens would be less noisy than one of nine words. How alike the two are, and where, depends "
+                "on this number. "
+                f"Neighbour overlap is the share of a scene's {matrix.k} nearest neighbours that two clouds have in common."
             ),
             FigureBlock(
                 alignment_figures(matrices, tau=TAU),
                 wide=True,
-                caption="Similarity of visual states (upwards) and textual states (to the right) of the same scenes. Dots right "
-                "of the diagonal in the lower rows mean that images skip the early textual layers. Point at a cell to see its "
-                "interval. Each rectangle is at the threshold of its own model, so that the two do not say which "
-                "phase is wider; the "
-                "verdict above compares both at one threshold.",
+                caption="Similarity of visual states (upwards) and textual states (to the right) of the same scenes. Dots "
+                "mark the textual state that is most like each visual one. Point at a cell to see its interval. "
+                "Each rectangle is at the threshold of its own model, so that the two do not say which phase is "
+                "wider; the verdict above compares both at one threshold.",
             ),
             FigureBlock(diagonal_figure({name: matrices[name] for name in (STAGE1, TUNED)}), caption=_HALF_SAMPLES),
             FigureBlock(
                 bypass_figure({name: demo.geometry[name].bypass for name in (STAGE1, TUNED)}),
                 caption="Above: how much more similar to a visual state the best intermediate textual state is than textual "
-                "state 0. Bars are 95 % intervals from half-samples, rings have a p of 0.05 or more. A bypass would "
-                "appear at the "
-                "left end, but so would a textual state 0 that is a worse readout: the verdict above also asks what "
-                "is left of the "
-                "gain beyond states of the image tower. Below: the most similar textual state.",
+                "state 0. Bars are 95 % intervals from half-samples, rings have a p of 0.05 or more (one test for "
+                "each visual state). A bypass would appear at the left end, but so would a textual state 0 that is "
+                "a worse readout: the verdict above also asks what is left of the gain beyond states of the image "
+                "tower. Below: the most similar textual state.",
             ),
-            FigureBlock(retained, caption=_HALF_SAMPLES),
-            FigureBlock(dimension_figure(dimensions), caption=DIMENSION_CAPTION),
+            FigureBlock(retained, caption=f"A point is the mean of all tokens. {_HALF_SAMPLES}"),
+            FigureBlock(
+                dimension_figure(dimensions), caption=f"A point is the mean of all tokens. {DIMENSION_CAPTION}"
+            ),
         ],
     )

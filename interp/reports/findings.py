@@ -84,7 +84,7 @@ def paragraph(results: Sequence[Finding]) -> str:
     parts = [finding.text for finding in results]
     for value, words in (
         ("supported", "The numbers support the paper's claim that"),
-        ("contradicted", "They contradict the claim that"),
+        ("contradicted", "They exclude the smallest effect of interest, and so contradict the claim that"),
         ("undecided", "They leave undecided whether it is so that"),
     ):
         claims = [finding.claim for finding in results if finding.value == value]
@@ -211,7 +211,11 @@ def _probes(demo: Demo) -> Finding:
         for modality in MODALITIES:
             result = demo.probes[TUNED][what, modality]
             start, best = first_above(result), result.best_state()
-            rise = "is above chance at no state" if start is None else f"is above chance from state {start} on"
+            rise = (
+                "is not shown to be above chance at any state"
+                if start is None
+                else f"is above chance from state {start} on"
+            )
             parts.append(
                 f"{what} from {modality} tokens {rise}, and right in {best.accuracy:.0%} ({best.low:.0%} to {best.high:.0%}) at "
                 f"state {best.state}"
@@ -293,5 +297,9 @@ def _dimension(demo: Demo) -> Finding:
     for modality in MODALITIES:
         line = demo.geometry[TUNED].dimensions[modality]
         best = max(range(len(line)), key=lambda state: line[state].value)
-        peaks.append(f"{modality}s is largest at state {best} ({line[best].value:.1f} ± {line[best].error:.1f})")
-    return Finding("dimension", f"The intrinsic dimension of {' and that of '.join(peaks)}.")
+        peaks.append(f"of {modality}s that at state {best} ({line[best].value:.1f} ± {line[best].error:.1f})")
+    return Finding(
+        "dimension",
+        f"The largest of {len(line)} estimates of the intrinsic dimension is {' and '.join(peaks)}; the errors are those of "
+        "single estimates, and others may be as large.",
+    )

@@ -8,14 +8,14 @@ accuracy of a model that always gives the most common answer to each kind of que
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from interp.arguments import checked_choice, checked_int
-from interp.errors import InputError
+from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, load
 from interp.models.batches.targets import target_ids
 from interp.progress import Bar, progress_bar
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MODALITIES = ("text", "image")
+_COLUMNS = ("model", "modality", "scene", "group", "kind", "answer", "right")
 
 
 def evaluate(
@@ -48,7 +49,7 @@ def evaluate(
     one scene), chance (the share of the most common answer), n (the number of questions). A long run shows its progress on a
     terminal or in a notebook; ``progress=False`` hides it. `answer_questions` gives the single answers.
 
-    Raises `InputError` if `n` is not an int of 1 or more, and for an unknown `split`.
+    Raises `InputError` if `n` or `batch_size` is not an int of 1 or more, for a `seed` below 0, and for an unknown `split`.
     """
     return score_answers(answer_questions(model, n, seed, split, batch_size, progress=progress))
 
@@ -73,6 +74,7 @@ def answer_questions(
     import pandas as pd
 
     data = scenes(checked_int(n, "n", least=1), seed, split=split)
+    batch_size = checked_int(batch_size, "batch_size", least=1)
     vlm = model if isinstance(model, VLM) else load(model)
     questions = [(scene, question) for scene in data for question in scene.questions]
     places = [place for place, scene in enumerate(data) for _ in scene.questions]
@@ -84,7 +86,7 @@ def answer_questions(
                 [vlm.name, modality, place, question.group, question.kind, question.answer, is_right]
                 for place, (_, question), is_right in zip(places, questions, right, strict=True)
             ]
-    return pd.DataFrame(rows, columns=["model", "modality", "scene", "group", "kind", "answer", "right"])
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def score_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
@@ -93,11 +95,13 @@ def score_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
     Columns: model, modality, group, kind (for "kind"), accuracy, low and high (95 %, `interp.statistics.mean_interval` with
     scenes as groups; NaN for one scene), chance (the accuracy of the most common answer to each kind), n.
 
-    Raises `InputError` for another `by`.
+    Raises `InputError` for another `by`, for a frame of other columns, without rows, or of several models; `InputTypeError` for
+    anything but a frame.
     """
     import pandas as pd
 
     rows = []
+    answers = _checked_answers(answers, "answers")
     for keys, part in _parts(answers, checked_choice(by, "by", ("kind", "group"))):
         low, high = mean_interval(_hits(part), part["scene"].to_numpy())
         chance = sum(each.value_counts().iloc[0] for _, each in part.groupby("kind")["answer"]) / len(part)
@@ -114,20 +118,24 @@ def compare_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "kind")
     >>> bool(change.loc[("image", "perception"), "low"] > 0)
     True
 
-    Columns: modality, group, kind (for `by="kind"`), before, after, difference, low, high (95 %), p, p_holm (Holm over all
-    rows), n (the number of questions): `interp.statistics.paired_change` with scenes as groups, so a kind has McNemar's p,
-    and several kinds the sign-flips of scenes.
+    Columns: modality, group, kind (for `by="kind"`), before, after, difference, low, high (95 %; NaN for one scene), p, p_holm
+    (Holm over all rows), n (the number of questions): `interp.statistics.paired_change` with scenes as groups, so a kind has
+    McNemar's p, and several kinds the sign-flips of scenes.
 
-    Raises `InputError` where the two frames have other questions, and for another `by`.
+    The order of the rows is free. Raises `InputError` where the two frames have other questions, and as `score_answers` does.
     """
     import pandas as pd
 
     checked_choice(by, "by", ("kind", "group"))
     same = ["modality", "scene", "kind", "answer"]
-    if not before[same].reset_index(drop=True).equals(after[same].reset_index(drop=True)):
+    before, after = (
+        _checked_answers(each, name).sort_values(same, ignore_index=True)
+        for each, name in ((before, "before"), (after, "after"))
+    )
+    if not before[same].equals(after[same]):
         raise InputError(
-            f"{len(before)} and {len(after)} answers are not to the same questions: expected answer_questions of two models"
-            " with the same n, seed and split"
+            f"the {len(before)} answers before and {len(after)} after are not to the same questions: expected answer_questions "
+            "of two models with the same n, seed and split"
         )
     rows = []
     for (keys, one), (_, other) in zip(_parts(before, by), _parts(after, by), strict=True):
@@ -138,6 +146,22 @@ def compare_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "kind")
     frame = pd.DataFrame(rows, columns=[*names, "before", "after", "difference", "low", "high", "p", "n"])
     frame.insert(len(frame.columns) - 1, "p_holm", holm(frame["p"]))
     return frame
+
+
+def _checked_answers(answers: Any, name: str) -> pd.DataFrame:
+    """The answers of one model, with the columns that `answer_questions` gives them."""
+    import pandas as pd
+
+    if not isinstance(answers, pd.DataFrame):
+        raise InputTypeError(f"{name}={shown(answers)}: expected the frame that answer_questions returns")
+    missing = [column for column in _COLUMNS if column not in answers]
+    if missing or answers.empty:
+        seen = f"no column {missing[0]!r}" if missing else "no rows"
+        raise InputError(f"{name} has {seen}: expected the frame that answer_questions returns")
+    models = answers["model"].unique().tolist()
+    if len(models) > 1:
+        raise InputError(f"{name} has answers of {len(models)} models, {shown(models)}: expected those of one")
+    return answers
 
 
 def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from interp.arguments import checked_choice
+from interp.arguments import checked_choice, checked_seed
 from interp.displays import Display
 from interp.errors import InputError
 from interp.toy.language import COLOURS, IMAGE_TOKEN, SceneObject
@@ -102,7 +102,7 @@ def pairs(n: int, seed: int, change: str = "colour", split: str = "test", object
     checked_choice(split, "split", SPLITS)
     if change == "place" and objects != 1:
         raise InputError(f"objects={objects!r}: expected objects=1 for pairs that differ in place")
-    rng = np.random.default_rng([seed, _CHANGES.index(change), 2])
+    rng = np.random.default_rng([checked_seed(seed), _CHANGES.index(change), 2])
     rows: list[Pair] = []
     while len(rows) < n:
         scene = scenes(1, seed=int(rng.integers(2**31)), split=split, objects=objects)[0]

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
-from interp.arguments import checked_choice, checked_int
+from interp.arguments import checked_choice, checked_int, checked_seed
 from interp.displays import Display
 from interp.errors import InputError
 from interp.toy.language import COLOURS, IMAGE_TOKEN, KINDS, PLACES, Question, SceneObject, ask, write_caption
@@ -225,14 +225,14 @@ def scenes(n: int, seed: int, split: str = "test", distinct: bool = False, objec
     With `distinct`, no two scenes have the same caption. Measures of neighbours need this, because equal captions are
     equal points. The same seed gives the same scenes.
 
-    Raises `InputError` for an unknown split, for an `n` or `objects` out of range, and if the split does not have `n`
+    Raises `InputError` for an unknown split, for an `n`, `seed` or `objects` out of range, and if the split does not have `n`
     distinct captions.
     """
     checked_choice(split, "split", SPLITS)
     n = checked_int(n, "n")
     if objects is not None:
         objects = checked_int(objects, "objects", min(_COUNTS), max(_COUNTS), "None or an int")
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    rng = np.random.default_rng([checked_seed(seed), SPLITS.index(split)])
     rows: list[Scene] = []
     captions: set[str] = set()
     misses = 0

@@ -1,6 +1,7 @@
 """The demo on the toy: the same numbers locally and remotely, and a report that shows and describes them."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import interp
 from interp.geometry.entry import DILUTIONS
 from interp.plots import lens_on_image
 from interp.reports import demo as analyses
@@ -32,8 +34,6 @@ def demo(toy, stage1):
 
 
 def test_every_number_is_the_same_through_a_remote_model(demo, remote_toy):
-    import interp
-
     remote_stage1 = interp.load("toy:stage1", device="cpu", remote="local")
     local, remote = demo.numbers(), analyses.analyse(remote_stage1, remote_toy, size=SMALL, seed=3).numbers()
     assert list(local) == list(remote)
@@ -127,6 +127,28 @@ def test_the_paragraph_has_every_finding_and_judges_every_claim(demo):
         assert (finding.value == "") == (finding.claim == "")
         if finding.claim:
             assert finding.claim in text.partition(ends[finding.value])[2]
+
+
+def test_images_and_captions_are_compared_by_means_of_equally_many_tokens(toy):
+    data = distinct_scenes(12, seed=0)
+    states = analyses._states(toy, data, f"mean:{analyses.POOLED}", 0)
+    every = interp.capture(toy, data, positions="image", reduce="none", progress=False)
+    first = every["resid"][8][every.rows == 0]
+    means = first[torch.tensor(list(itertools.combinations(range(36), 4)))].mean(dim=1)
+    assert (means - states["image"][8, 0]).abs().amax(dim=1).min() < 1e-4
+
+
+def test_the_table_of_claims_has_each_effect_with_its_interval_and_the_smallest_of_interest(demo):
+    results = findings(demo)
+    table = demo_page(demo).sections[0].blocks[1]
+    assert table.columns == ["claim", "here", "effect (95 % interval)", "smallest of interest", "p, corrected"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    for finding in results:
+        if finding.claim:
+            _, effect, smallest, _ = cells[finding.claim]
+            assert effect.startswith(f"{finding.verdict.estimate:.2g} (")
+            assert smallest.startswith(f"{finding.verdict.smallest:.2g}") or finding.topic == "patching"
+    assert "Holm" in table.caption
 
 
 def test_what_was_not_shown_is_never_said_not_to_be(demo):

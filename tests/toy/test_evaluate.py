@@ -64,3 +64,39 @@ def test_other_questions_are_refused(answers):
         compare_answers(answers["stage1"], answer_questions("toy:tuned", n=60, seed=4))
     with pytest.raises(interp.InputError, match=r"^by='scene'"):
         score_answers(answers["tuned"], by="scene")
+
+
+def test_rows_in_another_order_are_paired_by_their_question(answers):
+    shuffled = answers["tuned"].sample(frac=1, random_state=0)
+    for by in ("kind", "group"):
+        change = compare_answers(answers["stage1"], shuffled, by=by)
+        pd.testing.assert_frame_equal(change, compare_answers(answers["stage1"], answers["tuned"], by=by))
+
+
+def test_one_scene_has_no_interval(answers):
+    first = [frame[frame["scene"] == 0] for frame in answers.values()]
+    change = compare_answers(*first)
+    assert change[["low", "high"]].isna().all(axis=None)
+    assert (change["p"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="scene"), "no column 'scene'"),
+        (lambda frame: frame[:0], "no rows"),
+        (lambda frame: pd.concat([frame, frame.assign(model="other")]), "answers of 2 models"),
+        (lambda frame: "toy:tuned", "'toy:tuned': expected the frame"),
+    ],
+)
+def test_what_is_not_the_answers_of_one_model_is_refused(answers, change, message):
+    wrong = change(answers["tuned"])
+    for call in (lambda: score_answers(wrong), lambda: compare_answers(answers["tuned"], wrong)):
+        with pytest.raises(interp.InterpError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"batch_size": 2.5}, {"seed": -1}])
+def test_bad_numbers_are_named(wrong):
+    with pytest.raises(interp.InputError, match=f"^{next(iter(wrong))}="):
+        answer_questions("toy:tuned", **{"n": 1, **wrong})
