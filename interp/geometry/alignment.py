@@ -34,7 +34,7 @@ from interp.geometry.clouds import States, as_paired_states, check_k, fingerprin
 from interp.geometry.diagonal_peak import DiagonalPeak, peak_of
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
 from interp.geometry.matrix_change import MatrixChange, change_of
-from interp.geometry.nuisance import notes_of_pooling, notes_of_strata, strata_of
+from interp.geometry.nuisance import fingerprint, notes_of_pooling, notes_of_strata, strata_of
 from interp.geometry.phase import phase_of
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.registry import measure_of
@@ -61,7 +61,8 @@ class AlignmentMatrix(Result):
 
     `null[shuffle, visual, textual]` are the values after shuffles of the pairs, the same ones for all cells, None without
     them; `p_diagonal` and `p_family` come from it. `influence[visual, textual, example]` is the part of each example in a value,
-    which is their mean, None for measures without. `examples` is a fingerprint of their ids, where activations have them.
+    which is their mean, None for measures without. `examples` is a fingerprint of their ids, where activations have them, and
+    `strata` one of the strata within which rows were shuffled, where there were any.
     """
 
     values: Float[Tensor, "visual textual"]
@@ -79,6 +80,7 @@ class AlignmentMatrix(Result):
     null: Float[Tensor, "shuffle visual textual"] | None = None
     influence: Float[Tensor, "visual textual example"] | None = None
     examples: str = ""
+    strata: str = ""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or not self.values.shape == self.low.shape == self.high.shape:
@@ -262,6 +264,7 @@ def alignment_matrix(
         null=None if null is None else null.float(),
         influence=None if grid.influence is None else grid.influence.float(),
         examples=fingerprint_of_ids(visual),
+        strata=fingerprint(resampling.strata),
         provenance=Provenance(
             seed=seed, notes=(*notes, *notes_of_strata(resampling.strata), *notes_of_pooling(visual, textual))
         ),

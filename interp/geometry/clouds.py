@@ -91,7 +91,19 @@ def fingerprint_of_ids(x: States) -> str:
 
 def as_paired_states(x: States, y: States, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
     """Two stacks of clouds with paired examples, on the device of the first; see `as_pair`."""
+    check_same_order(x, y, names)
     return _paired(as_states(x, names[0]), as_states(y, names[1]), names)
+
+
+def check_same_order(x: States, y: States, names: tuple[str, str]) -> None:
+    """Refuse activations with the same ids in different orders, of which rows are not paired."""
+    ids, others = ([*map(str, each)] if isinstance(each := getattr(of, "ids", ()), tuple) else [] for of in (x, y))
+    if ids != others and sorted(ids) == sorted(others):
+        at = next(at for at, (one, other) in enumerate(zip(ids, others, strict=True)) if one != other)
+        raise InputError(
+            f"row {at} of {names[0]} has the id {shown(ids[at])} and that of {names[1]} {shown(others[at])}, and both have the"
+            " same ids: expected paired rows, select those of one in the order of the other"
+        )
 
 
 def as_layers(x: States, name: str) -> list[Tensor]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp.arguments import checked_flag, checked_int
 from interp.errors import InputError, InputTypeError, shown
-from interp.geometry.clouds import States, as_paired_states, the_site
+from interp.geometry.clouds import States, as_paired_states, fingerprint_of_ids, the_site
 from interp.geometry.copies import distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
@@ -71,7 +71,8 @@ class GeometryComparison(Result):
 
     `n` is the number of examples in use, and `dropped` are the rows that repeat another and were left out, of all states and
     both modalities. `parts[row, half]` are the values in half-samples and `influence[row, example]` the part of each example in
-    a value, NaN where there are none; `change` compares them in pairs.
+    a value, NaN where there are none; `change` compares them in pairs. `examples` is a fingerprint of the ids of all
+    examples, where activations have them.
     """
 
     measure: list[str]
@@ -88,6 +89,7 @@ class GeometryComparison(Result):
     p_all: Float[Tensor, " row"] | None = None
     parts: Float[Tensor, "row half"] | None = None
     influence: Float[Tensor, "row example"] | None = None
+    examples: str = ""
 
     @property
     def p_holm(self) -> Float[Tensor, " row"]:
@@ -115,11 +117,15 @@ class GeometryComparison(Result):
 
         `paired=False` compares all numbers so, for other examples: error sqrt(e^2 + e'^2).
 
-        Raises `InputTypeError` for anything but a comparison, and `InputError` where they have no number in common, and, for
-        pairs, where the number of examples, the dropped ones, seeds or numbers of halves differ.
+        Raises `InputTypeError` for anything but a comparison, and `InputError` where they have no number in common or differ in
+        preprocessing, and, for pairs, where the examples, the dropped ones, seeds or numbers of halves differ.
         """
         if not isinstance(after, GeometryComparison):
             raise InputTypeError(f"after={shown(after)}: expected what compare() returns for the other model")
+        if self.preprocess != after.preprocess:
+            raise InputError(
+                f"the comparisons have preprocess={self.preprocess!r} and {after.preprocess!r}: compute both with the same"
+            )
         if checked_flag(paired, "paired"):
             self._check_paired(after)
         one, other = (
@@ -133,6 +139,11 @@ class GeometryComparison(Result):
             raise InputError(
                 f"the comparisons have {self.n} and {after.n} examples, without {self.dropped.tolist()} and"
                 f" {after.dropped.tolist()}: compute both with the same examples, or pass paired=False"
+            )
+        if self.examples and after.examples and self.examples != after.examples:
+            raise InputError(
+                "the comparisons are of examples with other ids, or in another order: compute both with the same rows in the"
+                " same order, or pass paired=False"
             )
         halves = [(each.provenance.seed, 0 if each.parts is None else each.parts.shape[1]) for each in (self, after)]
         if halves[0] != halves[1]:
@@ -241,6 +252,7 @@ def compare(
         p_all=_joint_p(readings, grouped(_draws_of(REGISTRY[each.measure]) for each in readings)),
         parts=_rows([each.parts for each in readings]),
         influence=_rows([each.influence for each in readings]),
+        examples=fingerprint_of_ids(visual),
         provenance=Provenance(seed=seed, notes=notes),
     )
 

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import t
 from torch import Tensor
 
 from interp.errors import InputError
@@ -43,6 +43,8 @@ COLUMNS = ["control", "textual", "estimate", "low", "high", "p", "reach"]
 # How much of its own shuffled rows is mixed into a cloud, as multiples of its spread.
 DILUTIONS = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.6, 4.0)
 _SAME = 1e-4  # the values of one pair of clouds, computed twice
+# What a control has in common with its matrix besides the half-samples. Captions of the ceiling may have ids of their own.
+_ALSO = {"ceiling": ("preprocess", "strata"), "matched": ("examples",)}
 
 
 def entry_controls(entry: Cloud, *placebos: Any, seed: int = 0) -> Float[Tensor, "row example feature"]:
@@ -92,20 +94,20 @@ def entry_contrasts(
     """The gain of visual state 0 at each intermediate textual layer, as it is and beyond each control.
 
     Columns: control ("none" for the gain itself), textual, estimate, low, high, p and reach, the most that the contrast could
-    have shown. The 95 % bounds hold for all intermediate layers at once (Bonferroni), as do the p values, of two sides.
+    have shown. The 95 % bounds, by Student's t of the number of halves, hold for all intermediate layers at once
+    (Bonferroni), as do the p values, of two sides.
     """
     layers = middle.nonzero().flatten()
     rows: list[list[Any]] = []
     if not len(layers):
         return pd.DataFrame(rows, columns=COLUMNS)
-    z = NormalDist().inv_cdf(1 - 0.025 / len(layers))
     for name, values, parts, reach in _contrasts(matrix, layers, controls):
-        unknown = parts is None or len(parts) < 2
-        error = torch.full_like(values, torch.nan) if unknown else standard_error(parts, matrix.n)
+        error, law = torch.full_like(values, torch.nan), t(1)
+        if parts is not None and len(parts) > 1:
+            error, law = standard_error(parts, matrix.n), t(len(parts) - 1)
         for layer, value, of_value, most in zip(layers, values, error, reach, strict=True):
-            estimate, width = float(value), z * float(of_value)
-            tail = 1 - NormalDist().cdf(estimate / float(of_value)) if of_value > 0 else math.nan
-            p = min(1.0, 2 * len(layers) * tail)
+            estimate, width = float(value), float(law.isf(0.025 / len(layers))) * float(of_value)
+            p = min(1.0, 2 * len(layers) * float(law.sf(estimate / of_value))) if of_value > 0 else math.nan
             rows.append([name, int(layer), estimate, estimate - width, estimate + width, p, float(most)])
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -147,7 +149,7 @@ def _contrasts(
     alike = torch.maximum(values[0, layers], values[0, 0])
     yield "none", _gain(values, layers), _gain(parts, layers), alike
     for name, other in controls.items():
-        check_same_halves(matrix, other, name)
+        check_same_halves(matrix, other, name, *_ALSO.get(name, ()))
         of_other, parts_of_other = _raised(other)
         if name == "matched":
             yield name, _gain(of_other, layers), _gain(parts_of_other, layers), unbounded

@@ -15,6 +15,7 @@ out, each for another case:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,11 @@ def strata_of(strata: Labels | None, visual: Any, n: int) -> Int[np.ndarray, " n
     if strata is not None and isinstance(visual, Mapping):
         strata = labels_of(strata, visual, next(iter(visual)), "strata")
     return read_strata(strata, n)
+
+
+def fingerprint(strata: Int[np.ndarray, " n"] | None) -> str:
+    """A hash of the strata of all examples, empty without strata."""
+    return "" if strata is None else hashlib.sha256(strata.astype(np.int64).tobytes()).hexdigest()[:16]
 
 
 def notes_of_strata(strata: Int[np.ndarray, " n"] | None) -> tuple[str, ...]:

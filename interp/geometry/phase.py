@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import t
 from torch import Tensor
 
 from interp.arguments import as_number
 from interp.errors import InputError
 from interp.geometry.clouds import checked_within
 from interp.provenance import Provenance
-from interp.statistics.half_samples import NORMAL_95, standard_error
+from interp.statistics.half_samples import interval, standard_error
 from interp.statistics.verdicts import Verdict, verdict
 
 LEVEL = 0.05
+_OF_HALVES = ("metric", "k", "n", "subsamples")
 _ROUNDING = 1e-6  # overlaps are sums in float32: a layer without information is at chance to 1e-7, not above it
 
 
@@ -62,6 +63,12 @@ class LayerValues(Protocol):
     def k(self) -> int | None: ...
     @property
     def subsamples(self) -> int: ...
+    @property
+    def preprocess(self) -> str: ...
+    @property
+    def examples(self) -> str: ...
+    @property
+    def strata(self) -> str: ...
     @property
     def provenance(self) -> Provenance: ...
 
@@ -115,9 +122,10 @@ def phase_change(before: LayerValues, after: LayerValues, tau: float = 0.8, smal
 
     Intervals and p are from the half-samples that both matrices share.
 
-    Raises `InputError` for matrices of other examples, measures, half-samples or sizes, without half-samples or a diagonal.
+    Raises `InputError` for matrices of other examples, measures, half-samples, preprocessing, strata or sizes, without
+    half-samples or a diagonal.
     """
-    check_same_halves(before, after, "after")
+    check_same_halves(before, after, "after", "preprocess", "examples", "strata")
     if before.values.shape != after.values.shape:
         sizes = tuple(before.values.shape), tuple(after.values.shape)
         raise InputError(f"before is {sizes[0]} and after {sizes[1]}: expected equally many layers of both models")
@@ -171,10 +179,17 @@ def _judged(
     difference: Float[Tensor, ""], halves: Float[Tensor, " half"], n: int, smallest: float
 ) -> tuple[Verdict, float]:
     """The verdict on a difference, and its p of two sides, with the error of paired half-samples."""
-    value, error = float(difference), float(standard_error(halves, n))
-    bounds = value - NORMAL_95 * error, value + NORMAL_95 * error
-    p = 2 * NormalDist().cdf(-value / error) if error > 0 else 1 / (1 + len(halves)) if value > 0 else 1.0
-    return verdict(value, *bounds, smallest), min(1.0, p)
+    error = standard_error(halves, n)
+    low, high = interval(difference, error, halves=len(halves))
+    value, of_value = float(difference), float(error)
+    p = (
+        2 * float(t.sf(value / of_value, len(halves) - 1))
+        if of_value > 0
+        else 1 / (1 + len(halves))
+        if value > 0
+        else 1.0
+    )
+    return verdict(value, low, high, smallest), min(1.0, p)
 
 
 def floor_of(matrix: LayerValues) -> Float[Tensor, "visual textual"]:
@@ -187,17 +202,16 @@ def above_floor(matrix: LayerValues) -> Bool[Tensor, "visual textual"]:
     return (matrix.low if matrix.subsamples else matrix.values) > floor_of(matrix) + _ROUNDING
 
 
-def check_same_halves(matrix: LayerValues, other: LayerValues, name: str) -> None:
-    """Refuse two matrices that are not of the same examples, measure and half-samples, so that differences are not paired."""
-    for what, one, another in (
-        ("metric", matrix.metric, other.metric),
-        ("k", matrix.k, other.k),
-        ("n", matrix.n, other.n),
-        ("subsamples", matrix.subsamples, other.subsamples),
-        ("seed", matrix.provenance.seed, other.provenance.seed),
-        ("textual states", matrix.values.shape[1], other.values.shape[1]),
-    ):
-        if one != another:
+def check_same_halves(matrix: LayerValues, other: LayerValues, name: str, *also: str) -> None:
+    """Refuse two matrices that are not of the same examples, measure and half-samples, so that differences are not paired.
+
+    `also` are further settings to compare; ids of examples only where both are known.
+    """
+    settings = [(what, getattr(matrix, what), getattr(other, what)) for what in (*_OF_HALVES, *also)]
+    settings.append(("seed", matrix.provenance.seed, other.provenance.seed))
+    settings.append(("textual states", matrix.values.shape[1], other.values.shape[1]))
+    for what, one, another in settings:
+        if one != another and (what != "examples" or (one and another)):
             raise InputError(
                 f"{name} has {what} {another!r}, this matrix {one!r}: compute both with the same arguments"
             )

@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.arguments import as_ints, checked_flag, checked_seed
 from interp.errors import InputError, shown
 from interp.geometry.alignment import alignment_matrix
-from interp.geometry.clouds import States, as_states
+from interp.geometry.clouds import States, as_states, check_same_order
 from interp.progress import progress_bar, quiet
 from interp.provenance import Provenance
 from interp.results import Result
@@ -103,18 +103,19 @@ def pool_sizes(
     if not wanted or min(wanted) < 1:
         raise InputError(f"sizes={shown(sizes)}: expected numbers of tokens from 1")
     of_rows = rows if rows is not None else (_rows_of(visual, "visual"), _rows_of(textual, "textual"))
-    groups = [_tokens_of(each, name) for each, name in zip(of_rows, ("visual", "textual"), strict=True)]
+    numbers, groups = zip(*map(_tokens_of, of_rows, ("visual", "textual")), strict=True)
     stacks = as_states(visual, "visual"), as_states(textual, "textual")
     for stack, tokens, name in zip(stacks, groups, ("visual", "textual"), strict=True):
         if stack.shape[1] != sum(map(len, tokens)):
             raise InputError(
                 f"{name} has {stack.shape[1]} tokens and rows for {sum(map(len, tokens))}: expected one row a token"
             )
-    if len(groups[0]) != len(groups[1]) or len(stacks[0]) != len(stacks[1]):
+    if numbers[0] != numbers[1] or len(stacks[0]) != len(stacks[1]):
         raise InputError(
-            f"visual has {len(stacks[0])} states of {len(groups[0])} rows and textual {len(stacks[1])} of {len(groups[1])}:"
-            " expected the same"
+            f"visual has {len(stacks[0])} states of {len(groups[0])} rows, {shown(numbers[0])}, and textual {len(stacks[1])} of"
+            f" {len(groups[1])}, {shown(numbers[1])}: expected the same"
         )
+    check_same_order(visual, textual, ("visual", "textual"))
     most = min(len(tokens) for side in groups for tokens in side)
     kept = (*[size for size in dict.fromkeys(wanted) if size <= most], ALL)
     with quiet(not checked_flag(progress, "progress")), progress_bar("pool sizes", len(kept), "sizes") as bar:
@@ -154,13 +155,13 @@ def _rows_of(acts: Any, name: str) -> Any:
     return acts.places(next(iter(acts))).rows  # type: ignore[attr-defined]
 
 
-def _tokens_of(rows: Any, name: str) -> list[Int[Tensor, " token"]]:
-    """The tokens of each row."""
+def _tokens_of(rows: Any, name: str) -> tuple[list[int], list[Int[Tensor, " token"]]]:
+    """The numbers of the rows, and the tokens of each."""
     numbers = torch.as_tensor(rows).cpu()
     if numbers.ndim != 1 or numbers.is_floating_point() or not len(numbers):
         raise InputError(f"rows of {name} of shape {tuple(numbers.shape)}: expected one int a token")
-    _, inverse, counts = numbers.unique(return_inverse=True, return_counts=True)
-    return list(inverse.argsort(stable=True).split(counts.tolist()))
+    distinct, inverse, counts = numbers.unique(return_inverse=True, return_counts=True)
+    return distinct.tolist(), list(inverse.argsort(stable=True).split(counts.tolist()))
 
 
 def _means(stack: Tensor, tokens: Sequence[Tensor], size: int, seed: Sequence[int]) -> Float[Tensor, "state row d"]:

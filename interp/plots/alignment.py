@@ -51,7 +51,8 @@ def diagonal_figure(
     """The diagonal of an alignment matrix, or of several by name: the similarity of image and caption at equal depth, with
     intervals.
 
-    Chance is dotted, or dashed in the line's own colour where it depends on the layer.
+    Chance is dotted, or dashed in the line's own colour where it depends on the layer. Rings have a p above 0.05 among all
+    layers of the diagonal, where the matrix has shuffles.
     """
     matrices = _by_name(matrices)
     level = all(_is_level(matrix) for matrix in matrices.values())
@@ -61,6 +62,7 @@ def diagonal_figure(
             low=matrix.low.diagonal() if matrix.subsamples else None,
             high=matrix.high.diagonal() if matrix.subsamples else None,
             control=None if level else _floor(matrix).diagonal(),
+            hollow=None if matrix.null is None else (~(matrix.p_diagonal <= LEVEL)).tolist(),
             colour=COLOURS[index % len(COLOURS)],
         )
         for index, (name, matrix) in enumerate(matrices.items())
@@ -153,12 +155,13 @@ def _is_square(matrix: AlignmentMatrix) -> bool:
 
 
 def _heatmap(matrix: AlignmentMatrix, coloraxis: str) -> go.Heatmap:
-    parts = (numbers(part) for part in (matrix.low, matrix.high, _floor(matrix)))
+    parts = (numbers(part) for part in (matrix.low, matrix.high, _floor(matrix), matrix.p_family))
     notes = [
         [
             ("" if None in (low, high) else f"<br>95 % {low:.3f} to {high:.3f}")
             + ("" if floor is None else f"<br>chance {floor:.3g}")
-            for low, high, floor in zip(*row, strict=True)
+            + ("" if p is None else f"<br>p {p:.2g} among all")
+            for low, high, floor, p in zip(*row, strict=True)
         ]
         for row in zip(*parts, strict=True)
     ]
@@ -183,7 +186,8 @@ def _coloraxis(matrices: Sequence[AlignmentMatrix]) -> dict[str, Any]:
 
 
 def _marks(matrix: AlignmentMatrix, tau: float, legend: bool) -> list[go.Scatter]:
-    """The rectangle of the abstraction phase, and a dot at the best textual layer of each visual one."""
+    """The rectangle of the abstraction phase, a dot at the best textual layer of each visual one, and crosses where p, among all
+    pairs, is above the level."""
     marks = []
     phase = matrix.phase(tau) if _is_square(matrix) else None
     if phase is not None:
@@ -196,6 +200,20 @@ def _marks(matrix: AlignmentMatrix, tau: float, legend: bool) -> list[go.Scatter
                 line={"color": MARK, "width": 2.5},
                 name=f"abstraction phase ({tau:g} of the height above chance)",
                 legendgroup="phase",
+                showlegend=legend,
+                hoverinfo="skip",
+            )
+        )
+    visual, textual = (matrix.p_family > LEVEL).nonzero(as_tuple=True)
+    if len(visual):
+        marks.append(
+            go.Scatter(
+                x=textual.tolist(),
+                y=visual.tolist(),
+                mode="markers",
+                marker={"size": 5, "symbol": "x-thin", "line": {"color": CHANCE, "width": 1}},
+                name=f"p > {LEVEL:g} among all pairs",
+                legendgroup="chance",
                 showlegend=legend,
                 hoverinfo="skip",
             )

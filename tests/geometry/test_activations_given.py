@@ -40,8 +40,27 @@ def test_functions_of_stacks_take_activations_of_one_site(one):
     settings = {"metrics": ["cka"], "subsamples": 0, "permutations": 2}
     assert torch.equal(compare(one, stack, **settings).value, compare(stack, stack, **settings).value)
     assert torch.equal(curvature(one), curvature(stack))
+    assert torch.equal(standardise(one), standardise(stack))
     assert torch.equal(massive_features(one), massive_features(stack))
     assert torch.equal(distinct_rows(one), distinct_rows(stack))
+
+
+def test_the_same_rows_in_another_order_are_no_pairs(one):
+    turned = one.select(rows=list(range(39, -1, -1)))
+    for call in (
+        lambda: alignment_matrix(one, turned, k=5),
+        lambda: compare(one, turned, ["cka"], subsamples=0, permutations=2),
+    ):
+        with pytest.raises(
+            InputError, match=r"row 0 of visual has the id .* select those of one in the order of the other"
+        ):
+            call()
+    before, after = (alignment_matrix(each, each, k=5, permutations=0) for each in (one, turned))
+    with pytest.raises(InputError, match="the matrices have examples="):
+        before.change(after)
+    settings = {"metrics": ["cka"], "permutations": 2}
+    with pytest.raises(InputError, match="in another order"):
+        compare(one, one, **settings).change(compare(turned, turned, **settings))
 
 
 def test_of_several_sites_one_has_to_be_named(acts):
@@ -61,7 +80,6 @@ def test_of_several_sites_one_has_to_be_named(acts):
     [
         intrinsic_dimension,
         density_peaks,
-        standardise,
         lambda x: nearest_neighbors(x, 3),
         lambda x: neighbor_overlap(x, x),
         lambda x: cka(x, x),

@@ -195,6 +195,15 @@ def test_refusals():
             call()
 
 
+def test_few_halves_widen_the_bounds():
+    """Of three halves Student's t has two degrees of freedom: 9.9 for five layers at once, where the normal has 2.6."""
+    entry, text, _ = sharing(0, n=60)
+    matrix = alignment_matrix(entry[None], text, k=5, subsamples=3, permutations=0)
+    row = matrix.bypass().contrasts.iloc[0]
+    gains = matrix.parts[:, 0, int(row["textual"])] - matrix.parts[:, 0, 0]
+    assert row["high"] - row["estimate"] == pytest.approx(9.92484 * float(gains.std()), rel=1e-4)
+
+
 def test_kept_and_read_again(tmp_path):
     result = bypass(*sharing(0, n=60))
     again = BypassResult.load(result.save(tmp_path / "bypass"))

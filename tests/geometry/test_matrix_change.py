@@ -124,6 +124,12 @@ def test_comparisons_of_other_examples_are_refused():
         with pytest.raises(InputError, match=message):
             one.change(other)
         assert len(one.change(other, paired=False)) == LAYERS
+    for paired in (True, False):
+        with pytest.raises(InputError, match="preprocess='none' and 'clamp'"):
+            one.change(compare(after, textual, ["cka"], permutations=2, preprocess="clamp"), paired)
+    with pytest.raises(InputError, match="examples with other ids, or in another order"):
+        replace(one, examples="a").change(replace(one, examples="b"))
+    assert len(replace(one, examples="a").change(one)) == LAYERS
     numbers = compare(before, textual, ["separability", "2nn"], permutations=2)
     changed = numbers.change(numbers)
     assert changed[changed.measure == "separability"].paired.tolist() == [False, False]

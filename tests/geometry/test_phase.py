@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from interp.errors import InputError
 from interp.geometry import AlignmentMatrix, alignment_matrix, phase_change
@@ -77,7 +78,7 @@ def test_the_difference_is_paired():
     assert change.strengthens.value == "supported"
     parts = (after.parts - before.parts).diagonal(dim1=1, dim2=2)[:, list(change.common)].mean(dim=1)
     assert change.strengthens.high - change.strengthens.estimate == pytest.approx(
-        1.959964 * float(parts.std()), rel=1e-6
+        float(stats.t.ppf(0.975, 29)) * float(parts.std()), rel=1e-6
     )
     assert change.levels[1] - change.levels[0] == pytest.approx(change.strengthens.estimate)
 
@@ -107,9 +108,34 @@ def test_refusals():
     for call, message in [
         (lambda: phase_change(before, dataclasses.replace(after, n=299)), "after has n 299, this matrix 300"),
         (lambda: phase_change(before, flat([0.5, 0.6, 0.7])), "textual states 3"),
+        (lambda: phase_change(before, dataclasses.replace(after, preprocess="clamp")), "after has preprocess 'clamp'"),
+        (lambda: phase_change(before, dataclasses.replace(after, strata="ab")), "after has strata 'ab'"),
+        (
+            lambda: phase_change(dataclasses.replace(before, examples="a"), dataclasses.replace(after, examples="b")),
+            "after has examples 'b', this matrix 'a'",
+        ),
         (lambda: phase_change(bare, bare), "before has no half-samples"),
         (lambda: phase_change(before, after, tau=0), "tau=0"),
         (lambda: phase_change(before, after, smallest=-1), "smallest=-1"),
     ]:
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_few_halves_widen_the_interval():
+    """An error from three halves is itself uncertain: Student's t with two degrees of freedom is 4.3, not 2."""
+    before, after = flat([0.3, 0.5, 0.3]), flat([0.3, 0.9, 0.3])
+    few = [dataclasses.replace(each, parts=each.parts[:3], subsamples=3) for each in (before, after)]
+    change = phase_change(*few).strengthens
+    parts = (few[1].parts - few[0].parts)[:, 1, 1]
+    assert change.high - change.estimate == pytest.approx(4.302653 * float(parts.std()), rel=1e-5)
+
+
+def test_strata_are_kept_with_a_matrix():
+    x = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
+    strata = [[number // 6, number // 12] for number in range(60)]
+    one, other = (alignment_matrix(x, x, k=5, permutations=9, strata=[str(row[at]) for row in strata]) for at in (0, 1))
+    assert one.strata != other.strata != ""
+    with pytest.raises(InputError, match="after has strata"):
+        phase_change(one, other)
+    assert one.change(other).difference.abs().max() == 0  # the values themselves know no strata

@@ -79,7 +79,11 @@ def test_captures_of_unequally_many_tokens_are_noted(toy):
         ({"sizes": [0]}, "expected numbers of tokens from 1"),
         ({"rows": None}, "visual is a Tensor and rows=None"),
         ({"rows": (torch.arange(20), torch.arange(21))}, "textual has 20 tokens and rows for 21"),
-        ({"rows": (torch.arange(20) // 2, torch.arange(20) // 4)}, "2 states of 10 rows and textual 2 of 5"),
+        ({"rows": (torch.arange(20) // 2, torch.arange(20) // 4)}, "2 states of 10 rows, .* and textual 2 of 5"),
+        (
+            {"rows": (torch.arange(20), torch.arange(20) + 1)},
+            "of 20 rows, .* and textual 2 of 20, .*: expected the same",
+        ),
     ],
 )
 def test_what_cannot_be_pooled(options, words):

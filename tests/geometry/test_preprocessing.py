@@ -61,7 +61,7 @@ def test_a_massive_feature_makes_a_phase_which_is_noted_and_clamp_takes_it_out(s
     assert clamped.provenance.notes == ()
     assert clamped.preprocess == "clamp"
     assert (clamped.values.diagonal() - clamped.chance).abs().max() < 0.04
-    assert clamped.phase() != range(1, 4)
+    assert clamped.phase() is None  # it is None in 60 of 60 draws; p among all layers allows one of 20
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -34,8 +34,12 @@ def test_the_matrix_marks_its_phase(matrix):
     np.testing.assert_allclose(np.array(heatmap.z, dtype=float), matrix.values)
     assert f"{matrix.chance:.3g}" in figure.layout.title.text
     said = heatmap.customdata[1][2]
-    assert said == f"<br>95 % {matrix.low[1, 2]:.3f} to {matrix.high[1, 2]:.3f}<br>chance {matrix.chance:.3g}"
-    rectangle, dots = drawn(figure)
+    assert said == (
+        f"<br>95 % {matrix.low[1, 2]:.3f} to {matrix.high[1, 2]:.3f}<br>chance {matrix.chance:.3g}"
+        f"<br>p {matrix.p_family[1, 2]:.2g} among all"
+    )
+    rectangle, *crosses, dots = drawn(figure)
+    assert bool(crosses) == bool((matrix.p_family > 0.05).any())
     phase = matrix.phase(0.8)
     assert min(rectangle.x) == min(rectangle.y) == phase.start - 0.5
     assert max(rectangle.x) == max(rectangle.y) == phase.stop - 0.5
@@ -48,9 +52,24 @@ def test_a_matrix_at_chance_has_no_rectangle_and_stays_pale():
     matrix = alignment_matrix(rng.normal(size=(2, 60, 5)), rng.normal(size=(2, 60, 5)), k=10)
     assert matrix.phase() is None
     figure = plots.figure(matrix)
-    assert len(drawn(figure)) == 1
+    crosses, _ = drawn(figure)
+    assert (crosses.name, len(crosses.x)) == ("p > 0.05 among all pairs", 4)
+    assert set(drawn(plots.diagonal_figure(matrix))[1].marker.symbol) == {"circle-open"}
     assert figure.layout.coloraxis.cmax == pytest.approx(matrix.chance + 0.1)
     assert "no phase above chance" in plots.alignment_figures({"<x>": matrix}).layout.annotations[0].text
+
+
+def test_crosses_and_rings_are_where_the_correction_leaves_nothing(states):
+    rng = np.random.default_rng(2)
+    other = torch.cat([states[1:2], torch.from_numpy(rng.normal(size=(2, 120, 12)))])
+    matrix = alignment_matrix(states[[1, 0, 2]], other, k=10)
+    crosses = drawn(plots.figure(matrix))[-2]
+    assert set(zip(crosses.y, crosses.x, strict=True)) == {(row, column) for row in range(3) for column in (1, 2)}
+    line = drawn(plots.diagonal_figure(matrix))[1]
+    assert list(line.marker.symbol) == ["circle", "circle-open", "circle-open"]
+    bare = dataclasses.replace(matrix, null=None)
+    assert len(drawn(plots.figure(bare))) == 2
+    assert set(drawn(plots.diagonal_figure(bare))[1].marker.symbol) == {"circle"}
 
 
 def test_a_matrix_without_a_diagonal_has_its_dots(states):
