@@ -34,8 +34,8 @@ from interp.geometry.clouds import States, as_paired_states, check_k, fingerprin
 from interp.geometry.diagonal_peak import DiagonalPeak, peak_of
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
 from interp.geometry.matrix_change import MatrixChange, change_of
-from interp.geometry.nuisance import fingerprint, notes_of_pooling, notes_of_strata, strata_of
-from interp.geometry.phase import phase_of
+from interp.geometry.nuisance import fingerprint_of_strata, notes_of_pooling, notes_of_strata, strata_of
+from interp.geometry.phase import LEVEL, phase_of
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.registry import measure_of
 from interp.geometry.shuffles import joint_p
@@ -44,6 +44,7 @@ from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.categories import Labels
 from interp.statistics.half_samples import generator, half_samples, interval, standard_error
+from interp.statistics.permutation import permutation_p
 
 FLIPS = 1000
 PERMUTATIONS = 199
@@ -264,10 +265,27 @@ def alignment_matrix(
         null=None if null is None else null.float(),
         influence=None if grid.influence is None else grid.influence.float(),
         examples=fingerprint_of_ids(visual),
-        strata=fingerprint(resampling.strata),
+        strata=fingerprint_of_strata(resampling.strata),
         provenance=Provenance(
-            seed=seed, notes=(*notes, *notes_of_strata(resampling.strata), *notes_of_pooling(visual, textual))
+            seed=seed,
+            notes=(
+                *notes,
+                *_notes_of_few(draws),
+                *notes_of_strata(resampling.strata),
+                *notes_of_pooling(visual, textual),
+            ),
         ),
+    )
+
+
+def _notes_of_few(permutations: int) -> tuple[str, ...]:
+    """A line where no p can be small enough for a layer to count as above chance."""
+    least = permutation_p(0, permutations)
+    if not permutations or least <= LEVEL:
+        return ()
+    return (
+        f"the smallest p of {permutations} permutations is {least:.2g}, so no layer is above chance in phase() and bypass():"
+        " pass 19 or more, or 0 to judge by intervals alone",
     )
 
 

@@ -81,7 +81,7 @@ def strata_of(strata: Labels | None, visual: Any, n: int) -> Int[np.ndarray, " n
     return read_strata(strata, n)
 
 
-def fingerprint(strata: Int[np.ndarray, " n"] | None) -> str:
+def fingerprint_of_strata(strata: Int[np.ndarray, " n"] | None) -> str:
     """A hash of the strata of all examples, empty without strata."""
     return "" if strata is None else hashlib.sha256(strata.astype(np.int64).tobytes()).hexdigest()[:16]
 

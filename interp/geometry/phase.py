@@ -20,7 +20,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from interp.arguments import as_number
-from interp.errors import InputError
+from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.clouds import checked_within
 from interp.provenance import Provenance
 from interp.statistics.half_samples import interval, standard_error
@@ -207,6 +207,9 @@ def check_same_halves(matrix: LayerValues, other: LayerValues, name: str, *also:
 
     `also` are further settings to compare; ids of examples only where both are known.
     """
+    for each in (matrix, other):
+        if not hasattr(each, "floor"):
+            raise InputTypeError(f"{name}: {shown(each)} is no matrix, expected what alignment_matrix() returns")
     settings = [(what, getattr(matrix, what), getattr(other, what)) for what in (*_OF_HALVES, *also)]
     settings.append(("seed", matrix.provenance.seed, other.provenance.seed))
     settings.append(("textual states", matrix.values.shape[1], other.values.shape[1]))

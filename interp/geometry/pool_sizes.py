@@ -103,6 +103,8 @@ def pool_sizes(
     if not wanted or min(wanted) < 1:
         raise InputError(f"sizes={shown(sizes)}: expected numbers of tokens from 1")
     of_rows = rows if rows is not None else (_rows_of(visual, "visual"), _rows_of(textual, "textual"))
+    if not isinstance(of_rows, tuple | list) or len(of_rows) != 2:
+        raise InputError(f"rows={shown(rows)}: expected two, the row of each visual and of each textual token")
     numbers, groups = zip(*map(_tokens_of, of_rows, ("visual", "textual")), strict=True)
     stacks = as_states(visual, "visual"), as_states(textual, "textual")
     for stack, tokens, name in zip(stacks, groups, ("visual", "textual"), strict=True):
@@ -157,10 +159,12 @@ def _rows_of(acts: Any, name: str) -> Any:
 
 def _tokens_of(rows: Any, name: str) -> tuple[list[int], list[Int[Tensor, " token"]]]:
     """The numbers of the rows, and the tokens of each."""
-    numbers = torch.as_tensor(rows).cpu()
-    if numbers.ndim != 1 or numbers.is_floating_point() or not len(numbers):
-        raise InputError(f"rows of {name} of shape {tuple(numbers.shape)}: expected one int a token")
-    distinct, inverse, counts = numbers.unique(return_inverse=True, return_counts=True)
+    numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
+        raise InputError(f"rows of {name} of shape {numbers.shape} and type {numbers.dtype}: expected one int a token")
+    distinct, inverse, counts = torch.from_numpy(numbers.astype(np.int64)).unique(
+        return_inverse=True, return_counts=True
+    )
     return distinct.tolist(), list(inverse.argsort(stable=True).split(counts.tolist()))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from interp.errors import InputError
+from interp.errors import InputError, InputTypeError
 from interp.geometry import AlignmentMatrix, alignment_matrix, phase_change
 from interp.geometry.phase import _width
 
@@ -102,7 +102,7 @@ def test_the_width_counts_layers_and_parts_of_them():
         assert float(_width(torch.tensor(diagonal), level)) == pytest.approx(width)
 
 
-def test_refusals():
+def test_refusals(unchecked):
     before, after = flat([0.5, 0.9]), flat([0.5, 0.6])
     bare = dataclasses.replace(before, parts=None)
     for call, message in [
@@ -120,6 +120,19 @@ def test_refusals():
     ]:
         with pytest.raises(InputError, match=message):
             call()
+    with pytest.raises(InputTypeError, match="after: None is no matrix, expected what alignment_matrix"):
+        phase_change(before, None)
+    with pytest.raises(InputTypeError, match="placebo: 3 is no matrix"):
+        flat([0.5] * 5).bypass(placebo=3)
+
+
+def test_too_few_shuffles_for_any_phase_are_noted():
+    x = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
+    few, enough, none = (alignment_matrix(x, x, k=5, permutations=count) for count in (18, 19, 0))
+    assert few.phase() is None
+    assert "the smallest p of 18 permutations is 0.053" in few.provenance.notes[0]
+    assert enough.phase() == none.phase() == range(0, 2)
+    assert enough.provenance.notes == none.provenance.notes == ()
 
 
 def test_few_halves_widen_the_interval():

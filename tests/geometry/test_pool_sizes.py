@@ -75,6 +75,8 @@ def test_captures_of_unequally_many_tokens_are_noted(toy):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"rows": torch.arange(20)}, "expected two, the row of each visual and of each textual token"),
+        ({"rows": (["a"] * 20, ["a"] * 20)}, "rows of visual of shape .* and type <U1: expected one int a token"),
         ({"sizes": []}, "expected numbers of tokens from 1"),
         ({"sizes": [0]}, "expected numbers of tokens from 1"),
         ({"rows": None}, "visual is a Tensor and rows=None"),
@@ -86,7 +88,7 @@ def test_captures_of_unequally_many_tokens_are_noted(toy):
         ),
     ],
 )
-def test_what_cannot_be_pooled(options, words):
+def test_what_cannot_be_pooled(unchecked, options, words):
     x = torch.randn(2, 20, 3)
     with pytest.raises(interp.InputError, match=words):
         geometry.pool_sizes(x, x, **{"k": 2, "rows": (torch.arange(20), torch.arange(20)), **options})
