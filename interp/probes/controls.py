@@ -73,6 +73,21 @@ def _remedy(blocks: np.ndarray | None) -> str:
     return "" if blocks is None else " (examples of one picture or prompt are one group, unless groups= says otherwise)"
 
 
+def check_strata(
+    numbers: np.ndarray, blocks: np.ndarray | None, test: np.ndarray, strata: np.ndarray | None, seed: int
+) -> None:
+    """Raises `InputError` for strata that leave the test labels no other order: p would be 1, whatever the probe reads."""
+    if strata is None:
+        return
+    order, rng = BlockOrder(test, blocks, strata), np.random.default_rng([seed, 7])
+    if all(np.array_equal(order.draw(numbers, rng), numbers[order.places]) for _ in range(_TRIES)):
+        units = "examples" if blocks is None else "groups"
+        raise InputError(
+            f"the {len(np.unique(strata[test]))} strata of the test examples have one label or no two {units} each, so that no"
+            " label can change places: expected strata with several labels, such as fewer bins of length"
+        )
+
+
 def permuted_hits(
     answers: np.ndarray,
     numbers: np.ndarray,

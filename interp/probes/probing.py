@@ -27,7 +27,7 @@ from interp.arguments import checked_int, checked_seed, checked_share
 from interp.errors import InputError
 from interp.geometry.preprocessing import preprocess_for_probes
 from interp.probes.batched import fit_batched
-from interp.probes.controls import control_task, group_labels, permuted_hits, split_examples
+from interp.probes.controls import check_strata, control_task, group_labels, permuted_hits, split_examples
 from interp.probes.inputs import States, checked_classes, checked_labels, checked_states, read_groups
 from interp.probes.leakage import find_leaks
 from interp.probes.linear import LinearProbe
@@ -99,9 +99,9 @@ def probe_layers(
     A long run shows its progress on a terminal or in a notebook; ``progress=False`` hides it.
 
     Raises `InputError` where labels, groups or types are not one an example, some are missing or look alike (1 and "1"), or
-    the activations have none of that name; where there are fewer than two classes, a class has
-    too few examples (or groups) for both sides, the sides have no type in common, features are not finite, or `transfer`
-    has other states, examples or features; and for a seed that is not an int from 0.
+    the activations have none of that name; where there are fewer than two classes, a class has too few examples (or groups)
+    for both sides, strata leave the test labels no other order, the sides have no type in common, features are not finite, or
+    `transfer` has other states, examples or features; and for a seed that is not an int from 0.
     """
     seed, states = checked_seed(seed), checked_states(acts, site, "acts")
     labels, types, strata = (
@@ -119,6 +119,7 @@ def probe_layers(
     if other is not None and other.shape != states.shape:
         raise InputError(f"transfer has shape {tuple(other.shape)}, acts {tuple(states.shape)}: expected the same")
     train, test = split_examples(classes, numbers, blocks, test_size, seed)
+    check_strata(numbers, blocks, test, within, seed)
     (states, *others), notes = preprocess_for_probes([states] if other is None else [states, other], train, preprocess)
     shuffles = [shuffle_labels(numbers, blocks, (train, test), seed + turn, within) for turn in range(turns)]
     leaks, leakage = find_leaks(states, numbers, (train, test), known, seed)

@@ -27,3 +27,13 @@ def test_groups_lie_within_a_stratum():
     states, labels = np.random.default_rng(0).normal(size=(1, 40, 3)), np.arange(40) % 2
     with pytest.raises(interp.InputError, match="groups have rows of several strata"):
         probe_layers(states, labels, groups=np.arange(40) // 4, strata=np.arange(40) % 2, progress=False)
+
+
+def test_strata_without_another_order_are_refused():
+    """p would be 1 and the control the accuracy itself, which reads like a property that is not there."""
+    states, labels = np.random.default_rng(0).normal(size=(1, 80, 3)), np.arange(80) % 2
+    picture = np.arange(80) // 4
+    for strata, groups in ((labels, None), (picture, picture)):
+        with pytest.raises(interp.InputError, match="strata of the test examples have one label or no two"):
+            probe_layers(states, labels if strata is not picture else picture % 2, groups=groups, strata=strata)
+    assert probe_layers(states, picture // 2 % 2, groups=picture, strata=picture % 2, progress=False).p is not None

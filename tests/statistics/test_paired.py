@@ -101,6 +101,9 @@ def test_a_single_unit_has_no_bounds_and_nan_stays_nan():
     change = paired_change(before, torch.rand(4, 2))
     assert change.p.isnan().tolist() == [False, True]
     assert change.low.isnan().tolist() == [False, True]
+    change = paired_change(before, torch.ones(4, 2))
+    for numbers in (change.p, change.low, change.high, change.difference):
+        assert numbers.isnan().tolist() == [False, True]
 
 
 def test_the_interval_of_answers_by_hand():
