@@ -180,6 +180,7 @@ class Demo:
         for model, geometry in self.geometry.items():
             matrix = geometry.alignment
             bypass = geometry.bypass
+            assert bypass.contrasts is not None
             numbers[f"alignment/{model}"] = torch.stack([matrix.values, matrix.low, matrix.high])
             numbers[f"bypass/{model}"] = torch.stack([bypass.gain, bypass.gain_low, bypass.gain_high, bypass.p])
             numbers[f"entry/{model}"] = bypass.contrasts["estimate"]

@@ -80,4 +80,5 @@ class Verdict:
         if self.value == "contradicted":
             return f"{seen} excludes an effect of {self.smallest:.3g}"
         neither = f"neither shows an effect nor excludes one of {self.smallest:.3g}"
-        return f"{seen} {neither}; one of {self.detectable:.3g} could have been seen"
+        size = f"one of {self.detectable:.3g}" if math.isfinite(self.detectable) else "none of any size"
+        return f"{seen} {neither}; {size} could have been seen"

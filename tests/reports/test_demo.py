@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ from interp.reports.demo import STAGE1, STEPS, TUNED, Size, distinct_scenes, gro
 from interp.reports.demo_page import demo_page, summarise_demo
 from interp.reports.findings import Finding, corrected, decision, findings, first_above, paragraph
 from interp.reports.hand_over import crossing_depths, hand_over
-from interp.statistics import verdict
+from interp.statistics import Verdict, verdict
 from interp.toy import scenes
 from reports.browser import CHROMIUM, visit
 
@@ -136,6 +137,11 @@ def test_images_and_captions_are_compared_by_means_of_equally_many_tokens(toy):
     first = every["resid"][8][every.rows == 0]
     means = first[torch.tensor(list(itertools.combinations(range(36), 4)))].mean(dim=1)
     assert (means - states["image"][8, 0]).abs().amax(dim=1).min() < 1e-4
+
+
+def test_a_verdict_without_bounds_says_that_nothing_could_have_been_seen():
+    unable = Verdict("undecided", 0.01, -math.inf, math.inf, 0.05, math.inf)
+    assert str(unable).endswith("none of any size could have been seen")
 
 
 def test_the_table_of_claims_has_each_effect_with_its_interval_and_the_smallest_of_interest(demo):
