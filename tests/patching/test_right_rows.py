@@ -169,9 +169,10 @@ def test_the_control_writes_the_states_of_another_row(toy, sides, pairs, sweep, 
     assert all(own[row] != own[donor] for row, donor in enumerate(donors))
     if sweep is patch_sweep:
         target = sides[1] if direction == "denoise" else sides[0]
-        patch = interp.interventions.Patch(site="resid_pre", layers=1, positions="image", value=source.row(donors[4]))
-        logits = toy.logits(target.row(4), [patch])
-        assert found.control_rows[4, 0, 0].item() == pytest.approx(rows[4](logits).item(), abs=1e-4)
+        for row, donor in enumerate(donors):
+            patch = interp.interventions.Patch(site="resid_pre", layers=1, positions="image", value=source.row(donor))
+            logits = toy.logits(target.row(row), [patch])
+            assert found.control_rows[row, 0, 0].item() == pytest.approx(rows[row](logits).item(), abs=1e-4)
     plain = sweep(toy, *sides, metric=metric, direction=direction, **WHERE)
     torch.testing.assert_close(found.per_row, plain.per_row, atol=1e-5, rtol=0)
     assert plain.control is None
