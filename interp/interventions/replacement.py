@@ -125,8 +125,9 @@ class Ablate(AtSite):
 
     `by` keeps in the mean what is not to be removed. None is one mean for all selected states. "position" is one for the
     first selected position of all rows, one for the second, and so on. Labels, one for each row of a batch, which they fit
-    alone, are one mean for each group of rows. ``("position", labels)`` is both: the mean at this position over the rows of this group. With `Activations`, the
-    labels of the reference rows have a name: ``by={"kind": labels}`` takes the reference rows of the same "kind".
+    alone, are one mean for each group of rows. ``("position", labels)`` is both: the mean at this position over the rows of
+    this group. With `Activations`, the labels of the reference rows have a name: ``by={"kind": labels}`` takes the reference
+    rows of the same "kind".
 
     In generation it also changes the new tokens that `positions` names, except with "resample", with a tensor that has a
     value for each position, and with means by position: these belong to the prompt.
