@@ -21,7 +21,7 @@ BELOW = {
     "files": set(),
     "results": {"displays", "errors", "provenance", "files"},
     "guide": {"displays", "errors"},
-    "statistics": {"errors", "arguments", "progress"},
+    "statistics": {"errors", "arguments", "progress", "displays"},
     "geometry": {"results", "statistics"},
     "probes": {"results", "statistics", "geometry"},
     "models.batches": {"arguments", "displays", "progress", "provenance"},

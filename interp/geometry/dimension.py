@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -65,9 +65,9 @@ class Estimate(Result):
     ranks: tuple[int, int] = (1, 2)
     reach: float = math.nan
     twins: int = 0
-    preprocess: str = "none"
-    massive: str = ""
-    independent_error: float = math.nan
+    preprocess: str = field(default="none", repr=False)
+    massive: str = field(default="", repr=False)
+    independent_error: float = field(default=math.nan, repr=False)
 
     @property
     def warning(self) -> str:

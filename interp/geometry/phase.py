@@ -20,6 +20,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from interp.arguments import as_number
+from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
 from interp.geometry.clouds import checked_within
 from interp.provenance import Provenance
@@ -221,7 +222,7 @@ def check_same_halves(matrix: LayerValues, other: LayerValues, name: str, *also:
 
 
 @dataclass(frozen=True)
-class PhaseChange:
+class PhaseChange(Display):
     """How the abstraction phase of one model differs from that of another on the same examples.
 
     `threshold` is the likeness above chance from which a layer belongs to the phase, `tau` of the maximum before; `before` and

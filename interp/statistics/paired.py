@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from interp.displays import Display
 from interp.errors import InputError
 from interp.statistics.categories import Labels
 from interp.statistics.half_samples import NORMAL_95
@@ -131,7 +132,7 @@ def _sign_p(
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(Display):
     """A paired change for each cell, Float [...]: the means `before` and `after`, their `difference` with its 95 % bounds `low`
     and `high`, and its `p`. `n` is the number of units, rows or groups."""
 

@@ -187,7 +187,18 @@ def public_dataclasses():
 
 
 # These hold words and numbers alone, or are sent with a trace and print none of their tensors.
-SMALL = {"Edit", "Read", "Readout", "Architecture", "Check", "Component", "LogitScaling", "Question", "SceneObject"}
+SMALL = {
+    "Edit",
+    "Read",
+    "Readout",
+    "Architecture",
+    "Check",
+    "Component",
+    "LogitScaling",
+    "Question",
+    "SceneObject",
+    "Verdict",
+}
 
 
 def test_every_public_value_has_a_short_repr():

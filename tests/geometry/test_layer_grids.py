@@ -25,7 +25,7 @@ from interp.geometry import (
     rsa,
     svcca,
 )
-from interp.geometry.layer_grids import NO_HALVES, LayerStacks
+from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
 from interp.geometry.registry import measure_of
 from interp.statistics.half_samples import half_samples, reach
 
@@ -100,7 +100,7 @@ def test_unrelated_layers_are_at_their_floor_and_equal_ones_are_at_the_top(name)
 def test_the_floor_is_that_of_shuffled_rows(name):
     visual, textual = stacks()
     measure = MEASURES[name].turned
-    floor = measure.floor(LayerStacks(list(visual), list(textual), NAMES), measure.k, 0)
+    floor = measure.floor(LayerStacks(list(visual), list(textual), NAMES), measure.k, Resampling(NO_HALVES, 3, 0))
     rng = np.random.default_rng(0)
     orders = [torch.from_numpy(rng.permutation(60)) for _ in range(3)]
     expected = np.mean([called(name, visual[1], textual[2][order], measure.k) for order in orders])

@@ -33,6 +33,9 @@ EACH = {
     ),
     "ablate zero": lambda vlm, batch: Ablate(site="attn_out", layers=[1, 5], positions="text"),
     "ablate mean": lambda vlm, batch: Ablate(site="k", layers=[1, 2], positions="image", value="mean", heads=[0, 3]),
+    "ablate mean by position": lambda vlm, batch: Ablate(
+        site="resid_pre", layers=3, positions=[1, -1], value="mean", by=("position", ["one", "two", "one"])
+    ),
     "ablate resample": lambda vlm, batch: Ablate(
         site="resid_pre", layers=2, positions="last", value="resample", seed=1
     ),
@@ -210,10 +213,11 @@ _WRONG = {
     ],
     "mode": [("softmax", "mode='softmax' is unknown: use one of pre_softmax, post_softmax")],
     "tower": [("ear", "tower='ear' is unknown: use one of language, vision")],
+    "by": [("rows", "by='rows' with value='zero': only a mean has groups"), ([0], "only a mean has groups")],
     "seed": [("0", "seed='0': expected an int of 0 or more"), (-1, "seed=-1: expected")],
 }
 # Fields with a default that are tried on every intervention that has them.
-OPTIONAL = ("value", "heads", "seed", "self_edges", "mode", "tower")
+OPTIONAL = ("value", "heads", "by", "seed", "self_edges", "mode", "tower")
 _CASES = [
     (kind, name, wrong, words)
     for kind, sound in _SOUND.items()
