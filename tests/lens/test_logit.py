@@ -53,7 +53,7 @@ def test_interventions_are_seen(toy, mixed):
     assert (plain.top_probs[:4] == cut.top_probs[:4]).all()
     assert not torch.allclose(plain.top_probs[5], cut.top_probs[5])
     assert cut.provenance.interventions == (
-        "Ablate(site='resid_pre', layers=4, positions='last', value='zero', heads=None, seed=0)",
+        "Ablate(site='resid_pre', layers=4, positions='last', value='zero', heads=None, seed=0, by=None)",
     )
 
 
