@@ -95,9 +95,9 @@ def test_the_page_about_the_toy_runs():
 
 
 def test_the_page_about_sweeps_runs():
-    (example,) = examples("docs/sweeps.md", "python")
     names: dict = {}
-    exec(compile(example, "docs/sweeps.md", "exec"), names)
+    for example in examples("docs/sweeps.md", "python"):
+        exec(compile(example, "docs/sweeps.md", "exec"), names)
     assert len(names["batch"]) == 12
 
 
@@ -123,8 +123,10 @@ def test_the_page_about_geometry_runs_and_says_what_comes_out():
     for example in examples("docs/geometry.md", "python"):
         exec(compile(example, "docs/geometry.md", "exec"), names)
     assert (round(names["value"], 3), round(names["low"], 3), round(names["high"], 3)) == (0.495, 0.478, 0.513)
-    overlap = names["neighbor_overlap"]
-    assert round(overlap(names["large"], names["y"]), 2) == 0.07
+    assert names["clamped"].phase() is None
+    massive = names["alignment_matrix"](names["visual"], names["textual"])
+    assert massive.phase() == range(1, 4)
+    assert massive.provenance.notes[0].startswith("visual: feature 7 of 24 makes up to 99.9 % of squared distances")
     assert names["matrix"].phase() == range(2, 9)
     gain = [getattr(names["bypass"], field) for field in ("gain", "gain_low", "gain_high")]
     assert [round(float(part[0]), 2) for part in gain] == [-0.05, -0.07, -0.03]
