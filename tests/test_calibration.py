@@ -24,6 +24,13 @@ def test_every_row_can_be_drawn(room):
         assert float(row.draw(0)) == float(row.draw(0)), f"{row.number}, {row.design}: two draws of one seed differ"
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_page_has_every_row(room):
+    page = PAGE.read_text()
+    assert all(f"| {row.number} | {row.design} | {row.kind} |" in page for row in rows(room))
+    assert "| fails |" not in page
+
+
 @pytest.mark.parametrize(
     ("kind", "rate", "reason", "expected"),
     [

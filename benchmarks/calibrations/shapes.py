@@ -86,7 +86,7 @@ ROWS = [
     *(
         Row(
             f"intrinsic_dimension {method} error",
-            f"{n} points of a {law} cloud of {d} dimensions",
+            f"{n} points, {law} cloud of {d} dimensions",
             "coverage",
             holds(partial(dimension, method, n, d, law)),
             reason={"gride": LARGE, "mle": MLE}.get(method, ""),
