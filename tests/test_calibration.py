@@ -18,7 +18,9 @@ def rows(room):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_row_can_be_drawn(room):
+def test_every_row_can_be_drawn(room, monkeypatch):
+    # The mean that an interval has to hold is that of some hundred draws, for each row; here two do.
+    monkeypatch.setattr(importlib.import_module(f"calibrations.{room}"), "OTHERS", 2, raising=False)
     for row in rows(room):
         assert row.kind in calibrations.BANDS, row
         assert float(row.draw(0)) == float(row.draw(0)), f"{row.number}, {row.design}: two draws of one seed differ"
