@@ -11,6 +11,7 @@ from PIL import Image
 import interp
 import zoo
 from interp import cli
+from interp.cli import doctor_command
 from interp.errors import InterpError
 from interp.reports import demo as analyses
 from interp.reports.demo import Size
@@ -176,7 +177,7 @@ def test_the_doctor_shows_every_absence_in_words(capfd, monkeypatch):
     ],
 )
 def test_values_of_the_structure_in_words(value, text):
-    assert cli._cell(value) == text
+    assert doctor_command._cell(value) == text
 
 
 def test_the_doctor_speaks_json(capfd):

@@ -1,0 +1,5 @@
+"""``python -m interp.cli`` is ``interp``."""
+
+from interp.cli.application import main
+
+main()
