@@ -123,6 +123,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "paired_change Change holm family_p verdict Verdict",
         "conventions",
     ),
+    (
+        "compare answers of several runs, such as seeds, to the same questions",
+        "statistics",
+        "crossed_share crossed_change crossed_ratio Crossed",
+        "conventions",
+    ),
     ("save, load and compare results", "", "Result Provenance", "results"),
     ("draw a result, write the figure to a file", "plots", "figure save_figure Series series_figure", "results"),
     (

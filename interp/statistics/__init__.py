@@ -5,13 +5,14 @@
 [0.404, 0.596]
 
 One module each: `intervals` (means and ratios over rows or groups), `proportions` (Wilson's interval), `paired` (the same
-items twice), `verdicts` (what an interval says of a claim), `corrections` (one p of many), `permutation` (tests) and
-`half_samples` (measures of neighbours, whose functions are in the module alone).
+items twice), `crossed` (the same items in several runs), `verdicts` (what an interval says of a claim), `corrections` (one p of
+many), `permutation` (tests) and `half_samples` (measures of neighbours, whose functions are in the module alone).
 """
 
 from __future__ import annotations
 
 from interp.statistics.corrections import family_p, holm
+from interp.statistics.crossed import Crossed, crossed_change, crossed_ratio, crossed_share
 from interp.statistics.intervals import few_rows, mean_interval, ratio_interval
 from interp.statistics.paired import Change, paired_change
 from interp.statistics.permutation import BlockOrder, permutation_p, shuffle_labels
@@ -21,7 +22,11 @@ from interp.statistics.verdicts import Verdict, verdict
 __all__ = [
     "BlockOrder",
     "Change",
+    "Crossed",
     "Verdict",
+    "crossed_change",
+    "crossed_ratio",
+    "crossed_share",
     "family_p",
     "few_rows",
     "holm",
