@@ -28,6 +28,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("find the parts of a model that nothing else wraps", "models", "find_structure", "models"),
     ("say where data come from: a folder, a table, pairs", "", "Data", "capture"),
     ("store the states of a data set, and open them again", "", "capture open_activations Activations", "capture"),
+    ("draw conversations to tune on, and questions to test with", "toy", "conversations questions", "toy"),
     (
         "draw scenes and pairs with known answers",
         "toy",

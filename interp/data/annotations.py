@@ -1,10 +1,7 @@
 """Annotations: what JSON files say about pictures, LLaVA's conversations and COCO's captions.
 
-LLaVA's format is a list of ``{"id": ..., "image": "1.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is
-this?"}, {"from": "gpt", "value": "A cat."}]}``. The text of a row is the first turn of the human, and the first answer to
-it is the column ``answer``; later turns are left out. An item without an image is a row of text, and ``image`` may be a
-list. An item whose conversation has no turn of the human is a row that cannot be read. A column ``conversations`` in another
-format (numbers, strings, turns with ``role`` and ``content``) is an ordinary column.
+LLaVA's format is a list of ``{"id": ..., "image": "1.jpg", "conversations": [...]}``, see `interp.data.conversations`. An item
+without an image is a row of text, and ``image`` may be a list.
 
 COCO's format is ``{"images": [{"id": ..., "file_name": ...}], "annotations": [{"id": ..., "image_id": ..., "caption":
 ...}]}``. Each annotation is a row with the columns ``id``, ``file_name``, ``caption`` and ``group``, the id of its image:
@@ -19,39 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError, shown
-
-TURNS = "conversations"
-_HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
-
-
-def are_turns(value: Any) -> bool:
-    """Whether a value is a conversation in LLaVA's format: a list of mappings that have "from"."""
-    return isinstance(value, list | tuple) and all(isinstance(turn, Mapping) and "from" in turn for turn in value)
-
-
-def with_turns(cells: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """The cells with `text` and `answer` for their conversation, unless they have such columns themselves.
-
-    For a conversation without a turn of the human both are None, and the column `conversations` is the `InputError` that says
-    so. It begins with the `place` of the cells.
-
-    >>> turns = [{"from": "human", "value": "<image> what ?"}, {"from": "gpt", "value": "a cat"}]
-    >>> with_turns({"id": "7", "conversations": turns}, "row 0")
-    {'text': '<image> what ?', 'answer': 'a cat', 'id': '7'}
-    """
-    if TURNS not in cells:
-        return cells
-    turns = cells[TURNS] if are_turns(cells[TURNS]) else ()
-    words = [(turn["from"], turn.get("value")) for turn in turns]
-    starts = [start for start, (speaker, text) in enumerate(words) if speaker in _HUMAN and isinstance(text, str)]
-    if not starts:
-        error = InputError(
-            f'{place} has the conversation {shown(cells[TURNS])}: expected a list with a turn from "human"'
-        )
-        return {"text": None, "answer": None, **cells, TURNS: error}
-    answer = next((text for speaker, text in words[starts[0] :] if speaker in _MODEL), None)
-    others = {name: cell for name, cell in cells.items() if name != TURNS}
-    return {"text": words[starts[0]][1], "answer": answer, **others}
 
 
 def read_json(file: Path) -> Sequence[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from interp.arguments import checked_choice, checked_flag
 from interp.displays import Display
 from interp.errors import InputError, InputTypeError, shown
 
-ROLES = ("image", "text", "id", "label", "group")
+ROLES = ("image", "text", "id", "label", "group", "answer", "masks")
 
 
 def as_data(data: Any, **keywords: Any) -> Data:
@@ -50,8 +50,9 @@ class Data(Display):
     pandas, a data set of scenes, of torch or of the `datasets` package, or the path of a folder or a file; docs/capture.md
     has an example of each.
 
-    `columns` says which columns play the roles image, text, id, label and group, ``{"text": "caption"}``; a column that
-    has the name of a role plays it, unless None says that no column does: ``{"id": None}``. `prompt` is the text of each
+    `columns` says which columns play the roles image, text, id, label, group, answer and masks, ``{"text": "caption"}``; a
+    column that has the name of a role plays it, unless None says that no column does: ``{"id": None}``. An answer makes the
+    row an exchange that a model can be tuned on, and masks say where in its picture words stand. `prompt` is the text of each
     row with columns in braces, ``"<image> {caption}"``; a prompt without ``<image>`` makes rows of text, and their images
     are not used. `spans` names parts of each row's text, as `VLM.prepare` takes them, with columns in braces too:
     ``{"object": "{colour} {digit}"}`` becomes positions ``object`` of every batch; a row in which a column is empty has no

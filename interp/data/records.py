@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.data.annotations import TURNS, are_turns, read_json, with_turns
+from interp.data.annotations import read_json
+from interp.data.conversations import conversation_column, with_turns
 from interp.data.data import Data
 from interp.data.roles import check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Rows, pictures_in
+from interp.data.rows import Rows, masks_in, pictures_in
 from interp.data.tables import IndexedRows
 from interp.errors import InputError, shown
 from interp.models.batches.images import images_in
@@ -40,8 +41,9 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
     Raises `InputError` for names of pictures that lead out of their folder, unless rows that cannot be read are skipped, and
     for what `interp.data.roles` refuses.
     """
-    if any(record.cells.get(TURNS) and are_turns(record.cells[TURNS]) for record in records):
-        records = [Record(with_turns(record.cells, record.place), record.file, record.number) for record in records]
+    turns = next(filter(None, (conversation_column(record.cells) for record in records)), None)
+    if turns is not None:
+        records = [Record(with_turns(each.cells, turns, each.place), each.file, each.number) for each in records]
     names = list(dict.fromkeys(name for record in records for name in record.cells))
     default = next((name for name in _PICTURES[2 if metadata else 0 :] if name in names), None)
     image = column_of("image", data, names, default)
@@ -52,12 +54,15 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
         )
     known = [name for name in names if name != image and all(is_plain(plain(r.cells.get(name))) for r in records)]
     in_csv = records[0].file is not None and records[0].file.suffix == ".csv"
-    roles = find_roles(data, names, known, image, _kinds(records, known) if in_csv else {})
+    roles = find_roles(data, names, known, image, _kinds(records, known) if in_csv else {}, turns)
     root, empty = data.folder(), dict.fromkeys(known)
+
+    def folder_of(record: Record) -> Path | None:
+        return record.file.parent if root is None and record.file is not None else root
 
     def images_of(record: Record) -> Any:
         images = None if image is None else record.cells.get(image)
-        folder = record.file.parent if root is None and record.file is not None else root
+        folder = folder_of(record)
         for name in () if record.file is None else images_in(images):
             if not isinstance(name, str) or not name:
                 return InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
@@ -71,7 +76,9 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
         check_unique_ids((record.cells.get(roles.id) for record in records), data)
 
     def fetch(start: int, stop: int) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        return ((images_of(record), {**empty, **record.cells}) for record in records[start:stop])
+        for record in records[start:stop]:
+            cells = {**empty, **record.cells}
+            yield images_of(record), masks_in(folder_of(record), roles.masks, cells, record.place)
 
     return IndexedRows(len(records), fetch, roles)
 

@@ -1,4 +1,4 @@
-"""Roles: which column of a table is a row's text, its id, its label, its group; the rest are labels by their own names.
+"""Roles: which column of a table is a row's text, answer, masks, id, label, group; the rest are labels by their own names.
 
 Data sets have different names for the same things, so the user maps their names to the roles once
 (``columns={"text": "question", "label": "category"}``; None for a role that no column plays), and one place turns the cells
@@ -7,16 +7,19 @@ of any table into a `Row`.
 A prompt writes the text of every row from its cells: ``"<image> {question} Answer yes or no."``. A field in braces is the
 name of a column and nothing else: no attribute, index or format is followed, and braces in the data mean nothing. A
 prompt without ``<image>`` makes rows of text: the captions of pictures, say, without the pictures.
+
+A row with an answer is an exchange: its text, and the answer. Where the data has conversations, their turns are the
+exchanges, unless ``columns={"answer": ...}`` names an answer; a prompt writes the first thing that the human says.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from interp.data.annotations import TURNS
+from interp.data.conversations import Conversation, read_turns
 from interp.data.data import Data
 from interp.data.rows import Row
 from interp.errors import InputError, shown
@@ -49,8 +52,10 @@ def find_roles(
     plain_names: Sequence[str],
     image: str | None,
     kinds: Mapping[str, Callable[[str], Any]] | None = None,
+    turns: str | None = None,
 ) -> Roles:
-    """The roles of a table with the columns `names`, of which `plain_names` hold plain values and `image` the pictures.
+    """The roles of a table with the columns `names`, of which `plain_names` hold plain values, `image` the pictures and
+    `turns` conversations.
 
     Raises `InputError` for a role or a prompt with an unknown column, and for a table without images and texts.
     """
@@ -61,12 +66,15 @@ def find_roles(
             'say which are with columns={"image": ..., "text": ...}'
         )
     columns = data.columns or {}
-    labels = {role: columns[role] for role in ("label", "group") if column_of(role, data, plain_names)}
-    special = {image, text, identity, *labels.values(), *({"label", "group"} & columns.keys())}
+    labels = {role: columns[role] for role in _LABELS if column_of(role, data, plain_names)}
+    special = {image, text, identity, *labels.values(), *({*_LABELS} & columns.keys())}
     others = {name: name for name in plain_names if name not in special}
     template = None if data.prompt is None else parse_prompt(data.prompt, plain_names)
     spans = {name: parse_prompt(span, plain_names, f"spans[{name!r}]") for name, span in (data.spans or {}).items()}
-    return Roles(text, identity, {**labels, **others}, template, kinds or {}, spans)
+    answer = column_of("answer", data, plain_names, default="answer")
+    masks = column_of("masks", data, names, default=None if "masks" in plain_names else "masks")
+    turns = None if columns.get("answer") else turns
+    return Roles(text, identity, {**labels, **others}, template, kinds or {}, spans, answer, turns, masks)
 
 
 def column_of(role: str, data: Data, names: Sequence[str], default: str | None = None) -> str | None:
@@ -76,11 +84,13 @@ def column_of(role: str, data: Data, names: Sequence[str], default: str | None =
         return default if default in names else None
     column: str | None = columns[role]
     if column is not None and column not in names:
-        kind = "columns" if role == "image" else "columns of plain values"
+        kind = "columns" if role in ("image", "masks") else "columns of plain values"
         raise InputError(f"columns says {column!r} for {role}: the data has the {kind} {', '.join(names)}")
     return column
 
 
+# Roles whose column is a label of the row by the name of the role.
+_LABELS = ("label", "group", "answer")
 _NO_ID = "has no id: fill it in, or name another column with columns={'id': ...}"
 
 
@@ -129,7 +139,7 @@ class Roles:
     """The columns of `text` and `id` (None where the data has none) and of each label by its name, and the `prompt`.
 
     `kinds` holds, for a column whose cells are text, the type that its labels are made with (`int`, `float`). `spans` are the
-    templates of named parts of the text.
+    templates of named parts of the text. `answer`, `turns` and `masks` are the columns of answers, conversations and masks.
     """
 
     text: str | None
@@ -138,6 +148,9 @@ class Roles:
     prompt: Prompt | None = None
     kinds: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
     spans: Mapping[str, Prompt] = field(default_factory=dict)
+    answer: str | None = None
+    turns: str | None = None
+    masks: str | None = None
 
     def row(self, index: int, image: Any, cells: Mapping[str, Any]) -> Row:
         """The row of these pictures and cells.
@@ -159,18 +172,43 @@ class Roles:
             return Row(index, str(name), None, "", labels, error)
         count = len(images_in(image))
         text = self._text(cells, count)
-        if self.text is not None and cells[self.text] is None and isinstance(cells.get(TURNS), InputError):
+        said, unread = self._conversation(cells, text), cells.get(self.turns) if self.turns else None
+        in_turns = self.prompt is None and any(PLACEHOLDER in asked for asked, _ in said.turns)
+        if self.text is not None and cells[self.text] is None and isinstance(unread, InputError):
             # Without its conversation the row has a text only where a prompt writes one without it.
-            error = cells[TURNS] if self.prompt is None or not text else None
-        elif count and text and PLACEHOLDER not in text and self.prompt is None:
+            error = unread if self.prompt is None or not text else None
+        elif count and text and PLACEHOLDER not in text and self.prompt is None and not in_turns:
             error = InputError(
                 f'its text {shown(text)} has no {PLACEHOLDER}: give prompt="{PLACEHOLDER} {{{self.text}}}", or '
                 f'prompt="{{{self.text}}}" for the text without its image'
             )
-        if text and PLACEHOLDER not in text:
+        if text and PLACEHOLDER not in text and not in_turns:
             count = 0
         spans = {span: template.fill(cells) or None for span, template in self.spans.items()}
-        return Row(index, str(name), image if count else None, text, labels, error, spans)
+        masks = () if self.masks is None else cells.get(self.masks) or ()
+        row = Row(index, str(name), image if count else None, text, labels, error, spans)
+        return replace(row, turns=said.turns, system=said.system, fault=said.fault, masks=masks)
+
+    def _conversation(self, cells: Mapping[str, Any], text: str) -> Conversation:
+        """The exchanges of a row with this text."""
+        held = None if self.turns is None else cells.get(self.turns)
+        answer = None if self.answer is None else plain(cells.get(self.answer))
+        if isinstance(held, InputError):
+            return Conversation(fault=held)
+        if not isinstance(held, Conversation):
+            if answer is None:
+                return Conversation()
+            if not isinstance(answer, str) and type(answer) is not int:
+                what = "expected a text or a whole number, write it as the model shall say it"
+                return Conversation(fault=InputError(f"its answer is {shown(answer)}: {what}"))
+            held = read_turns([("human", text), ("gpt", str(answer))])
+        if self.prompt is None or not held.turns:
+            return held
+        if any(name == self.answer for _, name in self.prompt.pieces if name):
+            return Conversation(fault=InputError(f"the prompt has {{{self.answer}}}, its answer: leave that field out"))
+        if not text:
+            return Conversation(fault=InputError("a column that the prompt is made of is empty: fill it in"))
+        return replace(held, turns=((text, held.turns[0][1]), *held.turns[1:]))
 
     def _text(self, cells: Mapping[str, Any], count: int) -> str:
         if self.prompt is not None:

@@ -58,6 +58,30 @@ def pictures_in(folder: Path, image: Any, place: str) -> Any:
     return folder / name
 
 
+def masks_in(folder: Path | None, column: str | None, cells: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """The cells with the masks in a column as a tuple of dicts of "words" and "mask", with names as `pictures_in` makes them.
+
+    An `InputError` stands for a mask that cannot be opened, and for all of an entry of another form.
+    """
+    if column is None or cells.get(column) is None:
+        return cells
+    entries = cells[column] if isinstance(cells[column], list | tuple) else [shown(cells[column])]
+    return {**cells, column: tuple(_mask_in(folder, entry, place) for entry in entries)}
+
+
+def _mask_in(folder: Path | None, entry: Any, place: str) -> Mapping[str, Any]:
+    words, mask = (entry.get("words"), entry.get("mask")) if isinstance(entry, Mapping) else (None, None)
+    several = words if isinstance(words, list | tuple) else [words]
+    if mask is None or not several or not all(isinstance(word, str) and word.strip() for word in several):
+        what = 'expected a list of {"words": "red 3", "mask": ...}'
+        return {"words": (), "mask": InputError(f"{place} has the mask {shown(entry)}: {what}")}
+    if isinstance(mask, Mapping) and is_url(mask):
+        mask = InputError(f"{place} names the mask {shown(mask['path'])}: expected the name of a file, and no URL")
+    elif folder is not None and not isinstance(mask, list):  # a list holds the pixels themselves
+        mask = pictures_in(folder, mask, place)
+    return {**entry, "mask": mask}
+
+
 def open_rows(rows: Sequence[Row], skip: Skip | None) -> list[OpenRow]:
     """The rows with their pictures opened; a row that cannot be read goes to `skip`, or is an error without it."""
     opened = []
@@ -78,21 +102,42 @@ def open_row(row: Row) -> list[Image.Image]:
     pictures do not fit together.
     """
     try:
-        pictures = images_in(row.image)
         if row.error is not None:
             raise row.error
         if not row.text:
             raise InputError("its text is empty, or a column that it is made of is: fill it in or leave the row out")
-        if any("\ud800" <= letter <= "\udfff" for letter in row.text):
-            raise InputError(f"its text {shown(row.text)} is not Unicode: expected a whole string")
-        if row.text.count(PLACEHOLDER) != len(pictures):
-            raise InputError(
-                f"its text {shown(row.text)} has {row.text.count(PLACEHOLDER)} {PLACEHOLDER} and the row has "
-                f"{len(pictures)} images: expected one each"
-            )
-        return [_open(picture) for picture in pictures]
+        return _pictures_of(row, row.text, "text")
     except InputError as error:
         raise InputError(f"{row.name}: {error}") from error.__cause__
+
+
+def open_turns(row: Row) -> list[Image.Image]:
+    """The pictures as `open_row` opens them, of a row whose exchanges are read: ``<image>`` may stand in any human turn.
+
+    Raises `InputError`, one line that names the row, also for a row without an answer and for one with a `fault`.
+    """
+    try:
+        for fault in (row.error, row.fault):
+            if fault is not None:
+                raise fault
+        if not row.turns:
+            raise InputError('it has no answer: expected a column answer, columns={"answer": ...} or a conversation')
+        said = [text for turn in row.turns for text in turn]
+        return _pictures_of(row, "\n".join(said if row.system is None else [row.system, *said]), "conversation")
+    except InputError as error:
+        raise InputError(f"{row.name}: {error}") from error.__cause__
+
+
+def _pictures_of(row: Row, text: str, what: str) -> list[Image.Image]:
+    pictures = images_in(row.image)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"its {what} {shown(text)} is not Unicode: expected a whole string")
+    if text.count(PLACEHOLDER) != len(pictures):
+        raise InputError(
+            f"its {what} {shown(text)} has {text.count(PLACEHOLDER)} {PLACEHOLDER} and the row has {len(pictures)} images: "
+            "expected one each"
+        )
+    return [_open(picture) for picture in pictures]
 
 
 def without_faults(rows: Sequence[Row], error: RowError, skip: Skip | None) -> list[int]:
@@ -122,6 +167,12 @@ class Row:
     `InputError` stands for a picture that cannot be opened. `text` has one ``<image>`` for each of them; it is empty where
     the data has nothing to make a text from. `error` says why the row cannot be read, where that shows before it is opened.
     `spans` are the parts of the text that have a name, None where the row has no such part.
+
+    `turns` are the exchanges of a row that has answers, each (what the human says, the answer), and `system` what stands
+    before them; the text of a conversation is the first thing that the human says. Without an answer there are none, and
+    with a `fault`: why the row cannot be trained on, although its text can be read. `masks` are dicts of "words" and "mask",
+    what words stand where in the picture, unopened: the path of a PNG, an RLE of COCO, an array `[height, width]`, or an
+    `InputError` for one that cannot be opened.
     """
 
     index: int
@@ -131,6 +182,10 @@ class Row:
     labels: Mapping[str, Any]
     error: InputError | None = None
     spans: Mapping[str, str | None] = field(default_factory=dict)
+    turns: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+    fault: InputError | None = None
+    masks: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:

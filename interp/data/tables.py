@@ -16,10 +16,10 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from interp.data.annotations import TURNS, are_turns, with_turns
+from interp.data.conversations import conversation_column, with_turns
 from interp.data.data import Data
 from interp.data.roles import Roles, check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Row, Rows, check_range, pictures_in
+from interp.data.rows import Row, Rows, check_range, masks_in, pictures_in
 from interp.errors import InputError, shown
 from interp.models.batches.images import images_in, is_url
 
@@ -142,12 +142,12 @@ def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
     if not isinstance(first, Mapping):
         raise InputError(f"none of {len(ahead)} rows of the data is a dict, the first is {shown(ahead[0])}")
     rows = chain(ahead, rows)
-    has_turns = bool(first.get(TURNS)) and are_turns(first[TURNS])
-    first = with_turns(first, "row 0") if has_turns else first
+    turns = conversation_column(first)
+    first = with_turns(first, turns, "row 0")
     image = column_of("image", data, list(first), default="image")
     known = [name for name, cell in first.items() if name != image and is_plain(plain(cell))]
-    roles = find_roles(data, list(first), known, image)
-    columns = _Columns([], image, {}, data.folder(), roles, has_turns, dict.fromkeys(known))
+    roles = find_roles(data, list(first), known, image, turns=turns)
+    columns = _Columns([], image, {}, data.folder(), roles, turns, dict.fromkeys(known))
     return StreamedRows(map(columns.row, count(), rows), roles)
 
 
@@ -159,14 +159,13 @@ def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
         if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
     ]
     image = column_of("image", data, list(features), default="image")
-    turn = getattr(features.get(TURNS), "feature", None)
-    turns = [TURNS] if isinstance(turn, Mapping) and "from" in turn else []
-    names = list(dict.fromkeys([*([] if image is None else [image]), *plain_names, *turns]))
-    of_turns = ["text", "answer"] if turns else []
+    turns = conversation_column(features)
+    of_turns = [] if turns is None else ["text", "answer"]
     known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
     classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
-    roles = find_roles(data, list(features), known, image)
-    return _Columns(names, image, classes, data.folder(), roles, bool(turns))
+    roles = find_roles(data, list(features), known, image, turns=turns)
+    names = list(dict.fromkeys(name for name in (image, *plain_names, turns, roles.masks) if name is not None))
+    return _Columns(names, image, classes, data.folder(), roles, turns)
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ class StreamedRows(Rows):
 class _Columns:
     """The columns that are read of a table, the one of its pictures, the names of classes, and its roles.
 
-    `has_turns` says whether a column holds conversations; `empty` has the cells of columns that a row may lack.
+    `turns` is the column of conversations; `empty` has the cells of columns that a row may lack.
     """
 
     names: list[str]
@@ -217,7 +216,7 @@ class _Columns:
     classes: Mapping[str, Sequence[str]]
     root: Path | None
     roles: Roles
-    has_turns: bool
+    turns: str | None
     empty: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, index: int, cells: Any) -> PicturesAndCells:
@@ -227,9 +226,8 @@ class _Columns:
             error = cells if told else InputError(f"it is {shown(cells)}: expected a dict as the rows before")
             return None, {**self.empty, "text": error}
         cells = self.with_classes(cells)
-        if self.has_turns:
-            cells = with_turns(cells, "it")
-        cells = {**self.empty, **cells}
+        cells = {**self.empty, **with_turns(cells, self.turns, "it")}
+        cells = masks_in(self.root, self.roles.masks, cells, "it")
         image = None if self.image is None else cells.get(self.image)
         return image if self.root is None else pictures_in(self.root, image, "it"), cells
 

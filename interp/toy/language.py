@@ -183,6 +183,11 @@ ABSTRACTION: dict[str, _Asker] = {
     "same colour": _ask_same_colour,
 }
 KINDS = {**PERCEPTION, **ABSTRACTION}
+LOOK_UPS = (
+    "colour",
+    "digit",
+    "place",
+)  # in training twice as frequent as other kinds, because they are harder to learn
 
 
 def ask(kind: str, objects: Sequence[SceneObject], rng: np.random.Generator, caption: str) -> Question | None:

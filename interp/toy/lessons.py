@@ -16,7 +16,18 @@ from einops import rearrange, repeat
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
-from interp.toy.language import COLOURS, IDS, IMAGE_TOKEN, KINDS, PERCEPTION, SPECIAL, SceneObject, ask, write_caption
+from interp.toy.language import (
+    COLOURS,
+    IDS,
+    IMAGE_TOKEN,
+    KINDS,
+    LOOK_UPS,
+    PERCEPTION,
+    SPECIAL,
+    SceneObject,
+    ask,
+    write_caption,
+)
 from interp.toy.model import PIXEL_MEAN, PIXEL_STD
 from interp.toy.scenes import CELL, GRID, PATCH, PATCHES, PLACES, draw_glyphs, draw_objects, glyph_bank, render
 
@@ -26,7 +37,6 @@ CAPTION_WEIGHT = 0.2
 RESTATED_WEIGHT = 0.5
 VARIANTS = 24
 _OBJECT_COUNTS = (1, 2, 2, 3)
-_LOOK_UPS = ("colour", "digit", "place")  # twice as frequent as other kinds, because they are harder to learn
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def text_lesson(rng: np.random.Generator, size: int, split: str = "train") -> Le
             opening, _, rest = write_caption(objects).partition(" ")
             row.read(opening)
             row.write(rest, RESTATED_WEIGHT)
-        _add_questions(row, objects, rng, (*KINDS, *_LOOK_UPS))
+        _add_questions(row, objects, rng, (*KINDS, *LOOK_UPS))
         rows.append(row)
     return _collate(rows)
 
