@@ -22,6 +22,7 @@ install_import_hook(
         "interp.patching",
         "interp.data",
         "interp.activations",
+        "interp.tuning",
     ),
     "typechecks.check",
 )

@@ -37,7 +37,8 @@ BELOW = {
     "readouts": {"interventions", "statistics"},
     "words": {"interventions", "geometry"},
     "lens": {"interventions", "statistics", "readouts", "words"},
-    "plots": {"patching", "lens", "geometry", "probes"},
+    "tuning": {"patching", "words", "statistics"},
+    "plots": {"patching", "lens", "geometry", "probes", "tuning"},
     "reports": {"plots", "toy"},
     "": {"errors", "cli"},  # the root names every room, and imports one when it is first used
     "cli": {"reports", "interop", ""},
