@@ -36,7 +36,6 @@ _SUBMODULES = (
     "reports",
     "statistics",
     "toy",
-    "tuning",
     "words",
 )
 _EXPORTS = {
@@ -73,7 +72,6 @@ if TYPE_CHECKING:
         reports,
         statistics,
         toy,
-        tuning,
         words,
     )
     from interp.activations import Activations, capture, open_activations

@@ -117,15 +117,20 @@ def open_turns(row: Row) -> list[Image.Image]:
     Raises `InputError`, one line that names the row, also for a row without an answer and for one with a `fault`.
     """
     try:
-        for fault in (row.error, row.fault):
-            if fault is not None:
-                raise fault
-        if not row.turns:
-            raise InputError('it has no answer: expected a column answer, columns={"answer": ...} or a conversation')
+        fault = fault_of_turns(row)
+        if fault is not None:
+            raise fault
         said = [text for turn in row.turns for text in turn]
         return _pictures_of(row, "\n".join(said if row.system is None else [row.system, *said]), "conversation")
     except InputError as error:
         raise InputError(f"{row.name}: {error}") from error.__cause__
+
+
+def fault_of_turns(row: Row) -> InputError | None:
+    """Why a row has no exchanges to train on; pictures are not looked at."""
+    if row.error is None and row.fault is None and not row.turns:
+        return InputError('it has no answer: expected a column answer, columns={"answer": ...} or a conversation')
+    return row.error or row.fault
 
 
 def _pictures_of(row: Row, text: str, what: str) -> list[Image.Image]:

@@ -118,10 +118,16 @@ class BatchMaker:
         return self.from_texts(prompts, pictures, spans, users_texts=texts)
 
     def from_texts(
-        self, texts: Sequence[str], images: Images, spans: Any = None, users_texts: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        images: Images,
+        spans: Any = None,
+        users_texts: Sequence[str] | None = None,
+        side: str = "left",
     ) -> Batch:
-        """Rows of prompts as they are. `spans` refer to the `users_texts`, where a chat template was put around them."""
-        inputs, prompts = self._encode(texts, images)
+        """Rows of prompts as they are, padded on this side. `spans` refer to the `users_texts`, where a chat template was put
+        around them."""
+        inputs, prompts = self._encode(texts, images, side)
         batch = self._without_spans(inputs, images, tuple(texts))
         faults = {}
         for row, pictures in enumerate(images):
@@ -158,10 +164,12 @@ class BatchMaker:
             words += self._lengths[image.size]
         return words
 
-    def _encode(self, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+    def _encode(
+        self, texts: Sequence[str], images: Images, side: str
+    ) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
         """The encoding of all rows. Where the processor refuses them, each is tried alone to find out which it refuses."""
         try:
-            return encode(self.processor, texts, images)
+            return encode(self.processor, texts, images, side)
         except Refusal as error:
             faults = {}
             for row, (text, pictures) in enumerate(zip(texts, images, strict=True)):

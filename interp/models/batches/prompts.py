@@ -55,8 +55,10 @@ class _Recorder:
         return self._tokenizer(text, *arguments, **options)
 
 
-def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
-    """The processor's encoding of these rows, and the prompt of each row as its tokenizer reads it.
+def encode(
+    processor: Any, texts: Sequence[str], images: Images, side: str = "left"
+) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+    """The processor's encoding of these rows, padded on this side, and the prompt of each row as its tokenizer reads it.
 
     There are no prompts where the tokenizer does not read one text for each row. Raises `Refusal` with the processor's own
     complaint where it refuses the rows.
@@ -64,30 +66,32 @@ def encode(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[s
     if processor is None:
         raise InputError("this model was loaded without a processor: pass encoding=, or load it with processor=")
     if not hasattr(processor, "tokenizer"):
-        return _tokenize(processor, texts)
+        return _tokenize(processor, texts, side)
     own = str(getattr(processor, "image_token", None) or PLACEHOLDER)
-    inputs, prompts = _process(processor, [text.replace(PLACEHOLDER, own) for text in texts], images)
+    inputs, prompts = _process(processor, [text.replace(PLACEHOLDER, own) for text in texts], images, side)
     if any(images) and prompts and "input_ids" in inputs:
         image_tokens = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(own)
         # Some processors put image tokens before a text by themselves: then there are more than in the prompts.
         if int(image_tokens.sum()) > sum(prompt.text.count(own) for prompt in prompts):
-            return _process(processor, [text.replace(PLACEHOLDER, "") for text in texts], images)
+            return _process(processor, [text.replace(PLACEHOLDER, "") for text in texts], images, side)
     return inputs, prompts
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+def _tokenize(tokenizer: Any, texts: Sequence[str], side: str) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
     """As `encode`, for a model that takes no images, whose processor is a tokenizer."""
     recorder = _Recorder(tokenizer)
-    options = _options(tokenizer, texts)
+    options = _options(tokenizer, texts, side)
     encoding = _first_that_works(lambda: recorder(list(texts), **options))
     return dict(encoding), recorder.prompts
 
 
-def _process(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
+def _process(
+    processor: Any, texts: Sequence[str], images: Images, side: str
+) -> tuple[dict[str, Tensor], list[TokenizerInput]]:
     """As `encode`, for texts that hold the processor's own placeholders."""
     processor = copy.copy(processor)
     recorder = processor.tokenizer = _Recorder(getattr(processor, "tokenizer", None))
-    options = _options(recorder, texts)
+    options = _options(recorder, texts, side)
     nested = [list(row) for row in images] if any(images) else None
     flat = None if nested is None else [image for row in nested for image in row]
     encoding = _first_that_works(
@@ -100,9 +104,9 @@ def _process(processor: Any, texts: Sequence[str], images: Images) -> tuple[dict
     return inputs, recorder.prompts if len(recorder.prompts) == len(texts) else []
 
 
-def _options(tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """The options with which texts are tokenized: padded on the left, and with one token at most that begins a text."""
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "padding_side": "left"}
+def _options(tokenizer: Any, texts: Sequence[str], side: str) -> dict[str, Any]:
+    """The options with which texts are tokenized: padded on this side, and with one token at most that begins a text."""
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "padding_side": side}
     start = getattr(tokenizer, "bos_token", None)
     if start and all(text.startswith(start) for text in texts):
         # A chat template writes the first token itself; the model has never seen two.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def find_spans(
 
     Raises `InputError` for a span that does not occur or occurs twice, lies outside the text or has no token.
     """
-    real = positions["all"]
+    real, wording = positions["all"], cache(wording)
     masks: dict[str, Tensor] = {}
     for name, span in _by_name(spans, len(real)).items():
         if not isinstance(name, str):
@@ -170,8 +170,8 @@ def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, posit
                 )
             # A template may leave out the spaces around a piece: the rest of the range is inside it.
             low, high = (min(max(edge - at + place[0], place[1]), place[2]) for edge in (first, last))
-            for column, (begin, stop) in zip(columns, words.offsets, strict=True):
-                mask[column] |= begin < high and stop > low and stop > begin
+            begin, end_of = torch.tensor(words.offsets).T
+            mask[columns[(begin < high) & (end_of > low) & (end_of > begin)]] = True
         at += len(piece)
         if start < at + len(PLACEHOLDER) and end > at and index < len(pieces) - 1:
             if f"image_{index}" not in positions:
