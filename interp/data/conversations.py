@@ -34,6 +34,11 @@ def conversation_column(columns: Mapping[str, Any]) -> str | None:
     return None
 
 
+def is_empty_conversation(cells: Mapping[str, Any]) -> bool:
+    """Whether a column that is named as conversations are is an empty list, which says nothing of its format."""
+    return any(isinstance(cells.get(name), list) and not cells[name] for name in _FORMATS)
+
+
 def _is_of_turns(value: Any, speaker: str) -> bool:
     """Whether a cell is a list of turns; in features of the `datasets` package also a struct of lists."""
     turns = getattr(value, "feature", value)
@@ -61,9 +66,9 @@ def with_turns(cells: Mapping[str, Any], column: str | None, place: str) -> Mapp
     starts = [start for start, (speaker, text) in enumerate(said) if speaker in _HUMAN and isinstance(text, str)]
     if not starts:
         human = _HUMAN[list(_FORMATS).index(column)]
-        error = InputError(
-            f'{place} has the conversation {shown(cells[column])}: expected a list with a turn from "{human}"'
-        )
+        what = f'the conversation {shown(cells[column])}: expected a list with a turn from "{human}"'
+        what = next((f"a conversation with the {text}" for _, text in said if isinstance(text, InputError)), what)
+        error = InputError(f"{place} has {what}")
         return {"text": None, "answer": None, **cells, column: error}
     answer = next((text for speaker, text in said[starts[0] :] if speaker in _MODEL), None)
     return {"text": said[starts[0]][1], "answer": answer, **cells, column: read_turns(said)}
@@ -79,12 +84,23 @@ def _said(value: Any, speaker: str, words: str) -> _Said:
 
 
 def _as_text(content: Any) -> Any:
-    """The content of a turn as one text: lines for its texts, ``<image>`` for its images; other content as it is."""
+    """The content of a turn as one text: lines for its texts, ``<image>`` for its images; of other parts an `InputError`."""
     if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
         return content
-    lines = [PLACEHOLDER if part.get("type") == "image" else part.get("text") for part in content]
-    own = any(part.get(key) is not None for part in content for key in ("image", "url", "path", "base64"))
-    return content if own or not all(isinstance(line, str) for line in lines) else "\n".join(lines)
+    lines = []
+    for part in content:
+        # A table gives each part the keys of all others, with None.
+        filled = {name: cell for name, cell in part.items() if cell is not None}
+        if filled.get("type") == "text" and isinstance(filled.get("text"), str):
+            lines.append(filled["text"])
+        elif filled == {"type": "image"}:
+            lines.append(PLACEHOLDER)
+        else:
+            expected = (
+                'expected {"type": "text", "text": ...} or {"type": "image"}, and the pictures in a column "image"'
+            )
+            return InputError(f"part {shown(part)}: {expected}")
+    return "\n".join(lines)
 
 
 def read_turns(said: Iterable[tuple[Any, Any]]) -> Conversation:
@@ -101,9 +117,7 @@ def read_turns(said: Iterable[tuple[Any, Any]]) -> Conversation:
         if speaker not in expected:
             wrong = f"is from {shown(speaker)}: expected {expected[0]!r}, the human and the model speak in turn"
         elif not isinstance(text, str) or not text.strip():
-            wrong = (
-                f'holds {shown(text)}: expected words, or of "messages" a list of texts and of images without pictures'
-            )
+            wrong = f"has the {text}" if isinstance(text, InputError) else f"holds {shown(text)}: expected words"
         elif PLACEHOLDER in text and expected is not _HUMAN:
             wrong = f"is from {shown(speaker)} and has an {PLACEHOLDER}: expected images in turns of the human alone"
         if wrong:

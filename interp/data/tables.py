@@ -10,13 +10,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from interp.data.conversations import conversation_column, with_turns
+from interp.data.conversations import conversation_column, is_empty_conversation, with_turns
 from interp.data.data import Data
 from interp.data.roles import Roles, check_unique_ids, column_of, find_roles, is_plain, plain
 from interp.data.rows import Row, Rows, check_range, masks_in, pictures_in
@@ -134,7 +134,7 @@ def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
     ahead = list[Any]()
     for row in rows:
         ahead.append(row)
-        if isinstance(row, Mapping):  # a row that cannot be read says nothing of the columns
+        if isinstance(row, Mapping) and not is_empty_conversation(row):  # any other says nothing of the columns
             break
     if not ahead:
         raise InputError("data is empty: expected at least one row")
@@ -144,11 +144,17 @@ def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
     rows = chain(ahead, rows)
     turns = conversation_column(first)
     first = with_turns(first, turns, "row 0")
-    image = column_of("image", data, list(first), default="image")
-    known = [name for name, cell in first.items() if name != image and is_plain(plain(cell))]
+    known = [name for name, cell in first.items() if is_plain(plain(cell))]
+    image = column_of("image", data, list(first), _default_pictures(first, known))
+    known = [name for name in known if name != image]
     roles = find_roles(data, list(first), known, image, turns=turns)
     columns = _Columns([], image, {}, data.folder(), roles, turns, dict.fromkeys(known))
     return StreamedRows(map(columns.row, count(), rows), roles)
+
+
+def _default_pictures(names: Collection[str], plain_names: Collection[str]) -> str:
+    """Where pictures stand unless the user names the column: plain `images` are how many, or the like."""
+    return "images" if "image" not in names and "images" in names and "images" not in plain_names else "image"
 
 
 def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
@@ -158,7 +164,7 @@ def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
         for name, feature in features.items()
         if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
     ]
-    image = column_of("image", data, list(features), default="image")
+    image = column_of("image", data, list(features), _default_pictures(features, plain_names))
     turns = conversation_column(features)
     of_turns = [] if turns is None else ["text", "answer"]
     known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
