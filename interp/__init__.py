@@ -36,6 +36,7 @@ _SUBMODULES = (
     "reports",
     "statistics",
     "toy",
+    "tuning",
     "words",
 )
 _EXPORTS = {
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         reports,
         statistics,
         toy,
+        tuning,
         words,
     )
     from interp.activations import Activations, capture, open_activations

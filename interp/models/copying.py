@@ -1,8 +1,8 @@
-"""Copies of a model: a deep copy in this process, and a pickle for another one.
+"""Copies of a model: a deep copy in this process, a pickle for another one, and a module that shares its weights.
 
 `copy.deepcopy(vlm)` has weights of its own, so that changing them leaves the original as it is; `copy.copy(vlm)` shares them.
 A pickle takes the weights along, to workers of multiprocessing, of joblib or of a `DataLoader`. Both keep the structure and
-all traits that were measured, so that nothing is proved again.
+all traits that were measured, so that nothing is proved again. `sharing_module` is for models that differ in some weights.
 
 nnsight's wrapper belongs to the module that it was put around. A copied module gets a wrapper of its own kind.
 """
@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Mapping
 from contextlib import suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ def copied(vlm: Any, memo: dict[int, Any]) -> Any:
 
     Raises `InputError` for a model that accelerate spreads over devices.
     """
-    _refuse_spread(vlm, "copied")
+    refuse_spread(vlm, "copied")
     wrapped = vlm.nnsight
     if not vlm.remote:
         wrapped = type(wrapped)(copy.deepcopy(vlm.model, memo), **copy.deepcopy(_parts(wrapped), memo))
@@ -43,7 +45,7 @@ def pickled(vlm: Any) -> tuple[Any, ...]:
 
     Raises `InputError` for a model with something that cannot be pickled, such as a hook that is a lambda.
     """
-    _refuse_spread(vlm, "pickled")
+    refuse_spread(vlm, "pickled")
     model, wrapped = _without_records(vlm.model), vlm.nnsight
     try:
         _WithoutWeights(io.BytesIO()).dump((model, _parts(wrapped)))
@@ -94,7 +96,42 @@ class _WithoutWeights(pickle.Pickler):
         return "weights" if isinstance(value, Tensor) else None
 
 
-def _refuse_spread(vlm: Any, what: str) -> None:
+def sharing_module(model: nn.Module, others: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A module like `model`, in eval mode, that shares every tensor with it but for these `others`, by all of their names.
+
+    Modules, hooks, config and settings for generation are its own, and weights that are tied are tied in it. What nnsight
+    and transformers keep on the modules that they watch stays behind.
+
+    Raises `InputError` for a module whose forward pass was replaced by a function that holds on to other weights.
+    """
+    module = _without_records(model)
+    for path, part in module.named_modules():
+        _unwrap(part, path)
+    for name, tensor in (others or {}).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, tensor)
+    return module.eval()
+
+
+def _unwrap(part: nn.Module, path: str) -> None:
+    """Take nnsight's stand-in for the forward pass off a module. A pass that was this module's alone comes back."""
+    state = vars(part).pop("__nnsight__", None)
+    forward = vars(part).pop("forward", None) if state is None else state.original
+    if state is not None:
+        vars(part).pop("forward", None)
+    if forward is None or forward is type(part).forward:
+        return
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, FunctionType) or function.__closure__:
+        raise InputError(
+            f"the forward pass of {path!r} ({type(part).__name__}) was replaced by another function, which cannot be "
+            "copied: load the model a second time"
+        )
+    vars(part)["forward"] = MethodType(function, part)
+
+
+def refuse_spread(vlm: Any, what: str) -> None:
+    """Raise `InputError` for a model that accelerate spreads over devices, or keeps on a disk."""
     if any("_hf_hook" in vars(module) for module in vlm.model.modules()):
         raise InputError(
             f"{vlm.name!r} is spread over devices by accelerate, whose hooks cannot be {what}: load it a second time"

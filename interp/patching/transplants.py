@@ -12,17 +12,16 @@ does whatever else has the same form in both.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.displays import dtype_name
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, load
-from interp.models.running.structure import resolve
+from interp.models.copying import sharing_module
 
 PARTS = ("layers", "norm", "head", "embed", "projector")
 
@@ -67,7 +66,7 @@ def transplant(recipient: VLM, donor: VLM, layers: int | str | Iterable[int] = "
     for path, other in pairs:
         _check_fit(recipient, donor, path, other)
         replacements |= {key: theirs[other + key.removeprefix(path)] for key in ours if key.startswith(f"{path}.")}
-    model = _build_model(recipient.model, {**ours, **_with_tied(ours, replacements)})
+    model = sharing_module(recipient.model, _with_tied(ours, replacements))
     hybrid = load(model=model, processor=recipient.processor, structure=recipient.structure, check=False)
     description = f"{', '.join(names)} {numbers}" if "layers" in names else ", ".join(names)
     hybrid.name = f"{recipient.name} with {description} of {donor.name}"
@@ -159,24 +158,3 @@ def _with_tied(state: dict[str, Any], replacements: dict[str, Tensor]) -> dict[s
     """The replacements, also under every other name that their place in `state` has."""
     places = {state[key].data_ptr(): weights for key, weights in replacements.items() if state[key].numel()}
     return {key: replacements.get(key, places.get(weights.data_ptr(), weights)) for key, weights in state.items()}
-
-
-def _build_model(model: Any, weights: dict[str, Tensor]) -> nn.Module:
-    """A model of the same config with these very weights. It shares the buffers that no checkpoint holds with `model`."""
-    with torch.device("meta"):
-        hybrid = type(model)(model.config)
-    # Else assigning would set in the shared weights whether they are trained.
-    for name, parameter in hybrid.named_parameters():
-        parameter.requires_grad_(weights[name].requires_grad)
-    hybrid.load_state_dict(weights, assign=True)
-    # A checkpoint keeps its settings for generation (where a text ends) beside its config.
-    hybrid.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
-    for path, module in model.named_modules():
-        own = resolve(hybrid, path) if path else hybrid
-        for name, buffer in module.named_buffers(recurse=False):
-            if getattr(own, name).is_meta:
-                own.register_buffer(name, buffer, persistent=False)
-    missing = [name for name, tensor in (*hybrid.named_parameters(), *hybrid.named_buffers()) if tensor.is_meta]
-    if missing:
-        raise InputError(f"{missing[0]} of {type(model).__name__} is in no checkpoint: this model cannot be rebuilt")
-    return hybrid.eval()

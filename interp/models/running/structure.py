@@ -174,7 +174,11 @@ def checked_structure(model: Any, structure: Any) -> dict[str, Any]:
     for name, value in values.items():
         if name not in known:
             raise InputError(f"structure has no {name!r}: give any of {', '.join(known)}")
-        label, kind, least = f"structure {name}={shown(value)}", str(known[name].type), int(name != "image_token_id")
+        label, kind, least = (
+            f"structure {name}={shown(value)}",
+            str(known[name].type),
+            int(name not in ("image_token_id", "n_heads", "n_kv_heads")),
+        )
         if known[name].default is None:
             raise InputError(f"{label}: this is measured on the model, leave it out")
         if value is None and kind.endswith("| None"):

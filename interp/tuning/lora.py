@@ -1,0 +1,127 @@
+"""LoRA on a band: PEFT's adapters on the linear modules of some layers, and on no other.
+
+An adapter adds a product of two narrow matrices to a frozen weight, W + (alpha / r) B A, and only A and B are trained (Hu et al.
+2021). A rank says all of it: every `nn.Linear` in the layers of the band gets one, with alpha = 2 r as LLaVA's recipe has it.
+A `peft.LoraConfig` says more; what it targets counts within the band alone. Weights that are no linear module, such as those of
+experts that are one tensor, have no adapter.
+
+The adapters are float32, and PEFT casts states on their way in and out, so they need no autocast in any precision.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.arguments import checked_int
+from interp.errors import InputError, shown
+
+# What would train, or change, something outside of the adapters of the band.
+_ELSEWHERE = (
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "layers_to_transform",
+    "layer_replication",
+)
+
+
+def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any) -> None:
+    """Put adapters on the linear modules of the layers with these numbers, and freeze all other layers; their list is at `path`.
+
+    Raises `InputError` for a `lora` that is neither a rank nor a `LoraConfig`, no layer, a config that targets nothing in them
+    or that trains something beside adapters, and where the package peft is missing.
+    """
+    config, layers = _config(lora), model.get_submodule(path)
+    if not numbers:
+        raise InputError(
+            f"lora={shown(lora)} without a layer: expected layers= to name at least one, adapters go there"
+        )
+    linear = [
+        name
+        for name, part in layers.named_modules()
+        if name.partition(".")[0] in set(map(str, numbers)) and _is_linear(part)
+    ]
+    targets = [name for name in linear if _is_target(config, f"{path}.{name}")]
+    if not targets:
+        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none at all"
+        raise InputError(
+            f"lora targets {shown(config.target_modules)} in layers {shown(list(numbers))}, and no linear module there is "
+            f"that: expected one that they have ({kinds})"
+        )
+    from peft import inject_adapter_in_model
+
+    frozen = {name: weights.data_ptr() for name, weights in layers.named_parameters()}
+    # Exactly these: of a name in a list PEFT takes every module whose path ends with it. And it meets the layers alone: in
+    # a whole model with experts it would take some names for theirs.
+    config.target_modules = "|".join(map(re.escape, targets))
+    inject_adapter_in_model(config, layers)
+    for name, weights in layers.named_parameters():
+        if weights.requires_grad:
+            weights.data = weights.data.float()
+        elif frozen[name.replace(".base_layer.", ".")] != weights.data_ptr():
+            raise InputError(
+                f"init_lora_weights={shown(config.init_lora_weights)} changes the weights under the adapters: expected "
+                "True, 'gaussian' or another that leaves them as they are"
+            )
+
+
+def merged_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights (and biases) of the modules that have adapters with these added, float32, by their names without them.
+
+    The model stays as it is. Merging is PEFT's, one module after the other, so that only one is copied at a time.
+    """
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged: dict[str, Tensor] = {}
+    for path, part in model.named_modules():
+        if isinstance(part, BaseTunerLayer):
+            own: Any = copy.deepcopy(part).to(torch.float32)
+            own.merge(safe_merge=True)
+            merged |= {f"{path}.{name}": each.detach() for name, each in own.get_base_layer().named_parameters()}
+    return merged
+
+
+def _config(lora: Any) -> Any:
+    """A rank or a config as a config of our own. Raises `InputError` for anything else."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError('LoRA needs the package peft: pip install "interp-vlm[tuning]"') from error
+    if not isinstance(lora, LoraConfig):
+        rank = checked_int(lora, "lora", least=1, what="a rank, or a peft.LoraConfig; a rank is an int")
+        return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    for name in _ELSEWHERE:
+        if getattr(lora, name, None):
+            raise InputError(
+                f"LoraConfig({name}={shown(getattr(lora, name))}): expected none, layers=, connector=, vision= and head= say "
+                "what is trained"
+            )
+    if lora.bias != "none" or lora.lora_bias:
+        raise InputError(
+            f"LoraConfig(bias={lora.bias!r}, lora_bias={lora.lora_bias}): expected 'none' and False, the matrices of the "
+            "adapters alone are trained in the band"
+        )
+    return copy.deepcopy(lora)
+
+
+def _is_linear(part: nn.Module) -> bool:
+    """Whether this is a linear module and nothing more: some routers derive from it and return several values."""
+    return isinstance(part, nn.Linear) and type(part).forward is nn.Linear.forward
+
+
+def _is_target(config: Any, name: str) -> bool:
+    """Whether a config targets this linear module; without `target_modules` it targets all."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if config.target_modules in (None, "all-linear"):
+        config = copy.copy(config)
+        config.target_modules = {name}
+    return bool(check_target_module_exists(config, name))
