@@ -60,6 +60,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("put vectors into words", "words", "vocabulary_decomposition dictionary_of spread_of", "words"),
     ("put heads into words, and scale them", "words", "head_pursuit scale_heads", "words"),
     ("describe the projector and its tokens", "words", "projector_report word_alignment neighbours_kept", "words"),
+    (
+        "draw what a projector makes towards words, by masks",
+        "tuning",
+        "patch_alignment_loss masked_objects open_mask mask_shares",
+        "words",
+    ),
     ("count visual tokens as words", "words", "visual_token_stats quantise", "words"),
     ("decode a property of states", "probes", "probe_layers LinearProbe fit_batched BestState ProbeChange", "probes"),
     (

@@ -28,9 +28,9 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ PICTURES = {
     ".tga": "TGA",
     ".ico": "ICO",
 }
+Opened = TypeVar("Opened")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _KINDS = (
     "expected a PIL image, the path or the bytes of a file, or an array of uint8 [height, width, 3] (a torch tensor: "
@@ -85,12 +86,20 @@ def open_image(picture: Any, hint: str = "") -> Image.Image:
     `hint` ends the message for the relative name of a file that is not there. Raises `InputError` for anything but a picture,
     for a file that is missing, broken or of an unknown format, and for values whose scale is not known.
     """
+    return open_as(picture, _as_rgb, hint)
+
+
+def open_as(picture: Any, convert: Callable[[Image.Image, str], Opened], hint: str = "") -> Opened:
+    """What `convert` makes of a picture, which it gets as Pillow opens it, with the name that messages call it.
+
+    Raises `InputError` as `open_image` does, and what `convert` raises.
+    """
     name, content = _name_and_content(picture, hint)
     try:
         if isinstance(content, Image.Image):
-            return _as_rgb(content, name)
+            return convert(content, name)
         with Image.open(content, formats=_formats()) as opened:
-            return _as_rgb(opened, name)
+            return convert(opened, name)
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -111,7 +120,7 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
         raise InputError(f"{name} has the size {image.size}: expected a picture of one pixel or more")
     if image.mode == "RGB" and not image.info and image.format is None and getattr(image, "_exif", None) is None:
         return image.convert("RGB")  # as this function leaves it
-    image = _upright(image)
+    image = upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _as_grey(image, name)
     elif image.has_transparency_data:
@@ -121,7 +130,8 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     return rgb
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """A copy of a picture, turned as its Exif tag says."""
     image.load()
     try:
         image.getexif()

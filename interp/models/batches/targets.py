@@ -118,6 +118,27 @@ def word_id(vlm: Vocabulary, word: Any) -> int:
     """
     if not isinstance(word, str):
         return _checked_id(vlm, word)
+    return _only_piece(vlm, _pieces_of(vlm, word), word, "")
+
+
+def word_ids(vlm: Vocabulary, word: str) -> list[int]:
+    """The tokens of a word that stands behind no prompt, looked up as `word_id` does: one or several.
+
+    >>> import interp
+    >>> vlm = interp.load("toy")
+    >>> vlm.tokenizer.convert_ids_to_tokens(word_ids(vlm, "top-left"))
+    ['top-left']
+
+    Raises `InputError` for a word without a token, and for one with a part outside the vocabulary.
+    """
+    pieces = _pieces_of(vlm, word)
+    if not pieces or vlm.tokenizer.unk_token_id in pieces:
+        names = vlm.tokenizer.convert_ids_to_tokens(pieces)
+        raise InputError(f"word {word!r} becomes {names!r}: expected a word of this vocabulary")
+    return [_checked_id(vlm, piece) for piece in pieces]
+
+
+def _pieces_of(vlm: Vocabulary, word: str) -> list[int]:
     _refuse_without_tokenizer(vlm, word)
     continuations = Continuations(vlm.tokenizer)
     running = Ending(_RUNNING_TEXT, tuple(continuations.encode(_RUNNING_TEXT)), closed=False)
@@ -125,7 +146,7 @@ def word_id(vlm: Vocabulary, word: Any) -> int:
     if not _is_one_word(vlm, pieces) and not word[:1].isspace():
         bare = continuations.encode(word)
         pieces = bare if _is_one_word(vlm, bare) or not pieces else pieces
-    return _only_piece(vlm, pieces, word, "")
+    return pieces
 
 
 def word_of(vlm: Vocabulary, token: int) -> str:
