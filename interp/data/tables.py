@@ -134,16 +134,17 @@ def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
     ahead = list[Any]()
     for row in rows:
         ahead.append(row)
-        if isinstance(row, Mapping) and not is_empty_conversation(row):  # any other says nothing of the columns
+        # One that cannot be read says nothing of the columns, and an empty conversation nothing of its format.
+        if isinstance(row, Mapping) and not is_empty_conversation(row):
             break
     if not ahead:
         raise InputError("data is empty: expected at least one row")
-    first = ahead[-1]
-    if not isinstance(first, Mapping):
+    dicts = [row for row in ahead if isinstance(row, Mapping)]
+    if not dicts:
         raise InputError(f"none of {len(ahead)} rows of the data is a dict, the first is {shown(ahead[0])}")
     rows = chain(ahead, rows)
-    turns = conversation_column(first)
-    first = with_turns(first, turns, "row 0")
+    turns = conversation_column(dicts[-1])
+    first = with_turns(dicts[0], turns, "row 0")
     known = [name for name, cell in first.items() if is_plain(plain(cell))]
     image = column_of("image", data, list(first), _default_pictures(first, known))
     known = [name for name in known if name != image]

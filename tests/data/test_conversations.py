@@ -170,7 +170,8 @@ def test_pictures_of_messages_stand_in_images_too(folder):
 
 
 def test_a_stream_that_begins_with_an_empty_conversation():
-    first, second = read(iter([{"conversations": []}, {"conversations": llava("a", "b")}]))
+    first, second = read(iter([{"n": 1, "conversations": []}, {"conversations": llava("a", "b")}]))
+    assert (first.labels["n"], second.labels["n"]) == (1, None)
     with pytest.raises(interp.InputError, match="has the conversation "):
         open_turns(first)
     assert second.turns == (("a", "b"),)
@@ -240,6 +241,11 @@ def test_a_prompt_writes_the_first_thing_that_the_human_says():
     assert len(open_turns(row)) == 1
     (row,) = read([item], prompt="say: {text}")
     assert (row.image, row.turns[0]) == (None, ("say: a", "b"))
+    # A text without its picture, although the picture has a place in a later turn.
+    (row,) = read([{**item, "conversations": llava("a", "b", "<image> c", "d")}], prompt="say: {text}")
+    assert (row.image, open_row(row)) == (None, [])
+    with pytest.raises(interp.InputError, match="has 1 <image> and the row has 0 images"):
+        open_turns(row)
     for prompt, words in (
         ("{text} {answer}", "the prompt has {answer}, its answer: leave that field out"),
         ("{text} {n}", "a column that the prompt is made of is empty"),
