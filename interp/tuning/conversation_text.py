@@ -72,7 +72,8 @@ class ConversationWriter:
     def write(self, turns: Turns, system: str | None = None) -> ConversationText:
         """The text of these turns, each what the human says and the answer, behind what the `system` says.
 
-        Raises `InputError` for a template that fails, leaves something out or changes an answer.
+        Raises `InputError` for a template that fails, leaves something out or changes an answer, and for an answer with the
+        token in it that ends answers.
         """
         carrier = template_carrier(self.processor)
         if carrier is None:
@@ -84,6 +85,7 @@ class ConversationWriter:
         for human, answer in turns:
             text = f"{_joined(text, human)}{self.behind}"
             whole = _joined(text, answer)
+            _refuse_end(answer, self.end)
             answers.append(Written(len(whole) - len(answer), len(whole), False))
             text = whole
         return self.closed(text, answers)
@@ -93,6 +95,13 @@ class ConversationWriter:
         *others, last = answers
         text = text[: last.stop] + self.end
         return ConversationText(text, (*others, Written(last.start, len(text), True)))
+
+
+def _refuse_end(answer: str, end: str) -> None:
+    if end in answer:
+        raise InputError(
+            f"its answer {shown(answer)} has {end}, the token that ends answers: write it without, or leave the row out"
+        )
 
 
 def _joined(before: str, after: str) -> str:
@@ -152,9 +161,9 @@ class _Template:
             start = len(prompt)
         tail = self._between_marks(index + 1)[-1]
         token = re.search("|".join(map(re.escape, self.writer.tokens)) or r"(?!)", tail)
-        if token is None or not text.startswith(tail[: token.end()], stop):
-            return Written(start, stop, False)
-        return Written(start, stop + token.end(), True)
+        ended = token is not None and text.startswith(tail[: token.end()], stop)
+        _refuse_end(self.turns[index][1], token.group() if token is not None and ended else self.writer.end)
+        return Written(start, stop + token.end() if token is not None and ended else stop, ended)
 
     def _with_placeholders(self, text: str, written: tuple[Written, ...]) -> tuple[str, tuple[Written, ...]]:
         """The text with ``<image>`` for the template's own placeholders, and the ranges in it."""

@@ -29,6 +29,7 @@ from interp.data.rows import Batches, Row, Rows, fault_of_turns, open_turns, wit
 from interp.data.sources import source_of
 from interp.errors import InputError, InputTypeError, LayoutError, RowError
 from interp.models.batches.batch import Batch
+from interp.models.batches.chats import has_chat_template
 from interp.models.batches.maker import BatchMaker
 from interp.models.batches.prompts import PLACEHOLDER, Refusal, encode
 from interp.models.running.greedy import end_ids
@@ -64,12 +65,15 @@ def training_rows(vlm: VLM, data: Any, collator: Collator | None = None, progres
     All rows are looked at once, and read again when they are used; pictures are opened only for their batch. A stream, which
     cannot be read again, is kept in memory as it comes, with its pictures unopened. With ``on_error="skip"`` each row is tried
     alone with the `collator` (by default ``Collator(vlm)``), since a batch that has begun cannot leave one out: this opens each
-    picture once before training, and `skipped` counts the rows that cannot be used.
+    picture once before training, and `skipped` counts the rows that cannot be used. A model with a chat template is trained with
+    it, whatever `chat` the data says.
 
     Raises `InputTypeError` for batches, which have no answers, and `InputError` for the first row without an answer, for one that
-    cannot be read, and for data of which no row is left.
+    cannot be read, for data of which no row is left, and for ``chat=True`` where the model has no chat template.
     """
     data = as_data(data)
+    if data.chat and not has_chat_template(vlm.processor or vlm.tokenizer):
+        raise InputError("chat=True: this model's processor has no chat template, leave it out")
     source = source_of(data)
     if isinstance(source, Batches):
         raise InputTypeError(
@@ -85,6 +89,7 @@ def _usable(source: Rows, data: Data, collator: Collator | None, progress: bool)
     with progress_bar("rows", source.size, "rows", progress) as bar:
         while rows := source.read(start, start + _AT_ONCE):
             for row in rows:
+                bar.advance()
                 fault = _fault_of(row) or (collator and _refusal_of(row, collator))
                 if fault is not None and collator is None:
                     raise fault
@@ -94,7 +99,6 @@ def _usable(source: Rows, data: Data, collator: Collator | None, progress: bool)
                 indices.append(row.index)
                 if source.size is None:
                     kept.append(row)
-                bar.advance()
             start += len(rows)
     if not indices:
         raise InputError(f"none of {len(skipped)} rows of the data can be used: the first error was {skipped[0]}")
@@ -170,8 +174,15 @@ class Collator:
         self.max_length = None if max_length is None else checked_int(max_length, "max_length", least=2)
         self.extra = extra
         tokenizer = vlm.tokenizer
-        if tokenizer is None:
-            raise InputError(f"{vlm.name!r} was loaded without a tokenizer: pass processor= to train it on texts")
+        if not getattr(tokenizer, "is_fast", False):
+            what = (
+                "no tokenizer"
+                if tokenizer is None
+                else "a tokenizer in plain Python, which does not say where tokens are"
+            )
+            raise InputError(
+                f"{vlm.name!r} has {what}: load it with the processor that belongs to it, and a fast tokenizer"
+            )
         self.end = _end_of(vlm)
         inputs = replace(vlm.maker.model_inputs, find_images=None, find_sinks=None)
         self._parts = vlm.maker.processor, tokenizer, inputs
@@ -180,8 +191,7 @@ class Collator:
         specials = tuple(sorted(_special_tokens(tokenizer), key=len, reverse=True))
         self.writer = ConversationWriter(self._parts[0], specials, end, _written_behind(self._parts[0]))
         self.answer_type = _type_of_answers(vlm)
-        limit = position_limit(vlm)
-        self._positions = limit.positions if limit is not None and limit.table else None
+        self.limit = position_limit(vlm)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_maker": None}
@@ -194,6 +204,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         rows = list(rows)
+        if not rows:
+            raise InputError("the batch is empty: expected at least one row")
         images = [open_turns(row) for row in rows]
         written = [self._write(row) for row in rows]
         spans = [
@@ -242,31 +254,44 @@ class Collator:
 
     def _cut(self, batch: Batch, labels: Tensor) -> tuple[Batch, Tensor]:
         """The batch and its labels up to `max_length`."""
-        shape, longest = labels.shape, self.max_length or labels.shape[1]
-        lost = batch.positions["all"].clone()
-        lost[:, :longest] = False
-        faults = {}
-        for row in lost.any(dim=1).nonzero().flatten().tolist():
-            length = f"has {int(batch.positions['all'][row].sum())} tokens, of which max_length={longest} leaves"
-            known = batch.positions["image"][row].any() or not batch.images[row]
-            if not known or (batch.positions["image"][row] & lost[row]).any():
-                faults[row] = ("", f" {length} a part of an image: expected all of it, choose a larger max_length")
-            elif (labels[row, :longest] == IGNORED).all():
-                faults[row] = ("", f" {length} no token of an answer: expected one or more, choose a larger max_length")
-        if self._positions is not None:
-            for row, count in enumerate(batch.positions["all"][:, :longest].sum(dim=1).tolist()):
-                if count > self._positions:
-                    ends = f"this model's positions end at {self._positions}: cut its rows with max_length="
-                    faults[row] = ("", f" has {count} tokens, {ends}{self._positions}")
+        shape, length = labels.shape, self.max_length or labels.shape[1]
+        keep = torch.arange(shape[1]) < length
+        faults = self._faults(batch, labels, keep)
         if faults:
-            raise RowError(faults)
-        if longest >= shape[1]:
+            raise RowError({row: ("", f" {what}") for row, what in faults.items()})
+        if keep.all():
             return batch, labels
-        keep = torch.arange(shape[1]) < longest
         inputs = {name: _columns(name, value, keep, shape) for name, value in batch.inputs.items()}
-        tokens = [row[:longest] for row in batch.tokens]
+        tokens = [row[:length] for row in batch.tokens]
         positions = batch.positions.part(range(len(batch)), keep)
         return replace(batch, inputs=inputs, tokens=tokens, positions=positions), labels[:, keep]
+
+    def _faults(self, batch: Batch, labels: Tensor, keep: Tensor) -> dict[int, str]:
+        """What is wrong with rows of which these columns are kept."""
+        real, images, faults = batch.positions["all"], batch.positions["image"], dict[int, str]()
+        for row, tokens in enumerate(real.sum(dim=1).tolist()):
+            size = f"has {tokens} tokens, of which max_length={self.max_length} leaves"
+            if real[row, ~keep].any():
+                if batch.images[row] and not images[row].any():
+                    faults[row] = (
+                        f"{size} what may be a part of an image: choose a larger one, for an image has to be whole"
+                    )
+                elif images[row, ~keep].any():
+                    faults[row] = f"{size} a part of an image: choose a larger one, for an image has to be whole"
+                elif (labels[row, keep] == IGNORED).all():
+                    faults[row] = f"{size} no token of an answer: choose a larger one"
+            tokens = int(real[row, keep].sum())
+            if self.limit is not None and tokens > self.limit.positions:
+                if self.limit.table:
+                    faults[row] = (
+                        f"has {tokens} tokens, but this model's positions end at {self.limit.positions}: choose max_length"
+                    )
+                else:
+                    most = f"max_length={self.limit.positions}"
+                    warnings.warn(
+                        f"rows are longer than those that the model was trained on: {most} cuts them", stacklevel=5
+                    )
+        return faults
 
 
 def _columns(name: str, value: Tensor, keep: Tensor, shape: torch.Size) -> Tensor:

@@ -5,7 +5,9 @@ import pickle
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 import interp
 import processors
@@ -81,6 +83,70 @@ def test_an_answer_of_several_words_ends_in_an_end_token(stage1):
     assert stage1.tokenizer.decode(batch["input_ids"][0, -1]) == "<eos>"
 
 
+def test_a_token_of_a_prompt_and_an_answer_is_the_answers(bare):
+    """Byte-level tokenizers merge a space with the word behind it; other merges may reach further."""
+    core = Tokenizer(
+        models.BPE({word: index for index, word in enumerate(["<eos>", "Ġ", ":", "n", "o", ":n"])}, [(":", "n")])
+    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}o:{{ m['content'] }}{% endfor %}{{ 'o:' if add_generation_prompt }}"
+    )
+    vlm = interp.load(model=bare.model, processor=tokenizer, device="cpu", check=False)
+    batch = batch_of(vlm, [conversation("o", "no", "oo", "o")])
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0]) == [
+        "o",
+        ":",
+        "o",
+        "o",
+        ":n",
+        "o",
+        "o",
+        ":",
+        *"ooo",
+        ":",
+        "o",
+        "<eos>",
+    ]
+    assert labelled(vlm, batch) == [":n", "o", "<eos>", "|", "o", "<eos>"]
+
+
+def test_an_answer_must_not_end_before_its_end(stage1):
+    with pytest.raises(
+        interp.InputError, match=r"row 0 \('0'\): its answer 'a <eos> b' has <eos>, the token that ends answers"
+    ):
+        batch_of(stage1, [conversation("what ?", "a <eos> b")])
+
+
+def test_a_language_model_alone(bare, stage1):
+    data = [
+        conversation("a red 3 at top . where is the 3 ?", "top", "what colour ?", "red"),
+        conversation("why ?", "no"),
+    ]
+    mine, others = batch_of(bare, data), batch_of(stage1, data)
+    assert all(mine[name].equal(others[name]) for name in mine.keys() | others.keys())
+
+
+def test_what_the_system_says_comes_first(stage1):
+    roles = ("system", "user", "assistant")
+    messages = [{"role": r, "content": text} for r, text in zip(roles, ("a red 3 .", "where ?", "top"), strict=True)]
+    batch = batch_of(stage1, [{"messages": messages}])
+    assert stage1.tokenizer.decode(batch["input_ids"][0]) == "<bos> a red 3 . where ? top <eos>"
+    assert labelled(stage1, batch) == ["top", "<eos>"]
+
+
+def test_images_in_later_turns(stage1, few):
+    turns = ("where ?", "top", "what <image> is <image> there ?", "no", "<image> and ?", "yes")
+    batch = batch_of(stage1, [conversation(*turns, image=[scene.image for scene in few])])
+    assert labelled(stage1, batch) == ["top", "<eos>", "|", "no", "<eos>", "|", "yes", "<eos>"]
+    assert len(batch["pixel_values"]) == 3
+    ends = (batch["labels"][0] == stage1.tokenizer.eos_token_id).nonzero().flatten()
+    # The model reads the next question, or its image, where an answer should end.
+    assert stage1.tokenizer.convert_ids_to_tokens(batch["input_ids"][0, ends]) == ["what", "<image>", "<eos>"]
+
+
 # Every processor ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +188,20 @@ def test_labels_are_the_answers(name):
     assert ends.sum(dim=1).tolist() == [2, 1, 1][: len(ends)]
 
 
+def test_a_prefix_is_as_the_processor_of_paligemma_makes_it():
+    """Its own `suffix=` is for training: another token type, and labels there alone."""
+    vlm, image = family("paligemma"), picture()
+    batch = batch_of(vlm, [conversation("<image> who is it ?", "a cat", image=image)])
+    own = vlm.processor(text=["<image> who is it ?"], images=[image], suffix=["a cat"], return_tensors="pt")
+    *inputs, newline = batch["input_ids"][
+        0
+    ].tolist()  # the processor puts a newline behind the whole text, as behind any
+    assert inputs == own["input_ids"][0].tolist()
+    assert vlm.tokenizer.decode([newline]) == "\n"
+    assert batch["labels"][0, :-1].equal(own["labels"][0])
+    assert batch["token_type_ids"][0, :-1].equal(own["token_type_ids"][0])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_token_of_an_answer_sees_those_behind_it(name):
     vlm = family(name)
@@ -153,10 +233,9 @@ VICUNA = (
 )
 
 
-@pytest.fixture(scope="module")
-def llava():
-    """A tiny LLaVA whose tokenizer has the tokens of ChatML."""
-    tokenizer = processors.build_tokenizer("<image>", "<|im_start|>", "<|im_end|>")
+def with_tokens(*tokens):
+    """A tiny LLaVA whose tokenizer has these special tokens."""
+    tokenizer = processors.build_tokenizer("<image>", *tokens)
     own = family("llava")
     processor = type(own.processor)(
         processors.clip_images(), tokenizer, patch_size=4, vision_feature_select_strategy="default",
@@ -165,6 +244,11 @@ def llava():
     model = type(own.model)(own.model.config).eval()
     model.resize_token_embeddings(len(tokenizer))
     return interp.load(model=model, processor=processor, device="cpu", check=False)
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return with_tokens("<|im_start|>", "<|im_end|>")
 
 
 def test_labels_are_those_of_transformers_own_mask(llava, with_template):
@@ -207,6 +291,53 @@ def test_a_prompt_is_what_generation_gets(llava, with_template):
         prompt = vlm.prepare(["<image>\nwhat ?"], [picture()], chat=True).inputs["input_ids"][0]
         assert batch["input_ids"][0, : len(prompt)].equal(prompt)
         assert int((batch["labels"][0] >= 0).nonzero()[0]) == len(prompt)
+
+
+# How other families write turns: a role of their own, a trim, an error for roles that do not alternate, no end token.
+GEMMA = (
+    "<bos>{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{% if m['content'] is string %}"
+    "{{ m['content'] | trim }}{% else %}{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else "
+    "part['text'] | trim }}{% endfor %}{% endif %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LLAMA = (
+    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}BODY<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+).replace("BODY", PARTS)
+MISTRAL = (
+    "<bos>{% for m in messages %}{% if m['role'] == 'user' %}[INST]BODY[/INST]{% else %}BODY<eos>{% endif %}{% endfor %}"
+).replace("BODY", PARTS)
+GLM = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\nBODY{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+).replace("BODY", PARTS)
+SMOL = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}{{ ':' if m['content'][0]['type'] == 'image' else ': ' }}BODY"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+).replace("BODY", PARTS)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (GEMMA, "a cat<end_of_turn>|yes<end_of_turn>"),
+        (LLAMA, "a cat<|eot_id|>|yes<|eot_id|>"),
+        (MISTRAL, "a cat<eos>|yes<eos>"),
+        (GLM, "a cat<eos>|yes<eos>"),
+        (SMOL, " a cat<end_of_utterance>| yes<end_of_utterance>"),
+    ],
+    ids=["gemma", "llama", "mistral", "glm", "smol"],
+)
+def test_templates_of_other_families(with_template, template, expected):
+    tokens = ("<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    more = ("[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<end_of_utterance>")
+    vlm = with_template(template, with_tokens(*tokens, *more))
+    data = [conversation("<image>what ?", "a cat", "really ?", "yes", image=picture())]
+    batch = batch_of(vlm, data)
+    assert "".join(labelled(vlm, batch)) == expected
+    prompt = vlm.prepare(["<image>what ?"], [picture()], chat=True).inputs["input_ids"][0]
+    assert batch["input_ids"][0, : len(prompt)].equal(prompt)
+    assert int((batch["labels"][0] >= 0).nonzero()[0]) == len(prompt)
 
 
 TURN = "{% for m in messages %}<|im_start|>{{ m['role'] }}: BODY<|im_end|>{% endfor %}"
@@ -358,6 +489,10 @@ def test_a_collator_takes_no_weights_along(stage1):
 
 
 def test_data_without_answers(stage1):
+    with pytest.raises(interp.InputError, match="chat=True: this model's processor has no chat template"):
+        training_rows(stage1, interp.Data([conversation("where ?", "top")], chat=True))
+    with pytest.raises(interp.InputError, match="the batch is empty"):
+        Collator(stage1)([])
     with pytest.raises(interp.InputTypeError, match="data is made of batches, which have no answers"):
         training_rows(stage1, stage1.prepare(["where ?"]))
     with pytest.raises(interp.InputError, match=r"row 0 \('0'\): it has no answer: expected a column answer"):

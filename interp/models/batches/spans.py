@@ -170,7 +170,7 @@ def _tokens_of(name: str, span: tuple[int, int], row: int, words: Wording, posit
                 )
             # A template may leave out the spaces around a piece: the rest of the range is inside it.
             low, high = (min(max(edge - at + place[0], place[1]), place[2]) for edge in (first, last))
-            begin, end_of = torch.tensor(words.offsets).T
+            begin, end_of = torch.from_numpy(np.array(words.offsets)).T
             mask[columns[(begin < high) & (end_of > low) & (end_of > begin)]] = True
         at += len(piece)
         if start < at + len(PLACEHOLDER) and end > at and index < len(pieces) - 1:

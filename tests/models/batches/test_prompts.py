@@ -46,6 +46,24 @@ def test_several_images_and_none_in_one_batch(name):
 
 
 @pytest.mark.parametrize("name", MIXED)
+def test_padding_on_the_right_moves_tokens_alone(name):
+    left, texts = three_rows(name), ["nothing to see", "<image> left <image> right", "<image> alone"]
+    right = maker(name).from_texts(texts, [[], [WIDE, SQUARE], [TALL]], {"word": [None, "left", "alone"]}, side="right")
+    assert right.positions["all"][:, 0].all()
+    real = [batch.positions["all"] for batch in (left, right)]
+    assert real[1].sum(dim=1).equal(real[0].sum(dim=1))
+    for tensors in ([b.inputs["input_ids"] for b in (left, right)], [b.positions["image"] for b in (left, right)]):
+        assert tensors[0][real[0]].equal(tensors[1][real[1]])
+    pixels = [batch.inputs["pixel_values"] for batch in (left, right)]
+    assert pixels[0].equal(pixels[1])
+    words = [
+        [token for token, on in zip(right.tokens[row], right.positions["word"][row], strict=True) if on]
+        for row in (1, 2)
+    ]
+    assert ["".join(each) for each in words] == ["left", "alone"]
+
+
+@pytest.mark.parametrize("name", MIXED)
 def test_a_row_keeps_its_own_pixels(name):
     """A row made again alone has the tokens it had, and its pixels are those of its own images."""
     batch = three_rows(name)
