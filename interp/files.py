@@ -1,12 +1,14 @@
-"""Files: written under another name, and renamed when they are whole.
+"""Files and folders: written under another name, and renamed when they are whole.
 
-So a file is there complete or not at all, whatever stops the program. It has the rights that the system gives to any new
-file (the umask decides): writers of other packages make files that their user alone can read.
+So a file is there complete or not at all, whatever stops the program, and a folder has the file that makes it one only when it
+has all others. A file has the rights that the system gives to any new one (the umask decides): writers of other packages make
+files that their user alone can read.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -42,3 +44,32 @@ def whole_file(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path, last: str) -> Iterator[Path]:
+    """A folder to write to, whose files move into the folder `target` at the end; an error leaves nothing behind.
+
+    The file named `last` moves after all others, so that a folder which has it has all of them.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole_folder(folder, last="b") as partial:
+    ...     _ = [(partial / name).write_text("whole") for name in "abc"]
+    >>> sorted(file.name for file in folder.iterdir())
+    ['a', 'b', 'c']
+
+    Raises `OSError` where a file cannot be written.
+    """
+    partial = target / f".{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda path: path == partial / last):
+            place = target / file.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(place) as new:
+                file.replace(new)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

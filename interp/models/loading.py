@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from interp.errors import InputError, InterpError, LayoutError, reason_of
+from interp.models.adapters import base_of, is_adapter, merge_adapter
+from interp.models.copying import sharing_module
 from interp.models.layout.discovery import find_structure, takes_images
 from interp.models.running.offloading import device_first, run_device, send_inputs_where_it_runs
 from interp.models.running.structure import Structure
@@ -51,19 +53,19 @@ def load(
     8
 
     `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``), a local folder (with or
-    without its processor), or a repository of the Hugging Face hub. Or pass a transformers `model` in hand, in eval mode;
-    it stays on its device and in its precision. `processor` replaces the one that was saved beside the weights; a language
-    model that takes no images needs a tokenizer alone.
+    without its processor; a LoRA of PEFT is merged into the model that it names), or a repository of the Hugging Face hub. Or
+    pass a transformers `model` in hand, in eval mode; it stays on its device and in its precision. `processor` replaces the one
+    that was saved beside the weights; a language model that takes no images needs a tokenizer alone.
     `device="auto"` is the first GPU if there is one (under torchrun each process has its own), else the CPU;
     `dtype="auto"` is the precision that the checkpoint declares.
     `remote=True` runs traces on NDIF and loads no weights here; `remote="local"` is nnsight's simulation of that.
     `structure` replaces what discovery finds, or parts of it by name, ``{"norm": "model.norm"}``; `check=False` leaves the
     proofs out. Any other argument goes to transformers' `from_pretrained`.
 
-    Raises `InputError` for an unknown toy, a folder without a model, a repository that cannot be read, an argument of
-    the wrong kind, arguments that do not go together with a `model` in hand, a part in training mode, and states that are not
-    finite in this precision, with the layer; `LayoutError` where a part cannot be found
-    or a proof fails.
+    Raises `InputError` for an unknown toy, a folder without a model, an adapter whose model is not found, a repository that
+    cannot be read, an argument of the wrong kind, arguments that do not go together with a `model` in hand, a part in training
+    mode, and states that are not finite in this precision, with the layer; `LayoutError` where a part cannot be found or a
+    proof fails.
     """
     if remote:
         _register_package()
@@ -73,6 +75,11 @@ def load(
     _check_processor(processor)
     options = {"revision": revision, "attn_implementation": attn_implementation, **from_pretrained}
     options |= {"trust_remote_code": trust_remote_code, "dtype": _dtype(dtype)}
+    if model is None and is_adapter(repo) and not on_server:
+        whole, processor = _merged(Path(str(repo)), processor, device=device, **options)
+        vlm = load(model=whole, processor=processor, remote=remote, structure=structure, check=check)
+        vlm.name = _public_name(str(repo))
+        return vlm
     if model is not None:
         _check_in_hand(model, device, on_server, options)
         _check_processor(processor, takes_images(model))
@@ -121,7 +128,7 @@ def _locate(repo: Any, on_server: bool = False) -> str:
                 f"{name!r} is not a toy: use 'toy' or one of {', '.join(f'toy:{toy}' for toy in TOY_MODELS)}"
             )
         source = str(_WEIGHTS / (which or "tuned"))
-    elif Path(name).exists() and not (Path(name) / "config.json").is_file():
+    elif Path(name).exists() and not (Path(name) / "config.json").is_file() and not is_adapter(name):
         raise InputError(f"{name!r} holds no model: expected a folder with a config.json that save_pretrained wrote")
     if on_server and Path(source).exists():
         raise InputError(f"{name!r} is on this machine, not on NDIF: use remote='local' to try it, or a hub repository")
@@ -195,6 +202,21 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
         raise InputError(
             f"{source!r} cannot be loaded as a model for {task} ({reason}): expected 'toy', a folder or a hub repository"
         ) from error
+
+
+def _merged(folder: Path, processor: Any, **options: Any) -> tuple[nn.Module, Any]:
+    """The model that an adapter belongs to, with the adapter merged into it, and its processor.
+
+    Raises `InputError` where that model cannot be loaded, or is another one than the adapter's.
+    """
+    name, revision = base_of(folder)
+    try:
+        base = load(name, processor=processor, check=False, **{**options, "revision": options["revision"] or revision})
+    except InputError as error:
+        raise InputError(
+            f"the adapter in {str(folder)!r} belongs to {name!r}, which is not found here: {error}"
+        ) from error
+    return merge_adapter(sharing_module(base.model), folder), base.processor if base.takes_images else base.tokenizer
 
 
 def _task_of(source: str, config: Any, origin: Mapping[str, Any]) -> str:

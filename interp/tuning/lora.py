@@ -15,11 +15,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interp.arguments import checked_int
 from interp.errors import InputError, shown
+from interp.models.adapters import NEEDS_PEFT
 
 # What would train, or change, something outside of the adapters of the band.
 _ELSEWHERE = (
@@ -31,8 +31,10 @@ _ELSEWHERE = (
 )
 
 
-def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any) -> None:
-    """Put adapters on the linear modules of the layers with these numbers, and freeze all other layers; their list is at `path`.
+def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any) -> Any:
+    """Put adapters on the linear modules of the layers with these numbers, and freeze all others; their list is at `path`.
+
+    Returns the config of the adapters, which the list keeps as its `peft_config`.
 
     Raises `InputError` for a `lora` that is neither a rank nor a `LoraConfig`, no layer, a config that targets nothing in them
     or that trains something beside adapters, and where the package peft is missing.
@@ -69,24 +71,7 @@ def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any)
                 f"init_lora_weights={shown(config.init_lora_weights)} changes the weights under the adapters: expected "
                 "True, 'gaussian' or another that leaves them as they are"
             )
-
-
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights (and biases) of the modules that have adapters with these added, float32, by their names without them.
-
-    The model stays as it is. Merging is PEFT's, one module after the other, so that only one is copied at a time.
-    """
-    if not any(".lora_" in name for name, _ in model.named_parameters()):
-        return {}
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    merged: dict[str, Tensor] = {}
-    for path, part in model.named_modules():
-        if isinstance(part, BaseTunerLayer):
-            own: Any = copy.deepcopy(part).to(torch.float32)
-            own.merge(safe_merge=True)
-            merged |= {f"{path}.{name}": each.detach() for name, each in own.get_base_layer().named_parameters()}
-    return merged
+    return config
 
 
 def _config(lora: Any) -> Any:
@@ -94,7 +79,7 @@ def _config(lora: Any) -> Any:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise InputError('LoRA needs the package peft: pip install "interp-vlm[tuning]"') from error
+        raise InputError(NEEDS_PEFT) from error
     if not isinstance(lora, LoraConfig):
         rank = checked_int(lora, "lora", least=1, what="a rank, or a peft.LoraConfig; a rank is an int")
         return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from interp.models import VLM, load
+from interp.models.adapters import merged_weights
 from interp.models.copying import sharing_module
-from interp.tuning.lora import add_adapters, merged_weights
+from interp.tuning.lora import add_adapters
 from interp.tuning.trained_parts import is_within, layer_of
 
 
@@ -66,7 +67,8 @@ def tunable_model(vlm: VLM, names: Sequence[str], lora: Any = None) -> nn.Module
     others |= {name: buffer.detach().clone() for name, buffer in vlm.model.named_buffers(remove_duplicate=False)}
     model = sharing_module(vlm.model, others)
     if lora is not None:
-        add_adapters(model, vlm.structure.layers, adapted, lora)
+        config = add_adapters(model, vlm.structure.layers, adapted, lora)
+        config.base_model_name_or_path, config.revision = vlm.name, vlm.revision
     return model.eval()
 
 

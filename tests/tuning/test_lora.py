@@ -6,7 +6,7 @@ from peft import LoraConfig
 
 import interp
 import zoo
-from interp.tuning.lora import merged_weights
+from interp.models.adapters import merged_weights
 from interp.tuning.trained_parts import trained_names
 from interp.tuning.tuned_model import fingerprints, finished, tunable_model
 
