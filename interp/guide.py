@@ -50,6 +50,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("move an intervention through the depth", "patching", "flow layer_sweep layer_contribution", "sweeps"),
     ("make a model of the layers of two", "patching", "transplant", "sweeps"),
+    ("train a band of layers, or other parts, on conversations", "tuning", "tune TuneResult", "results"),
     ("read a state in the vocabulary", "lens", "logit_lens tuned_lens TunedLens unnormed_lens", "lens"),
     (
         "find what produced a logit, and what heads attend to",
@@ -144,6 +145,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "patching_figure patch_figure patch_on_image sweep_figure flow_figure",
         "patching",
     ),
+    ("draw a training", "plots", "tuning_figure", "results"),
     ("draw lenses", "plots", "lens_figure lens_on_image tuned_lens_figure", "lens"),
     (
         "draw readouts",

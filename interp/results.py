@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -51,7 +51,7 @@ class Result(Display):
 
         target = Path(path)
         tensors: dict[str, Any] = {}
-        state = {item.name: _encode(getattr(self, item.name), item.name, tensors) for item in fields(self)}
+        state = {item.name: _encode(getattr(self, item.name), item.name, tensors) for item in _saved_fields(self)}
         header = {"format": _FORMAT, "type": type(self).__name__, "fields": json.dumps(state)}
         try:
             with whole_file(target) as partial:
@@ -110,6 +110,11 @@ class StoredValue:
         return cls(**state)
 
 
+def _saved_fields(result: Result) -> list[Field[Any]]:
+    """The fields of a result, without those that say ``metadata={"saved": False}``, such as a model: they have a default."""
+    return [item for item in fields(result) if item.metadata.get("saved", True)]
+
+
 def _family(cls: type) -> list[type]:
     """The class and all of its subclasses."""
     children: list[type] = type.__subclasses__(cls)
@@ -162,7 +167,8 @@ def _encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         }
     if isinstance(value, Result):
         state = {
-            item.name: _encode(getattr(value, item.name), f"{path}.{item.name}", tensors) for item in fields(value)
+            item.name: _encode(getattr(value, item.name), f"{path}.{item.name}", tensors)
+            for item in _saved_fields(value)
         }
         return {"$": "result", "type": type(value).__name__, "of": state}
     if isinstance(value, StoredValue):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import interp
-from interp import geometry, interventions, lens, patching, plots, probes, readouts
+from interp import geometry, interventions, lens, patching, plots, probes, readouts, tuning
 from interp.models import Intervention
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -87,6 +87,12 @@ def results(toy, stage1):
         geometry.find_peaks(x[0]),
         geometry.log_density(x[0]),
         geometry.learn_weights(x[0], y[0], steps=2, shuffles=1),
+        tuning.tune(
+            stage1,
+            interp.toy.conversations(2, seed=0, questions=1),
+            layers=[7],
+            arguments={"max_steps": 2, "per_device_train_batch_size": 1},
+        ),
     ]
     return {type(each).__name__: each for each in made}
 

@@ -55,6 +55,7 @@ _FUNCTIONS = {
     },
     "saving": {"save_figure": ""},
     "series": {"Series": "", "series_figure": ""},
+    "tuning": {"tuning_figure": "TuneResult"},
     "words": {
         "decomposition_figure": "DecompositionResult",
         "projector_figure": "ProjectorResult",

@@ -6,6 +6,7 @@ the optimiser's state:
 - `trained_parts`: which parameters belong to the layers, the connector, the image tower and the head;
 - `tuned_model`: a model for training that shares all other weights with the given one, and the model that comes of it;
 - `lora`: adapters of PEFT on the layers of the band alone;
+- `tune`: the training itself, on transformers' Trainer (`trainer`), from conversations (`examples`), and its `TuneResult`;
 - `checkpoints`: an ordinary checkpoint of transformers, written whole or not at all;
 - `object_masks`, `token_places`, `patch_alignment`: masks of objects, the visual tokens that show them, and a loss that draws
   these towards the words for the object.
@@ -15,5 +16,7 @@ from __future__ import annotations
 
 from interp.tuning.object_masks import mask_shares, open_mask
 from interp.tuning.patch_alignment import masked_objects, patch_alignment_loss
+from interp.tuning.tune import tune
+from interp.tuning.tune_result import TuneResult
 
-__all__ = ["mask_shares", "masked_objects", "open_mask", "patch_alignment_loss"]
+__all__ = ["TuneResult", "mask_shares", "masked_objects", "open_mask", "patch_alignment_loss", "tune"]
