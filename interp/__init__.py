@@ -41,6 +41,7 @@ _SUBMODULES = (
 )
 _EXPORTS = {
     "load": "interp.models",
+    "assemble": "interp.models",
     "VLM": "interp.models",
     "Batch": "interp.models",
     "Positions": "interp.models",
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from interp.activations import Activations, capture, open_activations
     from interp.data import Data
     from interp.guide import help
-    from interp.models import VLM, Batch, CheckReport, Positions, Structure, load
+    from interp.models import VLM, Batch, CheckReport, Positions, Structure, assemble, load
     from interp.provenance import Provenance
     from interp.results import Result
 

@@ -23,6 +23,7 @@ _SHORTEST = 4
 # Each question with the room of its calls, the calls, and the page of the docs that explains them.
 QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("load a model, and see its parts and the proofs of them", "", "load VLM Structure CheckReport", "models"),
+    ("put a model together of a language model, an image tower and a connector", "", "assemble", "models"),
     ("make a batch, and name its positions, without attention sinks", "", "VLM.prepare Batch Positions", "conventions"),
     ("get logits, continue a text, write a trace of your own", "", "VLM.logits VLM.generate VLM.trace", "conventions"),
     ("find the parts of a model that nothing else wraps", "models", "find_structure", "models"),

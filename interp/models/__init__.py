@@ -6,9 +6,10 @@ Three levels, each of which imports only those below it:
 - `running`: `Core`, a wrapped model with its structure; sites and their slots; the one trace that edits and reads them;
 - `layout`: finding the parts of a model and proving by effect that they are what they are called.
 
-`vlm` (what a user holds) and `loading` (how they get it) stand on top.
+`vlm` (what a user holds), `loading` (how they get it) and `assembling` (how it is made of parts) stand on top.
 """
 
+from interp.models.assembling import assemble
 from interp.models.batches.batch import Batch
 from interp.models.batches.positions import Positions
 from interp.models.layout.checks import Check, CheckReport
@@ -29,6 +30,7 @@ __all__ = [
     "Positions",
     "Read",
     "Structure",
+    "assemble",
     "find_structure",
     "load",
     "reads_of_states",

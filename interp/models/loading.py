@@ -74,14 +74,14 @@ def load(
     on_server = _is_server(remote)
     _check_processor(processor)
     options = {"revision": revision, "attn_implementation": attn_implementation, **from_pretrained}
-    options |= {"trust_remote_code": trust_remote_code, "dtype": _dtype(dtype)}
+    options |= {"trust_remote_code": trust_remote_code, "dtype": checked_dtype(dtype)}
     if model is None and is_adapter(repo) and not on_server:
         whole, processor = _merged(Path(str(repo)), processor, device=device, **options)
         vlm = load(model=whole, processor=processor, remote=remote, structure=structure, check=check)
-        vlm.name = _public_name(str(repo))
+        vlm.name = public_name(str(repo))
         return vlm
     if model is not None:
-        _check_in_hand(model, device, on_server, options)
+        check_in_hand(model, device, on_server, options)
         _check_processor(processor, takes_images(model))
         wrapped, name = _wrap(model, processor), getattr(model, "name_or_path", "") or type(model).__name__
     else:
@@ -91,7 +91,7 @@ def load(
     vlm = VLM(
         send_inputs_where_it_runs(wrapped),
         find_structure(wrapped._module, structure),
-        _public_name(name),
+        public_name(name),
         revision,
         remote,
     )
@@ -111,7 +111,7 @@ def _is_server(remote: bool | str) -> bool:
     return server
 
 
-def _public_name(name: str) -> str:
+def public_name(name: str) -> str:
     """The name of a model in results and messages: of a folder only the last part, since a path may name its owner."""
     return Path(name).resolve().name if Path(name).is_absolute() or Path(name).is_dir() else name
 
@@ -150,7 +150,7 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _dtype(dtype: Any) -> Any:
+def checked_dtype(dtype: Any) -> Any:
     """A torch dtype, "auto", or the name of a quantisation."""
     if isinstance(dtype, str) and dtype in ("auto", *_QUANTISED):
         return dtype
@@ -266,7 +266,7 @@ def _check_processor(processor: Any, for_images: bool = False) -> None:
     raise InputError(f"processor is a {type(processor).__name__}: expected {expected}")
 
 
-def _check_in_hand(model: Any, device: str | torch.device, on_server: bool, options: dict[str, Any]) -> None:
+def check_in_hand(model: Any, device: str | torch.device, on_server: bool, options: dict[str, Any]) -> None:
     """Refuse anything but a transformers model, a model that cannot run as it is, and options that only loading can follow."""
     kind = type(model).__name__
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
