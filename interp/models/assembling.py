@@ -29,7 +29,7 @@ from interp.models.connectors import ConnectorWeights, connector_weights
 from interp.models.layout.additions import tolerance
 from interp.models.layout.image_positions import apart
 from interp.models.loading import checked_dtype, load
-from interp.models.model_parts import Part, language_part, vision_part
+from interp.models.model_parts import ModelPart, language_part, vision_part
 from interp.models.running.structure import resolve
 from interp.models.vlm import VLM
 
@@ -170,7 +170,7 @@ def _named_dtype(dtype: Any) -> torch.dtype:
     return precision
 
 
-def _with_image_token(words: Part, image_token: Any, chat_template: str | None) -> tuple[Any, int]:
+def _with_image_token(words: ModelPart, image_token: Any, chat_template: str | None) -> tuple[Any, int]:
     """A copy of the tokenizer in which the image token is one token, and its id."""
     from transformers import AddedToken
 
@@ -302,7 +302,7 @@ def _share(part: nn.Module, source: nn.Module, other: dict[str, Tensor], place: 
         )
 
 
-def _tokens_beside_patches(model: Any, sight: Part) -> int:
+def _tokens_beside_patches(model: Any, sight: ModelPart) -> int:
     """How many tokens the tower has beside its patches, by a run on two grey pictures. Sets how many an image has in the stream.
 
     Raises `InputError` where the image processor, the tower and what is to be read of it do not fit together.
@@ -342,7 +342,7 @@ def _tokens_beside_patches(model: Any, sight: Part) -> int:
 # Proofs ------------------------------------------------------------------------------------------------------------------
 
 
-def _prove_text(model: Any, words: Part) -> None:
+def _prove_text(model: Any, words: ModelPart) -> None:
     """Raise `LayoutError` where the assembled model is not the language model on a few ordinary tokens."""
     rows = min(len(words.processor), len(words.model.get_input_embeddings().weight))
     ordinary = sorted(set(range(rows)) - set(words.processor.all_special_ids)) or [0]

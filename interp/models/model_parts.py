@@ -22,7 +22,7 @@ from interp.models.vlm import VLM
 
 
 @dataclass(frozen=True)
-class Part(Display):
+class ModelPart(Display):
     """A model, what prepares its inputs (a tokenizer, an image processor), and the name that it goes by."""
 
     model: Any
@@ -30,15 +30,15 @@ class Part(Display):
     name: str
 
 
-def language_part(source: Any, tokenizer: Any, device: str | torch.device, dtype: str | torch.dtype) -> Part:
+def language_part(source: Any, tokenizer: Any, device: str | torch.device, dtype: str | torch.dtype) -> ModelPart:
     """The language model with its tokenizer. Raises `InputError` for one that takes images or whose weights are not here."""
     if isinstance(source, str | os.PathLike):
         source = load(source, processor=tokenizer, device=device, dtype=dtype, check=False)
         device = "auto"
     if isinstance(source, VLM):
-        part = Part(source.model, tokenizer or source.tokenizer, source.name)
+        part = ModelPart(source.model, tokenizer or source.tokenizer, source.name)
     elif isinstance(source, nn.Module) and hasattr(getattr(source, "config", None), "get_text_config"):
-        part = Part(source, tokenizer, _name_of(source))
+        part = ModelPart(source, tokenizer, _name_of(source))
     else:
         raise InputTypeError(
             f"language_model is a {type(source).__name__}: expected a name, a model of transformers, or a VLM"
@@ -55,7 +55,7 @@ def language_part(source: Any, tokenizer: Any, device: str | torch.device, dtype
     return part
 
 
-def vision_part(source: Any, image_processor: Any, dtype: torch.dtype) -> Part:
+def vision_part(source: Any, image_processor: Any, dtype: torch.dtype) -> ModelPart:
     """The image tower with its image processor. Raises `InputError` for a model without one, or where a part is missing."""
     if isinstance(source, str | os.PathLike):
         return _named_tower(str(source), image_processor, dtype)
@@ -76,10 +76,10 @@ def vision_part(source: Any, image_processor: Any, dtype: torch.dtype) -> Part:
             f"image_processor={shown(image_processor)}: expected the tower's, which sizes and normalises pictures, pass "
             "image_processor="
         )
-    return Part(tower, image_processor, names[0] if names else _name_of(source, tower))
+    return ModelPart(tower, image_processor, names[0] if names else _name_of(source, tower))
 
 
-def _named_tower(source: str, image_processor: Any, dtype: torch.dtype) -> Part:
+def _named_tower(source: str, image_processor: Any, dtype: torch.dtype) -> ModelPart:
     """The tower of a folder or a repository of the hub, without the rest of what is saved there."""
     from safetensors import SafetensorError
     from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor
@@ -107,7 +107,7 @@ def _named_tower(source: str, image_processor: Any, dtype: torch.dtype) -> Part:
             f"vision={source!r} holds a {type(tower).__name__} that lacks {shown(lacks)}: expected an image tower with all "
             "of its weights"
         )
-    return Part(tower, image_processor, public_name(source))
+    return ModelPart(tower, image_processor, public_name(source))
 
 
 def _name_of(*models: Any) -> str:
