@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InputError
+from interp.errors import InputError, reason_of
 
 NAME = "adapter_config.json"
 NEEDS_PEFT = 'adapters need the package peft: pip install "interp-vlm[tuning]"'
@@ -68,10 +68,9 @@ def merge_adapter(model: Any, folder: Path) -> nn.Module:
         exact = merged_weights(adapted.get_base_model())
         whole = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            f"the adapter in {str(folder)!r} does not fit a {type(model).__name__} ({reason[:200]}): expected the adapter of "
-            "this very model"
+            f"the adapter in {str(folder)!r} does not fit a {type(model).__name__} ({reason_of(error)}): expected the adapter "
+            "of this very model"
         ) from error
     with torch.no_grad():
         for name, weights in exact.items():

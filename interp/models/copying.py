@@ -115,14 +115,12 @@ def sharing_module(model: nn.Module, others: Mapping[str, Tensor] | None = None)
 
 def _unwrap(part: nn.Module, path: str) -> None:
     """Take nnsight's stand-in for the forward pass off a module. A pass that was this module's alone comes back."""
-    state = vars(part).pop("__nnsight__", None)
-    forward = vars(part).pop("forward", None) if state is None else state.original
-    if state is not None:
-        vars(part).pop("forward", None)
+    state, forward = vars(part).pop("__nnsight__", None), vars(part).pop("forward", None)
+    forward = forward if state is None else state.original
     if forward is None or forward is type(part).forward:
         return
     function = getattr(forward, "__func__", forward)
-    if not isinstance(function, FunctionType) or function.__closure__:
+    if not isinstance(function, FunctionType) or function.__closure__:  # it may hold on to the other module's weights
         raise InputError(
             f"the forward pass of {path!r} ({type(part).__name__}) was replaced by another function, which cannot be "
             "copied: load the model a second time"

@@ -70,10 +70,12 @@ def write_checkpoint(vlm: VLM, out: str | os.PathLike[str], adapter: nn.Module |
     `adapter` is the model that `tunable_model(..., lora=...)` gave and that was trained since. `out` may hold the
     checkpoints of a training, which stay.
 
-    Raises `InputError` where it holds a model, or cannot be written.
+    Raises `InputError` where it holds a model or cannot be written, and for a model whose weights are elsewhere.
     """
     folder = check_folder(out, resume=True)
     assert folder is not None
+    if any(weights.is_meta for weights in vlm.model.parameters()):
+        raise InputError(f"{vlm.name!r} has no weights here to write: expected a model that is loaded on this machine")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*.partial"):  # of a write that was killed

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from interp.arguments import checked_int
-from interp.errors import InputError, shown
+from interp.errors import InputError, reason_of, shown
 from interp.models.adapters import NEEDS_PEFT
 
 # What would train, or change, something outside of the adapters of the band.
@@ -61,8 +61,17 @@ def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any)
     frozen = {name: weights.data_ptr() for name, weights in layers.named_parameters()}
     # Exactly these: of a name in a list PEFT takes every module whose path ends with it. And it meets the layers alone: in
     # a whole model with experts it would take some names for theirs.
-    config.target_modules = "|".join(map(re.escape, targets))
-    inject_adapter_in_model(config, layers)
+    config.target_modules, config.exclude_modules = "|".join(map(re.escape, targets)), None
+    config.inference_mode = False
+    for pattern in (config.rank_pattern, config.alpha_pattern):
+        for name in [name for name in pattern if name.startswith(f"{path}.")]:
+            pattern[name.removeprefix(f"{path}.")] = pattern.pop(name)
+    try:
+        inject_adapter_in_model(config, layers)
+    except (ValueError, TypeError, RuntimeError, AttributeError, ImportError, NotImplementedError) as error:
+        raise InputError(
+            f"PEFT cannot make these adapters ({reason_of(error)}): expected another LoraConfig"
+        ) from error
     for name, weights in layers.named_parameters():
         if weights.requires_grad:
             weights.data = weights.data.float()

@@ -44,7 +44,7 @@ def trained_names(
 
     Raises `InputError` where nothing is chosen, for a layer that the model does not have, a part that it lacks or that has no
     weights, weights that layers share with a part that is not chosen, and weights that cannot be trained: they are quantised,
-    spread over devices by accelerate, or not on this machine.
+    spread over devices by accelerate, made within torch.inference_mode(), or not on this machine.
     """
     if not isinstance(vlm, VLM):
         raise InputTypeError(f"vlm is a {type(vlm).__name__}: expected a model, as interp.load gives it")
@@ -142,6 +142,10 @@ def _refuse_untrainable(vlm: VLM) -> None:
     refuse_spread(vlm, "trained")
     if any(weights.is_meta for weights in vlm.model.parameters()):
         raise InputError(f"{vlm.name!r} has no weights here: training needs the model loaded on this machine")
+    if any(weights.is_inference() for weights in vlm.model.parameters()):
+        raise InputError(
+            f"{vlm.name!r} was loaded within torch.inference_mode(): load it outside, no gradient passes here"
+        )
     coarse = next((name for name, weights in vlm.model.named_parameters() if _is_coarse(weights)), None)
     if coarse is not None or getattr(vlm.model, "is_quantized", False):
         raise InputError(

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.errors import InputError
 from interp.models import VLM, load
 from interp.models.adapters import merged_weights
 from interp.models.copying import sharing_module
@@ -30,7 +31,7 @@ from interp.tuning.lora import add_adapters
 from interp.tuning.trained_parts import is_within, layer_of
 
 
-def tunable_model(vlm: VLM, names: Sequence[str], lora: Any = None) -> nn.Module:
+def tunable_model(vlm: VLM, names: Iterable[str], lora: Any = None) -> nn.Module:
     """A model of the class of `vlm.model` that shares all tensors with it but for these, which are float32 copies to train.
 
     >>> import interp
@@ -49,8 +50,11 @@ def tunable_model(vlm: VLM, names: Sequence[str], lora: Any = None) -> nn.Module
     (`TrainingArguments(bf16=True)`, or `fp16=True` on a GPU), because bfloat16 states meet float32 weights; `autocast_precision`
     says whether. Buffers are copied, so that nothing that training does reaches the given model.
 
-    Raises `InputError` for a module whose forward pass was replaced, and what `add_adapters` raises.
+    Raises `InputError` for a name that no parameter has, a module whose forward pass was replaced by a function, and what
+    `add_adapters` raises.
     """
+    names = list(names)
+    _check_names(vlm, names, "names")
     adapted = (
         sorted({layer for name in names if (layer := layer_of(vlm, name)) is not None}) if lora is not None else []
     )
@@ -94,31 +98,39 @@ def fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def finished(model: nn.Module, vlm: VLM) -> VLM:
     """The `VLM` that a tunable model of `vlm` has become: adapters merged, trained tensors in the precision they came from.
 
+    It runs where `vlm` does, also where a trainer has moved the tunable model to another device.
+
     All that was frozen is shared with `vlm`. Nothing else of the training stays on it: neither hooks nor wrappers nor settings.
     It is not proved again; `check()` does.
 
-    Raises `InputError` for a module whose forward pass was replaced.
+    Raises `InputError` for a model that was made of another one.
     """
     tuned: dict[str, Tensor] = merged_weights(model)
     for name, weights in model.named_parameters():
         if weights.requires_grad and ".lora_" not in name:
             tuned[name] = weights.detach()
-    owners = {name.rpartition(".")[0] for name in tuned}
+    _check_names(vlm, tuned, "the model that was trained")
     copies: dict[int, nn.Parameter] = {}
     others: dict[str, Tensor] = {}
     for name, weights in vlm.model.named_parameters(remove_duplicate=False):
         if name in tuned:
-            values = tuned[name].to(weights.dtype, copy=True)
+            values = tuned[name].to(weights.device, weights.dtype, copy=True)
             copies.setdefault(id(weights), nn.Parameter(values, requires_grad=weights.requires_grad))
         if id(weights) in copies:
             others[name] = copies[id(weights)]
-    # What a trained module notes for itself, as a batch norm does, comes along.
-    for name, _ in vlm.model.named_buffers():
-        if name.rpartition(".")[0] in owners:
-            others[name] = _tensor(model, name).detach().clone()
     new = load(model=sharing_module(vlm.model, others), processor=vlm.processor, structure=vlm.structure, check=False)
     new.name, new.checked_on = f"{vlm.name} tuned in {_description(vlm, sorted(tuned))}", vlm.checked_on
+    new.remote = vlm.remote
     return new
+
+
+def _check_names(vlm: VLM, names: Iterable[str], what: str) -> None:
+    own = {name for name, _ in vlm.model.named_parameters()}
+    foreign = next((name for name in names if name not in own), None)
+    if foreign is not None:
+        raise InputError(
+            f"{what} has {foreign!r}, and {vlm.name!r} has no parameter of that name: expected some of trained_names(vlm)"
+        )
 
 
 def _description(vlm: VLM, names: Sequence[str]) -> str:

@@ -243,6 +243,14 @@ def test_folders_that_cannot_be_written_to(unchecked, toy, tmp_path):
     assert texts_of(tmp_path / "model") == before
 
 
+def test_a_model_without_weights_is_not_written(bare, tmp_path):
+    vlm = interp.load(model=zoo.make(bare.model.config), check=False)
+    vlm.model.to("meta")
+    with pytest.raises(interp.InputError, match="has no weights here to write"):
+        write_checkpoint(vlm, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_write_that_fails_leaves_nothing(toy, tmp_path, monkeypatch):
     out = tmp_path / "out"
     (out / "checkpoint-3").mkdir(parents=True)

@@ -93,6 +93,20 @@ def test_a_config_counts_within_the_band_alone(stage1, rows):
     with torch.no_grad():
         wanted = model(**stage1.inputs_of(rows)).logits[:, -1]
     torch.testing.assert_close(finished(model, stage1).logits(rows), wanted, atol=1e-5, rtol=0)
+    whole = f"{path}.3.self_attn.q_proj"
+    config = LoraConfig(
+        r=4,
+        target_modules=["q_proj", "v_proj"],
+        exclude_modules=[f"{path}.4.self_attn.q_proj"],
+        rank_pattern={whole: 2},
+        inference_mode=True,
+    )
+    model = tunable_model(stage1, trained_names(stage1, BAND), config)
+    assert len(adapted(model)) == 7
+    ranks = {name: len(each) for name, each in model.named_parameters() if ".lora_A" in name and each.requires_grad}
+    assert ranks.pop(f"{whole}.lora_A.default.weight") == 2
+    assert set(ranks.values()) == {4}
+    assert config.rank_pattern == {whole: 2}
     pattern = LoraConfig(r=4, target_modules=r".*\.3\.mlp\..*")
     assert {name.rpartition(".mlp")[0] for name in adapted(tunable_model(stage1, trained_names(stage1), pattern))} == {
         f"{path}.3"
@@ -142,6 +156,7 @@ def test_half_precision(rows):
         (LoraConfig(target_modules=["q_proj"], layers_to_transform=[1]), 3, "layers_to_transform"),
         (LoraConfig(bias="all"), 3, r"LoraConfig\(bias='all', lora_bias=False\): expected 'none' and False"),
         (LoraConfig(lora_bias=True), 3, "lora_bias=True"),
+        (LoraConfig(r=0), 3, r"PEFT cannot make these adapters \(.*r.* should be a positive integer"),
         (LoraConfig(init_lora_weights="pissa"), 3, "init_lora_weights='pissa' changes the weights under the adapters"),
     ],
 )

@@ -128,6 +128,10 @@ def test_weights_that_cannot_be_trained(bare, tmp_path, toy):
     nowhere.model.to("meta")
     with pytest.raises(interp.InputError, match="has no weights here: training needs the model loaded on this machine"):
         trained_names(nowhere, 0)
+    with torch.inference_mode():
+        model = zoo.make(bare.model.config)
+    with pytest.raises(interp.InputError, match=r"was loaded within torch.inference_mode\(\): load it outside"):
+        trained_names(interp.load(model=model, check=False), 0)
     toy.model.save_pretrained(tmp_path / "toy")
     spread = interp.load(
         tmp_path / "toy",

@@ -1,6 +1,7 @@
 """The model that is trained shares all that is frozen, its trained copies are float32, and the tuned model is an ordinary one."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers.utils import logging
 
 import interp
 import zoo
+from interp.patching import transplant
 from interp.tuning.trained_parts import trained_names
 from interp.tuning.tuned_model import autocast_precision, fingerprints, finished, tunable_model
 
@@ -135,6 +137,42 @@ def test_a_model_in_float32_needs_no_autocast(toy):
     assert autocast_precision(toy) is None
 
 
+@pytest.mark.gpu
+def test_a_trainer_may_move_the_model(stage1, inputs):
+    model = tunable_model(stage1, trained_names(stage1, BAND), lora=2)
+    train(model.to("cuda"), {name: value.to("cuda") for name, value in inputs.items()})
+    tuned = finished(model, stage1)
+    assert {weights.device.type for weights in (*tuned.model.parameters(), *stage1.model.parameters())} == {"cpu"}
+
+
+def test_a_tuned_model_is_tuned_again_copied_and_transplanted(stage1, inputs, few):
+    batch = stage1.prepare(texts=[scene.questions[0].prompt for scene in few], images=[scene.image for scene in few])
+    first = finished(train(tunable_model(stage1, trained_names(stage1, BAND)), inputs), stage1)
+    second = finished(train(tunable_model(first, trained_names(first, (), head=True)), inputs), first)
+    assert second.name == "toy:stage1 tuned in layers 2 to 5 tuned in head"
+    logits = second.logits(batch)
+    assert not torch.equal(logits, first.logits(batch))
+    for again in (copy.deepcopy(second), pickle.loads(pickle.dumps(second))):
+        torch.testing.assert_close(again.logits(batch), logits, atol=1e-5, rtol=0)
+    hybrid = transplant(stage1, second, BAND, parts=("layers", "norm", "head"))
+    assert torch.equal(hybrid.logits(batch), logits)
+    remote = interp.load("toy:stage1", device="cpu", remote="local")
+    tuned = finished(tunable_model(remote, trained_names(remote, 1)), remote)
+    assert tuned.remote == "local"
+    torch.testing.assert_close(tuned.logits(batch), stage1.logits(batch), atol=1e-5, rtol=0)
+
+
+def test_names_of_another_model(stage1, tiny):
+    with pytest.raises(interp.InputError, match=r"names has 'lm_head', and 'toy:stage1' has no parameter of that name"):
+        tunable_model(stage1, ["lm_head"])
+    tied = interp.load(model=tiny, check=False)
+    with pytest.raises(interp.InputError, match=r"has 'lm_head.weight', and .*: expected some of trained_names"):
+        tunable_model(tied, ["lm_head.weight"])  # it goes by its first name, the embedding's
+    other = tunable_model(stage1, trained_names(stage1, 7))
+    with pytest.raises(interp.InputError, match=r"the model that was trained has .model\.language_model\.layers\.7"):
+        finished(other, tied)
+
+
 def test_tied_weights_stay_tied(tiny):
     vlm = interp.load(model=copy.deepcopy(tiny), check=False)
     for names in (trained_names(vlm, (), head=True), trained_names(vlm, 1)):
@@ -150,20 +188,6 @@ def test_buffers_are_copies(toy):
     for name, buffer in tunable_model(toy, trained_names(toy, 0)).named_buffers():
         assert torch.equal(buffer, buffers[name])
         assert buffer.data_ptr() != buffers[name].data_ptr()
-
-
-def test_what_a_trained_module_notes_comes_along(bare):
-    model = zoo.make(bare.model.config)
-    model.model.layers[2].noted = torch.nn.BatchNorm1d(4)
-    model.model.layers[5].noted = torch.nn.BatchNorm1d(4)
-    vlm = interp.load(model=model.eval(), check=False)
-    trained = tunable_model(vlm, trained_names(vlm, 2)).train()
-    for layer in (2, 5):
-        trained.model.layers[layer].noted(torch.randn(8, 4) + 3)
-    tuned = finished(trained, vlm).model
-    assert torch.equal(tuned.model.layers[2].noted.running_mean, trained.model.layers[2].noted.running_mean)
-    assert not tuned.model.layers[5].noted.running_mean.any()
-    assert not model.model.layers[2].noted.running_mean.any()
 
 
 def test_fingerprints_tell_any_change(toy):
