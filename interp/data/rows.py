@@ -176,8 +176,8 @@ class Row:
     `turns` are the exchanges of a row that has answers, each (what the human says, the answer), and `system` what stands
     before them; the text of a conversation is the first thing that the human says. Without an answer there are none, and
     with a `fault`: why the row cannot be trained on, although its text can be read. `masks` are dicts of "words" and "mask",
-    what words stand where in the picture, unopened: the path of a PNG, an RLE of COCO, an array `[height, width]`, or an
-    `InputError` for one that cannot be opened.
+    what words stand where in the picture, unopened, as `interp.tuning` opens them; an `InputError` stands for one that cannot
+    be opened.
     """
 
     index: int

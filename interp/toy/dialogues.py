@@ -115,7 +115,7 @@ def _draw_questions(scene: Scene, kinds: Sequence[str], most: int) -> list[Quest
     rng = np.random.default_rng([scene.noise, 2])
     asked: dict[str, Question] = {}
     for _ in range(_DRAWS):
-        question = ask(kinds[rng.integers(len(kinds))], scene.objects, rng, scene.caption)
+        question = ask(kinds[int(rng.integers(len(kinds)))], scene.objects, rng, scene.caption)
         if question is not None:
             asked.setdefault(question.text, question)
         if len(asked) == most:
