@@ -51,6 +51,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("move an intervention through the depth", "patching", "flow layer_sweep layer_contribution", "sweeps"),
     ("make a model of the layers of two", "patching", "transplant", "sweeps"),
+    (
+        "compare bands of layers: what each keeps of full tuning and of text, and costs",
+        "tuning",
+        "compare_bands bands band_of Band score",
+        "results",
+    ),
     ("train a band of layers, or other parts, on conversations", "tuning", "tune TuneResult", "results"),
     ("read a state in the vocabulary", "lens", "logit_lens tuned_lens TunedLens unnormed_lens", "lens"),
     (
@@ -146,6 +152,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "patching_figure patch_figure patch_on_image sweep_figure flow_figure",
         "patching",
     ),
+    ("draw what bands of layers are worth", "plots", "bands_figure", "results"),
     ("draw a training", "plots", "tuning_figure", "results"),
     ("draw lenses", "plots", "lens_figure lens_on_image tuned_lens_figure", "lens"),
     (

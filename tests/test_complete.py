@@ -87,6 +87,15 @@ def results(toy, stage1):
         geometry.find_peaks(x[0]),
         geometry.log_density(x[0]),
         geometry.learn_weights(x[0], y[0], steps=2, shuffles=1),
+        tuning.compare_bands(
+            stage1,
+            interp.toy.conversations(2, seed=0, questions=1),
+            {"last": [7]},
+            seeds=1,
+            test=interp.toy.questions(2, seed=0),
+            arguments={"max_steps": 1, "per_device_train_batch_size": 1},
+            timing_rounds=0,
+        ),
         tuning.tune(
             stage1,
             interp.toy.conversations(2, seed=0, questions=1),

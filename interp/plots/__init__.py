@@ -27,6 +27,7 @@ _FUNCTIONS = {
         "bypass_figure": "BypassResult",
         "diagonal_figure": "",
     },
+    "bands": {"bands_figure": "BandComparison"},
     "comparison": {"comparison_figure": "GeometryComparison", "imbalance_figure": ""},
     "dimension": {"dimension_figure": "", "estimates_figure": "Estimate", "scaling_figure": ""},
     "geometry": {

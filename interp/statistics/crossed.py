@@ -179,7 +179,9 @@ class Crossed(Display):
 
     @property
     def p(self) -> float:
-        """The p of two sides that the value is `null`, NaN for a share."""
+        """The p of two sides that the value is `null`, NaN for a share and for a value without an error."""
         from scipy.special import stdtr
 
+        if not self.error:
+            return math.nan
         return float(2 * stdtr(self.freedom, -abs(self.value - self.null) / self.error))

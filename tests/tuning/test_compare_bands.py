@@ -1,0 +1,184 @@
+"""Every band is tuned and asked alike; a comparison that died goes on; what cannot be compared is refused first."""
+
+import sys
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+import interp
+from interp.errors import InputError, InputTypeError
+from interp.tuning import Band, compare_bands, score, tune
+
+MODULE = sys.modules["interp.tuning.compare_bands"]
+ARGUMENTS = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 2e-3, "save_steps": 1}
+SEEDS = [3, 5]
+
+
+def some_bands(seed):
+    return {"early": range(2), "random": interp.tuning.bands(8, 2, seed)["random"]}
+
+
+def sets():
+    return {
+        "data": interp.toy.conversations(6, seed=0, questions=1),
+        "test": interp.toy.questions(6, seed=0, group="perception"),
+        "text": interp.toy.questions(3, seed=1, modality="text"),
+    }
+
+
+def asked(stage1, **changes):
+    call = sets() | {"bands": some_bands, "seeds": SEEDS, "arguments": ARGUMENTS, "timing_rounds": 0, "progress": False}
+    call |= changes
+    return compare_bands(stage1, call.pop("data"), **call)
+
+
+@pytest.fixture(scope="module")
+def comparison(stage1):
+    torch.manual_seed(0)
+    made = asked(stage1, timing_rounds=1)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.rand(1).equal(drawn)  # the caller's random numbers are as without it
+    return made
+
+
+def test_each_run_is_that_of_tune(comparison, stage1):
+    given = sets()
+    assert list(comparison.bands) == ["full", "early", "random"]
+    for seed, name in ((0, "early"), (1, "random")):
+        band, place = comparison.bands[name][seed], list(comparison.bands).index(name)
+        alone = tune(stage1, given["data"], band.layers, arguments={**ARGUMENTS, "seed": SEEDS[seed]})
+        assert comparison.loss[place, seed].equal(alone.loss)
+        for answers, name_of_set in ((comparison.test, "test"), (comparison.text, "text")):
+            assert answers.right[place, seed].tolist() == score(alone.vlm, given[name_of_set])["right"].tolist()
+        row = comparison.costs.set_index(["band", "seed"]).loc[(name, SEEDS[seed])]
+        assert row["flops"] == alone.flops
+        assert row["trained_parameters"] == alone.trained_parameters
+        assert row["unchanged"]
+    assert not comparison.loss[0, 0].equal(comparison.loss[0, 1])  # other seeds, other orders
+
+
+def test_the_untuned_model_answers_the_same_questions(comparison, stage1):
+    given = sets()
+    before = score(stage1, given["test"])
+    assert comparison.test.before.tolist() == before["right"].tolist()
+    assert comparison.test.questions.equals(before.drop(columns="right"))
+    assert comparison.text.before.tolist() == score(stage1, given["text"])["right"].tolist()
+    assert (comparison.test.right != comparison.test.before).any()
+
+
+def test_random_layers_are_drawn_for_each_seed(comparison):
+    one, other = (band.layers for band in comparison.bands["random"])
+    assert one != other
+    notes = comparison.provenance.notes
+    assert "random: other layers with each seed, so its intervals are over draws too; timed with the first" in notes
+    assert any(note.startswith("2 seeds: ") for note in notes)
+    assert any("9 rows or groups" in note or "3 rows or groups" in note for note in notes)
+
+
+def test_steps_are_timed_in_turns(stage1, monkeypatch, comparison):
+    assert comparison.seconds.shape == (3, 1, 3)
+    assert (comparison.seconds[:, :, 0] > 0).all()
+    order = []
+
+    def counted(vlm, data, layers, *, arguments, **parts):
+        order.append((tuple(layers), arguments["max_steps"], arguments["seed"]))
+        return tune(vlm, data, layers, arguments=arguments, **parts)
+
+    monkeypatch.setattr(MODULE, "tune", counted)
+    rows = interp.toy.conversations(2, seed=0, questions=1)
+    brief = {"max_steps": 1, "per_device_train_batch_size": 1}
+    asked(stage1, data=rows, bands={"last": [7]}, seeds=1, arguments=brief, timing_rounds=2, text=None)
+    everything = tuple(range(8))
+    assert order == [
+        (everything, 1, 0), ((7,), 1, 0), (everything, 3, 0), ((7,), 3, 0), ((7,), 3, 0), (everything, 3, 0)
+    ]  # fmt: skip
+
+
+def test_arguments_of_transformers_are_taken(stage1, comparison):
+    """An object holds what a dict says, and its seed is replaced."""
+    own = TrainingArguments(
+        output_dir="unused",
+        report_to="none",
+        seed=42,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        max_grad_norm=1.0,
+        **ARGUMENTS,
+    )
+    one = asked(stage1, bands={"early": range(2)}, seeds=[3], arguments=own, text=None)
+    assert one.loss[:, 0].equal(comparison.loss[:2, 0])
+    assert own.seed == 42
+
+
+def test_adapters_are_for_bands_of_layers(stage1):
+    bands = {"early": range(2), "connector": Band((), connector=True, head=True)}
+    with_lora = asked(stage1, bands=bands, seeds=1, lora=2, text=None)
+    parameters = with_lora.costs.set_index("band")["trained_parameters"]
+    assert 0 < parameters["early"] < parameters["full"] < 60_000
+    assert parameters["connector"] > 28_928
+    assert with_lora.bands["full"] == [Band(range(8), connector=False, vision=False, head=False)]
+    assert with_lora.bands["connector"] == [Band((), connector=True, vision=False, head=True)]
+
+
+class Died(Exception):
+    pass
+
+
+def dying(after, what):
+    """`what`, which raises after so many calls."""
+    calls = []
+
+    def call(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > after:
+            raise Died
+        return what(*arguments, **options)
+
+    return call, calls
+
+
+WRONG = [
+    ({"bands": {}}, "bands={}: expected one band at least"),
+    ({"bands": ["early"]}, "expected a dict of bands by name"),
+    ({"bands": {"early": range(7, 9)}}, r"bands\['early'\] has layer 8: 'toy:stage1' has layers 0 to 7"),
+    ({"bands": {"nothing": ()}}, r"bands\['nothing'\] trains nothing: expected layers, or connector=True"),
+    ({"bands": {"untuned": range(2)}}, "bands has the name 'untuned', that of a control"),
+    ({"bands": {"full": range(4)}}, r"bands\['full'\] has 4 layers: expected all 8"),
+    ({"bands": lambda seed: {str(seed): range(2)}}, "others for another seed"),
+    ({"seeds": 0}, "seeds=0: expected how many"),
+    ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: expected how many"),
+    ({"seeds": "three"}, "seeds='three': expected how many"),
+    ({"seeds": [-1]}, "seed=-1"),
+    ({"test": [(None, "a red 3")]}, "has no answer"),
+    ({"test": []}, "empty"),
+    ({"text": iter([])}, "text is an iterator, which can be read once"),
+    ({"data": iter([])}, "data is an iterator, which can be read once"),
+    ({"arguments": {"seed": 3}}, "arguments has a seed: leave it out, seeds= says which"),
+    ({"arguments": {"steps": 3}}, "arguments has 'steps', which is no field of TrainingArguments"),
+    ({"timing_rounds": -1}, "timing_rounds=-1"),
+    ({"resume": "yes"}, "resume='yes'"),
+    ({"rank": 3}, r"compare_bands\(\) got rank=: expected lora, max_length, patch_alignment"),
+    ({"test": interp.toy.questions(6, seed=0, split="train")}, r"test has row .* in common with the data, row"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), WRONG, ids=[f"{next(iter(change))} {n}" for n, (change, _) in enumerate(WRONG)]
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(
+    stage1, tmp_path, monkeypatch, unchecked, change, message
+):
+    monkeypatch.setattr(MODULE, "tune", dying(0, None)[0])
+    monkeypatch.setattr(MODULE, "right_answers", dying(0, None)[0])
+    if "in common" in message:
+        change = change | {"data": interp.toy.conversations(6, seed=0, questions=6)}
+    with pytest.raises((InputError, InputTypeError), match=message):
+        asked(stage1, **{"out": tmp_path / "new", "resume": False} | change)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_must_be_named(stage1):
+    with pytest.raises(InputTypeError, match="out=3: expected the name of a folder"):
+        asked(stage1, out=3)
