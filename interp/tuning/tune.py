@@ -34,6 +34,7 @@ from interp.models import VLM
 from interp.progress import progress_bar
 from interp.provenance import Provenance, package_versions
 from interp.tuning.examples import Collator, TrainingRows, training_rows
+from interp.tuning.patch_alignment import PatchAlignment
 from interp.tuning.trained_parts import trained_names, training_notes
 from interp.tuning.training_arguments import DEFAULTS, changed_fields, training_arguments
 from interp.tuning.tune_result import TuneResult, record_of
@@ -145,12 +146,11 @@ def _folder(out: Any, resume: bool) -> Any:
 
 def _prepared(vlm: VLM, data: Any, max_length: int | None, patch_alignment: float) -> _Job:
     """The rows and their collator; the first row is tried at once."""
-    collator = Collator(vlm, max_length)
+    extra = PatchAlignment(vlm, patch_alignment) if patch_alignment else None
+    collator = Collator(vlm, max_length, extra)
     rows = training_rows(vlm, data, collator)
-    if patch_alignment:
-        from interp.tuning.patch_alignment import PatchAlignment
-
-        collator.extra = PatchAlignment(vlm, rows, patch_alignment)
+    if extra is not None:
+        extra.check(rows)
     collator([rows[0]])
     return _Job(rows, collator, _digest((row.id, row.turns) for row in map(rows.__getitem__, range(len(rows)))))
 

@@ -10,7 +10,7 @@ from PIL import Image
 import interp
 from families import family
 from interp.data.sources import source_of
-from interp.tuning import token_places
+from interp.tuning import token_places, tune
 from interp.tuning.patch_alignment import PatchAlignment, masked_objects, patch_alignment_loss
 from interp.words import dictionary_of, projector_report
 
@@ -318,3 +318,74 @@ def test_a_worker_runs_no_model(toy, few, monkeypatch):
         torch.testing.assert_close(each.targets(rows, batch), expected)
     with pytest.raises(interp.InputError, match=r"expected dataloader_num_workers=0$"):
         PatchAlignment(toy, 1.0).targets(rows, batch)
+
+
+# Training ----------------------------------------------------------------------------------------------------------------
+
+QUICK = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "warmup_steps": 0, "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def base():
+    return interp.load("toy:base", device="cpu")
+
+
+def trained(vlm, rows, beta, layers=(), connector=True, **arguments):
+    return tune(vlm, rows, layers=layers, connector=connector, patch_alignment=beta, arguments={**QUICK, **arguments})
+
+
+def test_masks_draw_held_out_objects_to_their_words(base):
+    rows = [row_of(scene) for scene in interp.toy.scenes(96, seed=5, split="train")]
+    test = [row_of(scene) for scene in interp.toy.scenes(20, seed=6)]
+    gains = []
+    for beta in (0.0, 1.0):
+        vlm = trained(base, rows, beta, max_steps=8, per_device_train_batch_size=12).vlm
+        report = projector_report(vlm, test, masked_objects(vlm, test))
+        gains.append(report.alignment - report.alignment_null)
+    assert report.alignment_p < 0.05
+    assert gains[1] > gains[0] + 0.03
+
+
+def test_accumulated_batches_are_one_batch(base):
+    """Rows with one object and with three, and some without masks: tokens of all batches of a step count alike."""
+    rows = [row_of(scene) for scene in interp.toy.scenes(8, seed=7, split="train")]
+    for row in rows[:3]:
+        row["masks"] = None
+    whole = trained(base, rows, 1.0, max_steps=2, per_device_train_batch_size=8)
+    parts = trained(base, rows, 1.0, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    torch.testing.assert_close(parts.loss, whole.loss, atol=1e-4, rtol=0)
+
+
+def test_adapters_beside_the_connector(base, few):
+    """PEFT puts its own module around the model; the projector is found within."""
+    rows = [row_of(scene) for scene in few]
+    result = tune(
+        base, rows, layers=[0], lora=1, connector=True, patch_alignment=1.0, arguments={**QUICK, "max_steps": 1}
+    )
+    alone = tune(base, rows, layers=[0], lora=1, connector=True, arguments={**QUICK, "max_steps": 1})
+    assert float(result.loss[0]) > float(alone.loss[0]) + 1
+
+
+def test_a_row_whose_mask_cannot_be_used_is_left_out_where_it_may_be(base, few):
+    rows = [row_of(scene) for scene in few]
+    rows[1]["masks"][0]["mask"] = np.ones((5, 5), dtype=bool)
+    with pytest.warns(UserWarning, match=r"1 rows of the data are left out: .*a mask of 5 x 5 pixels"):
+        result = trained(base, interp.Data(rows, on_error="skip"), 1.0, max_steps=1)
+    assert (result.rows, result.skipped) == (2, 1)
+    with pytest.raises(interp.InputError, match=r"row 1 .*, mask 0: a mask of 5 x 5 pixels"):
+        trained(base, rows, 1.0, max_steps=1)
+
+
+def test_what_cannot_be_trained_so_is_said_before_the_first_step(base, few):
+    rows = [row_of(scene, masks=None) for scene in few]
+    for wrong, words in (
+        (lambda: trained(base, rows, 1.0), "none of 3 rows has masks"),
+        (lambda: trained(base, rows, -1.0), r"patch_alignment=-1.0: expected a number from 0"),
+        (
+            lambda: trained(base, [row_of(few[0])], 1.0, layers=[3], connector=False),
+            "neither it nor the image tower is trained",
+        ),
+    ):
+        with pytest.raises(interp.InputError, match=words) as caught:
+            wrong()
+        assert "\n" not in str(caught.value)
