@@ -20,7 +20,7 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +29,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from interp.errors import InputError, shown
 from interp.progress import Bar
+from interp.tuning.patch_alignment import PatchAlignment
 from interp.tuning.step_costs import StepClock, StepCosts, count_costs, gradient_bytes, state_bytes
 
 _WEIGHTS = "trained.safetensors"
 _WRITING = "writing"
-
-
-class AddedLoss(Protocol):
-    """A loss beside the model's own: what the trainer asks of an `ExtraLoss`."""
-
-    def watched(self, model: nn.Module) -> nn.Module: ...
-
-    def count(self, targets: Mapping[str, Tensor]) -> Tensor: ...
-
-    def loss(self, output: Any, targets: Mapping[str, Tensor]) -> Tensor: ...
 
 
 class _StepEnds(TrainerCallback):
@@ -59,17 +50,20 @@ class _StepEnds(TrainerCallback):
 
 
 class TuningTrainer(Trainer):
-    """Trains what requires a gradient in `model` on the rows of a data set, with the collator's `extra` loss added."""
+    """Trains what requires a gradient in `model` on the rows of a data set, with an `extra` loss added to the model's."""
 
-    def __init__(self, model: nn.Module, args: Any, rows: Any, collator: Any, bar: Bar) -> None:
+    def __init__(
+        self, model: nn.Module, args: Any, rows: Any, collator: Any, extra: PatchAlignment | None, bar: Bar
+    ) -> None:
         super().__init__(model=model, args=args, data_collator=collator, train_dataset=rows)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnds(self))
         self.model_accepts_loss_kwargs = True  # so that the tokens of a step are counted, for any model
         self._loss_shifts_labels = True
         self.loss_is_scaled_for_ga = True
+        self._trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.bar, self.clock = bar, StepClock(args.device)
-        self.extra: AddedLoss | None = collator.extra
+        self.extra = extra
         self._watched, self._hook = None, None
         if self.extra is not None:
             self._hook = self.extra.watched(model).register_forward_hook(self._keep_output)
@@ -139,6 +133,7 @@ class TuningTrainer(Trainer):
         targets = _targets_in(inputs)
         inputs = {name: value for name, value in inputs.items() if name not in targets}
         labels = inputs["labels"]
+        self._watched = None
         outputs = model(**inputs)
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         tokens = int(labels[..., 1:].ne(-100).sum())
@@ -147,11 +142,12 @@ class TuningTrainer(Trainer):
         else:
             mean = outputs["loss"] if self.label_smoother is None else self.label_smoother(outputs, labels, True)
             loss = mean * (processes * tokens / max(float(num_items_in_batch), 1))
-        if self.extra is not None:
-            share = float(self.extra.count(targets)) / max(self._extra_count, 1e-12)
-            added = self.extra.loss(self._watched, targets) * (processes * share)
+        if self.extra is not None and (count := float(self.extra.count(targets))) > 0:
+            added = self.extra.loss(self._watched, targets) * (processes * count / self._extra_count)
             self._extra_loss += float(added.detach())
             loss = loss + added
+        if not loss.requires_grad:  # a batch without pictures does not run the connector
+            loss = loss + 0 * next(iter(self._trained.values())).sum()
         self.clock.lap("forward")
         return (loss, outputs) if return_outputs else loss
 
@@ -202,9 +198,6 @@ class TuningTrainer(Trainer):
 
     # Checkpoints ---------------------------------------------------------------------------------------------------------
 
-    def _trained(self) -> dict[str, Tensor]:
-        return {name: each.detach() for name, each in self.model.named_parameters() if each.requires_grad}
-
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(self.args.output_dir, _WRITING)
 
@@ -224,20 +217,22 @@ class TuningTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: each.cpu().contiguous() for name, each in self._trained().items()}, folder / _WEIGHTS)
+            tensors = {name: each.detach().cpu().contiguous() for name, each in self._trained.items()}
+            save_file(tensors, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         from safetensors.torch import load_file
 
-        saved, trained = load_file(Path(resume_from_checkpoint) / _WEIGHTS), self._trained()
-        other = sorted(saved.keys() ^ trained.keys())
+        saved = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
+        other = sorted(saved.keys() ^ self._trained.keys())
         if other:
             raise InputError(
                 f"the checkpoint {shown(Path(resume_from_checkpoint).name)} was written by another training: {other[0]} is "
                 "trained in one of them alone"
             )
-        for name, tensor in trained.items():
-            tensor.copy_(saved[name])
+        with torch.no_grad():
+            for name, each in self._trained.items():
+                each.copy_(saved[name])
 
 
 def _targets_in(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from interp.arguments import as_number, checked_int, checked_seed
+from interp.arguments import as_number, checked_choice, checked_int, checked_seed
 from interp.errors import InputError, InputTypeError, reason_of, shown
 
 DEFAULTS: dict[str, Any] = {
@@ -44,6 +44,7 @@ _FIXED: dict[str, Any] = {
     "eval_strategy": "no",
     "load_best_model_at_end": False,
     "push_to_hub": False,
+    "eval_on_start": False,
     "auto_find_batch_size": False,
     "save_only_model": False,
 }
@@ -118,6 +119,8 @@ def _checked_fields(arguments: Any, known: set[str]) -> dict[str, Any]:
             raise InputError(f"arguments has {name!r}: leave it out, {_ELSEWHERE[name]}")
         if name in _FIXED and value != _FIXED[name]:
             raise InputError(f"arguments has {name}={shown(value)}: leave it out, tune needs {_FIXED[name]!r}")
+        if name == "save_strategy":
+            checked_choice(str(value), name, ("no", "steps", "epoch"))
         if name in _COUNTS and not (name == "save_steps" and isinstance(value, float)):
             checked_int(value, f"arguments[{name!r}]", least=1)
         if name in ("num_train_epochs", "learning_rate") and not (as_number(value) or 0) > 0:

@@ -14,7 +14,6 @@ With `out=` a training leaves a checkpoint of transformers, and while it runs ``
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import math
@@ -39,6 +38,7 @@ from interp.tuning.trained_parts import trained_names, training_notes
 from interp.tuning.training_arguments import DEFAULTS, changed_fields, training_arguments
 from interp.tuning.tune_result import TuneResult, record_of
 from interp.tuning.tuned_model import autocast_precision, fingerprints, finished, tunable_model
+from interp.tuning.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from interp.tuning.trainer import TuningTrainer
@@ -93,27 +93,30 @@ def tune(
     """
     names = trained_names(vlm, layers, connector, vision, head)
     _check_call(patch_alignment, resume)
-    folder = _folder(out, resume)
+    folder = WorkFolder(out, resume) if out is not None or resume else None
     with _random_state_of_caller():
         half = autocast_precision(vlm) is not None
         args = training_arguments(arguments, vlm.device, half, folder and folder.steps)
         job = _prepared(vlm, data, max_length, patch_alignment)
+        torch.manual_seed(args.seed)  # for adapters, which are drawn
+        model = tunable_model(vlm, names, lora)
+        if job.extra is not None:
+            job.extra.watched(model)
         hashes = fingerprints(vlm.model, [name for name, _ in vlm.model.named_parameters()])
         if folder is not None:
-            asked = {"layers": vlm.layer_indices(layers), "trained": _digest(names), "lora": _plain(lora)}
-            asked |= {"max_length": max_length, "patch_alignment": patch_alignment, "processes": args.world_size}
-            asked |= {
+            parts = {"layers": vlm.layer_indices(layers), "connector": connector, "vision": vision, "head": head}
+            parts |= {"lora": _plain(lora), "max_length": max_length, "patch_alignment": patch_alignment}
+            given = {
                 "model": vlm.name,
                 "weights": _digest(hashes.items()),
                 "rows": len(job.rows),
                 "data": job.fingerprint,
             }
-            folder.begin(asked | {"arguments": changed_fields(args)}, writes=args.should_save)
+            settings = {"processes": args.world_size, "arguments": changed_fields(args)}
+            folder.begin(given | parts | settings, writes=args.should_save)
             if folder.finished:
                 return folder.load(vlm)
-        torch.manual_seed(args.seed)  # for adapters, which are drawn
-        model = tunable_model(vlm, names, lora)
-        trainer = _train(vlm, model, args, job, folder)
+        trainer = _train(model, args, job, folder)
         result = _result(vlm, trainer, names, vlm.layer_indices(layers), hashes, job)
         if folder is not None and args.should_save:
             folder.finish(result, model if lora is not None else None)
@@ -123,10 +126,11 @@ def tune(
 
 @dataclass(frozen=True)
 class _Job:
-    """Rows to train on, and what makes batches of them; `fingerprint` is that of their texts."""
+    """Rows to train on, what makes batches of them, and a loss to add; `fingerprint` is that of the rows' texts."""
 
     rows: TrainingRows
     collator: Collator
+    extra: PatchAlignment | None
     fingerprint: str
 
 
@@ -138,12 +142,6 @@ def _check_call(patch_alignment: Any, resume: Any) -> None:
         raise InputError(f"patch_alignment={shown(patch_alignment)}: expected a number from 0; 0 trains without it")
 
 
-def _folder(out: Any, resume: bool) -> Any:
-    if out is None and not resume:
-        return None
-    return importlib.import_module("interp.tuning.work_folder").WorkFolder(out, resume)
-
-
 def _prepared(vlm: VLM, data: Any, max_length: int | None, patch_alignment: float) -> _Job:
     """The rows and their collator; the first row is tried at once."""
     extra = PatchAlignment(vlm, patch_alignment) if patch_alignment else None
@@ -152,15 +150,15 @@ def _prepared(vlm: VLM, data: Any, max_length: int | None, patch_alignment: floa
     if extra is not None:
         extra.check(rows)
     collator([rows[0]])
-    return _Job(rows, collator, _digest((row.id, row.turns) for row in map(rows.__getitem__, range(len(rows)))))
+    return _Job(rows, collator, extra, _digest((row.id, row.turns) for row in map(rows.__getitem__, range(len(rows)))))
 
 
-def _train(vlm: VLM, model: Any, args: Any, job: _Job, folder: Any) -> TuningTrainer:
+def _train(model: Any, args: Any, job: _Job, folder: WorkFolder | None) -> TuningTrainer:
     from interp.tuning.trainer import TuningTrainer
 
     with progress_bar("tuning", None, "steps", visible=args.process_index == 0) as bar:
         try:
-            trainer = TuningTrainer(model, args, job.rows, job.collator, bar)
+            trainer = TuningTrainer(model, args, job.rows, job.collator, job.extra, bar)
         except ValueError as error:
             if isinstance(error, InputError):
                 raise

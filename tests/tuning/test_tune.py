@@ -154,6 +154,42 @@ def test_the_loss_is_a_mean_over_the_answer_tokens_of_a_step(kind, bare):
     assert several.flops == pytest.approx(one.flops, rel=0.35)
 
 
+def test_a_step_without_pictures_leaves_the_connector_alone(stage1, rows):
+    text = interp.toy.conversations(2, seed=1, modality="text", questions=1)
+    arguments = {
+        **FEW,
+        "max_steps": 2,
+        "warmup_steps": 0,
+        "train_sampling_strategy": "sequential",
+        "lr_scheduler_type": "constant",
+    }
+    before = weights(stage1)
+    one = tune(stage1, [*text, *rows[:2]], layers=(), connector=True, arguments={**arguments, "max_steps": 1})
+    assert same(weights(one.vlm), before)
+    both = tune(stage1, [*text, *rows[:2]], layers=(), connector=True, arguments=arguments)
+    assert set(both.trained) == {name for name in before if not torch.equal(before[name], weights(both.vlm)[name])}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_patch_alignment_is_a_mean_over_the_labelled_tokens_of_a_step(parts, stage1, rows, aligned):
+    size = {"per_device_train_batch_size": 4 // parts, "gradient_accumulation_steps": parts}
+    result = tune(stage1, rows, layers=(), connector=True, patch_alignment=2.0, arguments={**ALIGNED, **size})
+    assert torch.allclose(result.loss, aligned.loss, rtol=1e-5)
+    assert torch.allclose(result.extra_loss, aligned.extra_loss, rtol=1e-5)
+    assert (result.extra_loss > 0).all()
+    without = tune(stage1, rows, layers=(), connector=True, arguments={**ALIGNED, **size})
+    assert (result.loss - result.extra_loss)[0] == pytest.approx(float(without.loss[0]), rel=1e-5)
+    assert (without.extra_loss == 0).all()
+
+
+ALIGNED = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def aligned(stage1, rows):
+    return tune(stage1, rows, layers=(), connector=True, patch_alignment=2.0, arguments=ALIGNED)
+
+
 def test_an_answer_that_is_cut_off_is_counted(stage1, rows):
     lengths = [len(stage1.tokenizer(each["conversations"][0]["value"])["input_ids"]) + 36 for each in rows]
     result = tune(stage1, rows, layers=[7], max_length=max(lengths) + 1, arguments={**FEW, "max_steps": 8})
@@ -277,6 +313,7 @@ def test_nothing_is_written_or_printed(stage1, rows, tmp_path, monkeypatch, capf
         ({"arguments": [1]}, "expected a dict of fields"),
         ({"max_length": 0}, "max_length=0"),
         ({"max_length": 20}, "of an image"),
+        ({"patch_alignment": 1}, "neither it nor the image tower is trained"),
         ({"patch_alignment": -1}, "patch_alignment=-1: expected a number from 0"),
         ({"patch_alignment": True}, "patch_alignment=True: expected a number from 0"),
         ({"resume": "yes"}, "resume='yes': expected True or False"),
@@ -301,9 +338,10 @@ def test_data_that_cannot_be_trained_on_are_refused(stage1, rows, tmp_path):
         ([], "empty"),
         ([*rows[:1], {"text": "what ?", "answer": None}], "row 1"),
         ([{**rows[0], "image": tmp_path / "missing.png"}], "row 0"),
+        ([{**rows[0], "masks": None}], "none of 1 rows has masks"),
     ):
         with pytest.raises(interp.InterpError, match=line) as caught:
-            tune(stage1, data, layers=BAND, arguments=FEW, out=tmp_path / "out")
+            tune(stage1, data, (), connector=True, patch_alignment=1, arguments=FEW, out=tmp_path / "out")
         assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -318,7 +356,7 @@ def test_a_picture_that_is_missing_later_stops_the_run_with_its_row(stage1, rows
 
 def test_models_without_weights_here_or_a_tokenizer_are_refused(stage1, rows, bare):
     without = interp.load(model=copy.deepcopy(bare).model, device="cpu")
-    with pytest.raises(interp.InputError, match="without a tokenizer"):
+    with pytest.raises(interp.InputError, match="has no tokenizer"):
         tune(without, [{"text": "a", "answer": "b"}], arguments=FEW)
     with pytest.raises(interp.InputError, match="no weights here"):
         tune(interp.load(model=copy.deepcopy(stage1).model.to("meta"), processor=stage1.processor, check=False), rows)

@@ -1,0 +1,120 @@
+"""`tune` with a folder: it is left whole or not at all, and a run that was killed goes on as if it had not been."""
+
+import pytest
+import torch
+
+import interp
+from interp.tuning.trainer import TuningTrainer
+from interp.tuning.tune import tune
+from interp.tuning.work_folder import WorkFolder
+
+FEW = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 5e-4}
+BAND = range(2, 6)
+LAYER = "model.language_model.layers."
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return interp.toy.conversations(8, seed=0, questions=2)
+
+
+def weights(vlm):
+    return {name: each.detach().clone() for name, each in vlm.model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Killed(BaseException):
+    pass
+
+
+def stop(monkeypatch, kind, name, at):
+    """Stop a training when it calls this method in that step."""
+    method = getattr(kind, name)
+
+    def stopped(self, *arguments, **options):
+        if getattr(self, "state", None) is None or self.state.global_step == at:
+            raise Killed
+        return method(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, name, stopped)
+
+
+LONG = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 5e-4,
+}
+LONG |= {"save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(stage1, rows):
+    return tune(stage1, rows[:6], layers=BAND, arguments=LONG)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "at", "left"),
+    [
+        (TuningTrainer, "log", 3, "checkpoint-2"),
+        (TuningTrainer, "_save_rng_state", 3, "checkpoint-2"),  # in the middle of a checkpoint
+        (TuningTrainer, "log", 1, None),
+        (WorkFolder, "finish", None, "checkpoint-4"),
+    ],
+)
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not(
+    kind, name, at, left, whole, stage1, rows, tmp_path, monkeypatch
+):
+    call = {"layers": BAND, "arguments": LONG, "out": tmp_path / "out"}
+    with monkeypatch.context() as patch:
+        stop(patch, kind, name, at)
+        with pytest.raises(Killed):
+            tune(stage1, rows[:6], **call)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(
+        interp.InputError, match=r"'out.partial' holds a training that has not finished: pass resume=True"
+    ):
+        tune(stage1, rows[:6], **call)
+    steps = sorted(path.name for path in (tmp_path / "out.partial").glob("checkpoint-*"))
+    assert steps[-1:] == ([] if left is None else [left])
+    again = tune(stage1, rows[:6], resume=True, **call)
+    assert torch.equal(again.loss, whole.loss)
+    assert torch.equal(again.rate, whole.rate)
+    assert same(weights(again.vlm), weights(whole.vlm))
+    assert again.seconds.isnan().any(dim=1).tolist() == [True, False, False, False]
+    assert (again.flops, again.optimizer_bytes) == (whole.flops, whole.optimizer_bytes)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_finished_run_is_loaded_and_another_call_is_refused(whole, stage1, rows, tmp_path):
+    call = {"layers": BAND, "arguments": LONG, "out": tmp_path / "out"}
+    first = tune(stage1, rows[:6], **call)
+    assert torch.equal(first.loss, whole.loss)
+    again = tune(stage1, rows[:6], resume=True, **call)
+    assert again.to_frame().equals(first.to_frame())
+    assert same(weights(again.vlm), weights(first.vlm))
+    assert same(weights(interp.load(tmp_path / "out", device="cpu")), weights(first.vlm))
+    for changes, line in (
+        ({"layers": [1]}, r"'out' was begun with layers=\[2, 3, 4, 5\], and resume=True asks for layers=\[1\]"),
+        ({"arguments": {**LONG, "learning_rate": 1e-4}}, "begun with learning_rate=0.0005"),
+        ({"max_length": 90}, "begun with max_length=None"),
+    ):
+        with pytest.raises(interp.InputError, match=line):
+            tune(stage1, rows[:6], resume=True, **{**call, **changes})
+    with pytest.raises(interp.InputError, match="begun with data="):
+        tune(stage1, rows[:5] + rows[6:7], resume=True, **call)
+    with pytest.raises(interp.InputError, match="out"):
+        tune(stage1, rows[:6], **call)
+
+
+def test_a_checkpoint_holds_what_is_trained(stage1, rows, tmp_path, monkeypatch):
+    stop(monkeypatch, WorkFolder, "finish", None)
+    with pytest.raises(Killed):
+        tune(stage1, rows[:2], layers=[7], arguments=FEW, out=tmp_path / "out")
+    (step,) = (tmp_path / "out.partial").glob("checkpoint-*")
+    trained = sum(4 * each.numel() for name, each in stage1.model.named_parameters() if f"{LAYER}7." in name)
+    assert trained < (step / "trained.safetensors").stat().st_size < 1.02 * trained + 2000
+    assert not (step / "training_args.bin").exists()
