@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import interp
 import processors
 from families import FAMILIES, family, picture
+from interp.models.batches import keys
 from interp.toy import lessons
 from interp.toy.language import IMAGE_TOKEN
 from interp.tuning.conversation_text import ConversationWriter
@@ -469,10 +470,13 @@ def test_streams_are_kept(stage1):
     assert all((rows[index].turns, rows[index].id) == (again[index].turns, again[index].id) for index in (3, 0, 4))
 
 
-def test_workers_make_the_same_batches(stage1):
+def test_workers_make_the_same_batches(stage1, monkeypatch):
     data = interp.toy.conversations(6, seed=1)
     rows, collator = training_rows(stage1, data), Collator(stage1, max_length=60)
-    copies = pickle.loads(pickle.dumps((rows, collator)))  # as a worker that is no fork gets them
+    collator([rows[0]])
+    pickled = pickle.dumps((rows, collator))
+    monkeypatch.setattr(keys, "MAKERS", keys.MakersByKey())
+    copies = pickle.loads(pickled)  # as a worker that is no fork gets them
     here, there, elsewhere = (
         list(DataLoader(own, 2, collate_fn=collate, num_workers=workers))
         for own, collate, workers in ((rows, collator, 0), (rows, collator, 2), (*copies, 0))
