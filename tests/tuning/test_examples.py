@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import interp
 import processors
@@ -440,6 +440,20 @@ def test_rows_of_which_too_little_is_left(stage1):
         kept = training_rows(stage1, interp.Data(data, on_error="skip"), Collator(stage1, max_length=20))
     assert [row.id for row in kept] == ["long"]
     assert kept.skipped == 1
+
+
+def test_rows_longer_than_the_models_positions(bare, stage1):
+    tokenizer = stage1.tokenizer
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    table = interp.load(model=GPT2LMHeadModel(config).eval(), processor=tokenizer, device="cpu", check=False)
+    with pytest.raises(interp.InputError, match=r"row 0 \('0'\) has 10 tokens, but this model's positions end at 8"):
+        batch_of(table, [conversation("where is the 3 ?", "at top left")])
+    batch = batch_of(table, [conversation("where is the 3 ?", "at top left")], max_length=8)
+    assert batch["cut_off"].tolist() == [True]
+    with pytest.warns(
+        UserWarning, match="rows are longer than those that the model was trained on: max_length=512 cuts"
+    ):
+        batch_of(bare, [conversation("3 " * 520, "no")])
 
 
 # Rows --------------------------------------------------------------------------------------------------------------------
