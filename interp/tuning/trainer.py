@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from interp.errors import InputError, shown
+from interp.errors import InputError, InterpError, reason_of, shown
 from interp.progress import Bar
 from interp.tuning.patch_alignment import PatchAlignment
 from interp.tuning.step_costs import StepClock, StepCosts, count_costs, gradient_bytes, state_bytes
@@ -67,11 +68,35 @@ class TuningTrainer(Trainer):
         self._watched, self._hook = None, None
         if self.extra is not None:
             self._hook = self.extra.watched(model).register_forward_hook(self._keep_output)
+        self._begun = False
         self._costs: StepCosts | None = None
         self._gradient_bytes, self._cut_off = 0, list[Tensor]()
         self._extra_count, self._extra_loss = 0.0, 0.0
 
     # A run ---------------------------------------------------------------------------------------------------------------
+
+    def run(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint on if there is one.
+
+        Raises `InputError` for settings that cannot be used together, a checkpoint that cannot be read and data without a step.
+        """
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except InterpError:
+            raise
+        except Exception as error:
+            if self._begun or isinstance(error, torch.OutOfMemoryError):
+                raise
+            if checkpoint is not None:
+                raise _unreadable(checkpoint, error) from error
+            raise InputError(f"arguments cannot be used: {reason_of(error)}") from error
+        finally:
+            self.finish()
+        if not self.state.global_step:
+            raise InputError(
+                f"no step was taken: the {len(self.train_dataset)} rows do not fill a batch of "
+                f"{self.args.per_device_train_batch_size}; lower per_device_train_batch_size, or leave out dataloader_drop_last"
+            )
 
     def begin(self) -> None:
         """Called when everything is prepared, before the first step."""
@@ -79,6 +104,7 @@ class TuningTrainer(Trainer):
         if hasattr(self.model, "disable_input_require_grads"):
             self.model.disable_input_require_grads()
         self._costs = StepCosts() if self.state.global_step == 0 and not self.args.torch_compile else None
+        self._begun = True
         self.bar.total = self.state.max_steps - self.state.global_step
         if self.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -223,16 +249,35 @@ class TuningTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         from safetensors.torch import load_file
 
-        saved = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
+        folder = Path(resume_from_checkpoint)
+        own = "" if self.args.world_size == 1 else f"_{self.args.process_index}"
+        # The Trainer would begin anew what it finds no file of.
+        for name in (OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, f"rng_state{own}.pth"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{name} is missing")
+        saved = load_file(folder / _WEIGHTS)
         other = sorted(saved.keys() ^ self._trained.keys())
         if other:
             raise InputError(
-                f"the checkpoint {shown(Path(resume_from_checkpoint).name)} was written by another training: {other[0]} is "
+                f"the checkpoint {shown(folder.name)} was written by another training: {other[0]} is "
                 "trained in one of them alone"
             )
         with torch.no_grad():
             for name, each in self._trained.items():
                 each.copy_(saved[name])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_rng_state(checkpoint)
+        except Exception as error:
+            raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: str | None, error: Exception) -> InputError:
+    return InputError(
+        f"the checkpoint {shown(Path(str(checkpoint)).name)} cannot be read ({reason_of(error)}): remove it, and resume=True "
+        "goes on from the one before"
+    )
 
 
 def _targets_in(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from interp.arguments import as_number, checked_choice, checked_int, checked_seed
+from interp.arguments import checked_choice, checked_int, checked_number, checked_seed
 from interp.errors import InputError, InputTypeError, reason_of, shown
 
 DEFAULTS: dict[str, Any] = {
@@ -60,10 +60,11 @@ _ELSEWHERE = {
 _COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps")
 
 
-def training_arguments(arguments: Any, device: torch.device, half: bool, folder: Path | None) -> Any:
+def training_arguments(arguments: Any, device: torch.device, half: torch.dtype | None, folder: Path | None) -> Any:
     """transformers' `TrainingArguments` from a mapping over `DEFAULTS`, or from such an object.
 
-    `half` says that the model is in 16 bits: what is trained has 32, so it needs mixed precision, bf16 unless fp16 is asked for.
+    `half` is the precision of a model in 16 bits: what is trained has 32, so it needs mixed precision, bf16 unless fp16 is asked
+    for.
     Without a `folder` no checkpoint is written.
 
     Raises `InputTypeError` for anything else, `InputError` for a field that is unknown, that `tune` sets itself or whose value
@@ -76,7 +77,7 @@ def training_arguments(arguments: Any, device: torch.device, half: bool, folder:
         if made.fsdp or made.deepspeed:
             raise InputError(f"arguments has fsdp or deepspeed: {_ELSEWHERE['fsdp']}")
     else:
-        given = _checked_fields(arguments, {each.name for each in fields(TrainingArguments)})
+        given = _checked_fields(arguments, {each.name: each.default for each in fields(TrainingArguments)})
         chosen = DEFAULTS | given | _FIXED | {"output_dir": str(folder or "."), "use_cpu": device.type == "cpu"}
         if half and not given.get("fp16"):
             chosen.setdefault("bf16", True)
@@ -84,6 +85,8 @@ def training_arguments(arguments: Any, device: torch.device, half: bool, folder:
             made = TrainingArguments(**chosen)
         except (TypeError, ValueError, ImportError, KeyError) as error:
             raise InputError(f"arguments={shown(dict(given))} cannot be used: {reason_of(error)}") from error
+    if device.type == "cpu" and (made.fp16 or half is torch.float16):
+        raise InputError("a CPU trains nothing in float16: take bf16, or load the model in bfloat16 or float32")
     if half and not (made.bf16 or made.fp16):
         raise InputError(
             "the model is in 16 bits and what is trained in 32: set bf16 or fp16 in arguments, or load it in float32"
@@ -103,7 +106,8 @@ def training_arguments(arguments: Any, device: torch.device, half: bool, folder:
     return made
 
 
-def _checked_fields(arguments: Any, known: set[str]) -> dict[str, Any]:
+def _checked_fields(arguments: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's fields, held against those that are `known` with their defaults."""
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping):
@@ -123,7 +127,9 @@ def _checked_fields(arguments: Any, known: set[str]) -> dict[str, Any]:
             checked_choice(str(value), name, ("no", "steps", "epoch"))
         if name in _COUNTS and not (name == "save_steps" and isinstance(value, float)):
             checked_int(value, f"arguments[{name!r}]", least=1)
-        if name in ("num_train_epochs", "learning_rate") and not (as_number(value) or 0) > 0:
+        if isinstance(known[name], float):
+            checked_number(value, f"arguments[{name!r}]")
+        if name in ("num_train_epochs", "learning_rate") and not float(value) > 0:
             raise InputError(f"arguments[{name!r}]={shown(value)}: expected a number above 0")
     if "seed" in arguments:
         checked_seed(arguments["seed"])

@@ -95,8 +95,7 @@ def tune(
     _check_call(patch_alignment, resume)
     folder = WorkFolder(out, resume) if out is not None or resume else None
     with _random_state_of_caller():
-        half = autocast_precision(vlm) is not None
-        args = training_arguments(arguments, vlm.device, half, folder and folder.steps)
+        args = training_arguments(arguments, vlm.device, autocast_precision(vlm), folder and folder.steps)
         job = _prepared(vlm, data, max_length, patch_alignment)
         torch.manual_seed(args.seed)  # for adapters, which are drawn
         model = tunable_model(vlm, names, lora)
@@ -116,7 +115,12 @@ def tune(
             folder.begin(given | parts | settings, writes=args.should_save)
             if folder.finished:
                 return folder.load(vlm)
-        trainer = _train(model, args, job, folder)
+        try:
+            trainer = _train(model, args, job, folder)
+        except BaseException:
+            if folder is not None and args.should_save:
+                folder.leave()
+            raise
         result = _result(vlm, trainer, names, vlm.layer_indices(layers), hashes, job)
         if folder is not None and args.should_save:
             folder.finish(result, model if lora is not None else None)
@@ -159,14 +163,9 @@ def _train(model: Any, args: Any, job: _Job, folder: WorkFolder | None) -> Tunin
     with progress_bar("tuning", None, "steps", visible=args.process_index == 0) as bar:
         try:
             trainer = TuningTrainer(model, args, job.rows, job.collator, job.extra, bar)
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
             raise InputError(f"arguments cannot be used: {reason_of(error)}") from error
-        try:
-            trainer.train(resume_from_checkpoint=folder and folder.last())
-        finally:
-            trainer.finish()
+        trainer.run(folder and folder.last())
     broken = next(
         (name for name, each in model.named_parameters() if each.requires_grad and not each.isfinite().all()), None
     )

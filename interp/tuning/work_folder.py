@@ -37,7 +37,7 @@ class WorkFolder:
         self.steps = self.out.with_name(f"{self.out.name}.partial") if self.out.name else self.out
         if not self.finished:
             check_folder(out, resume)
-        if self.steps.exists() and not resume:
+        if not resume and self.last() is not None:
             raise InputError(
                 f"{self.steps.name!r} holds a training that has not finished: pass resume=True to go on with it, or remove it"
             )
@@ -53,7 +53,7 @@ class WorkFolder:
         Raises `InputError` where these differ.
         """
         path = (self.out if self.finished else self.steps) / PLAN
-        if path.is_file():
+        if path.is_file() and (self.finished or self.last() is not None):
             _check_same(json.loads(path.read_text()), json.loads(json.dumps(plan)), self.out.name)
         elif writes:
             try:
@@ -72,9 +72,14 @@ class WorkFolder:
 
         return get_last_checkpoint(str(self.steps)) if self.steps.is_dir() else None
 
+    def leave(self) -> None:
+        """After a failure: what holds no checkpoint is nothing to go on from, and goes."""
+        if self.last() is None:
+            shutil.rmtree(self.steps, ignore_errors=True)
+
     def load(self, vlm: VLM) -> TuneResult:
         """What a finished training of `vlm` left."""
-        tuned = load(self.out, device=vlm.device, check=False)
+        tuned = load(self.out, processor=vlm.processor, device=vlm.device, check=False)
         return replace(TuneResult.load(self.out / RESULT), vlm=tuned)
 
     def finish(self, result: TuneResult, adapter: Any) -> None:
