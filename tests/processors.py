@@ -60,6 +60,15 @@ def _without(cls: type) -> type:
         def check_argument_for_proper_class(self, argument_name, argument):
             return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
 
+        def save_pretrained(self, save_directory, **kwargs):
+            """Without the parts that are missing, which transformers would ask for their settings."""
+            here = [name for name in cls.get_attributes() if getattr(self, name) is not None]
+            type(self).get_attributes = staticmethod(lambda: here)
+            try:
+                return super().save_pretrained(save_directory, **kwargs)
+            finally:
+                del type(self).get_attributes
+
     return Without
 
 
