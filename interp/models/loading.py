@@ -216,7 +216,9 @@ def _merged(folder: Path, processor: Any, **options: Any) -> tuple[nn.Module, An
         raise InputError(
             f"the adapter in {str(folder)!r} belongs to {name!r}, which is not found here: {error}"
         ) from error
-    return merge_adapter(sharing_module(base.model), folder), base.processor if base.takes_images else base.tokenizer
+    model = sharing_module(base.model)
+    merge_adapter(model, folder)
+    return model, base.processor if base.takes_images else base.tokenizer
 
 
 def _task_of(source: str, config: Any, origin: Mapping[str, Any]) -> str:

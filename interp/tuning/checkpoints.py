@@ -92,6 +92,9 @@ def write_checkpoint(vlm: VLM, out: str | os.PathLike[str], adapter: nn.Module |
 
 
 def _save_model(model: Any, folder: Path) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     with _valid_settings(model) as settings:
         model.save_pretrained(folder)
         if settings is not None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import nn
 
 from interp.arguments import checked_int
@@ -108,7 +110,14 @@ def _config(lora: Any) -> Any:
 
 def _is_linear(part: nn.Module) -> bool:
     """Whether this is a linear module and nothing more: some routers derive from it and return several values."""
-    return isinstance(part, nn.Linear) and type(part).forward is nn.Linear.forward
+    if not isinstance(part, nn.Linear):
+        return False
+    if type(part).forward is nn.Linear.forward:
+        return True
+    with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError, IndexError):
+        output = part(part.weight.new_zeros(1, part.in_features))
+        return isinstance(output, torch.Tensor) and output.shape == (1, part.out_features)
+    return False
 
 
 def _is_target(config: Any, name: str) -> bool:

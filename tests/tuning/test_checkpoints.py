@@ -7,7 +7,8 @@ import signal
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -175,6 +176,47 @@ def test_an_adapter_in_half_precision_is_the_merged_model(tmp_path, rows):
     assert torch.equal(exact(ours, rows), exact(tuned, rows))
 
 
+@pytest.mark.parametrize("name", ["glm4v_moe", "deepseek_ocr2", "mistral_large4", "falcon"])
+def test_an_adapter_goes_by_the_names_of_its_model(name, tmp_path):
+    """PEFT takes some names of these for those that older releases of transformers had."""
+    vlm = interp.load(model=zoo.build(name), check=False)
+    rows = vlm.prepare(encoding=zoo.encode(name))
+    model = moved(tunable_model(vlm, trained_names(vlm, [-1]), lora=2))
+    tuned = finished(model, vlm)
+    write_checkpoint(vlm, tmp_path / "base")
+    write_checkpoint(tuned, tmp_path / "out", adapter=model)
+    config = tmp_path / "out" / "adapter" / "adapter_config.json"
+    named = json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
+    config.write_text(json.dumps(named))
+    ours = interp.load(tmp_path / "out" / "adapter", device="cpu", check=False)
+    assert torch.equal(exact(ours, rows), exact(tuned, rows))
+    assert not torch.allclose(exact(ours, rows), exact(vlm, rows))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_an_adapter_that_peft_wrote(stage1, tmp_path, rows, older):
+    """Before release 5 of transformers, LLaVA's parts had other names."""
+    targets = r".*language_model.*\.(q_proj|v_proj)" if older else ["q_proj", "v_proj"]  # these are in the tower too
+    theirs = get_peft_model(copy.deepcopy(stage1).model, LoraConfig(r=2, target_modules=targets)).eval()
+    moved(theirs)
+    theirs.save_pretrained(tmp_path / "adapter")
+    if older:
+        tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        new, old = "base_model.model.model.language_model.", "base_model.model.language_model.model."
+        renamed = {name.replace(new, old): each for name, each in tensors.items()}
+        assert not renamed.keys() & tensors.keys()
+        save_file(renamed, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": "toy:stage1"})
+    )
+    ours = interp.load(tmp_path / "adapter", device="cpu")
+    with torch.no_grad():
+        wanted = theirs(**stage1.inputs_of(rows)).logits[:, -1]
+    torch.testing.assert_close(ours.logits(rows), wanted, atol=1e-5, rtol=0)
+    assert not torch.allclose(ours.logits(rows), stage1.logits(rows))
+
+
 def test_adapters_that_cannot_be_loaded(stage1, bare, tmp_path, monkeypatch):
     model = moved(tunable_model(stage1, trained_names(stage1, [2, 5]), lora=2))
     write_checkpoint(finished(model, stage1), tmp_path / "out", adapter=model)
@@ -196,9 +238,17 @@ def test_adapters_that_cannot_be_loaded(stage1, bare, tmp_path, monkeypatch):
     refused("names no model", base_model_name_or_path=str(folder))
     refused("holds an adapter of type PROMPT_TUNING: expected LORA", peft_type="PROMPT_TUNING")
     refused("does not fit a LlavaForConditionalGeneration", r=4)
-    refused("does not fit a LlavaForConditionalGeneration", target_modules=["nothing"])
-    refused("does not fit .* is in one of them alone", target_modules=["q_proj"])
-    refused("does not fit .* is in one of them alone", target_modules=["q_proj", "fc1"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    whole = dict(tensors)
+    first = next(iter(tensors))
+    del tensors[first]
+    save_file(tensors, folder / "adapter_model.safetensors")
+    refused("does not fit .*lora_A.default.weight is missing in the adapter")
+    save_file(
+        {**whole, "base_model.model.head.lora_A.weight": whole[first].clone()}, folder / "adapter_model.safetensors"
+    )
+    refused("does not fit .* has no place in the model")
+    save_file(whole, folder / "adapter_model.safetensors")
     write_checkpoint(bare, tmp_path / "language")
     refused("does not fit a LlamaForCausalLM", base_model_name_or_path=str(tmp_path / "language"))
     (folder / "adapter_config.json").write_text("{")
