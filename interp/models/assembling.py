@@ -88,9 +88,9 @@ def assemble(
     - `vision_feature_layer`: the tower's state that the connector reads, counted as transformers does: 0 is what enters the first
       block, -1 what leaves the last. Several are put side by side. `vision_feature_select_strategy` is "default" for all but the
       first token, a class token, and "full" for all: towers of SigLIP have no class token.
-    - `image_token` is the word that stands for an image patch. A vocabulary that lacks it grows to a multiple of 64; its new rows
-      of embedding and head are the mean of the others, so that none is ever the likeliest word. `chat_template` replaces the
-      tokenizer's.
+    - `image_token` is the word that stands for an image patch. A vocabulary that lacks it, or another word that was added to the
+      tokenizer, grows to a multiple of 64; its new rows of embedding and head are the mean of the others, so that none is ever
+      the likeliest word. `chat_template` replaces the tokenizer's.
     - `dtype="auto"` is the language model's precision, to which the rest is brought. `device` is where a model goes that is
       loaded by name; one in hand stays, and the rest joins it.
 
@@ -114,7 +114,7 @@ def assemble(
     strategy = checked_choice(vision_feature_select_strategy, "vision_feature_select_strategy", ("default", "full"))
     reads = _as_states(vision_feature_layer)
     words = language_part(language_model, tokenizer, device, dtype)
-    own, token = _with_image_token(words, image_token, chat_template)
+    own, token, rows = _with_image_token(words, image_token, chat_template)
     embedding = words.model.get_input_embeddings().weight
     precision = embedding.dtype if dtype == "auto" else _named_dtype(dtype)
     sight = vision_part(vision, image_processor, precision)
@@ -126,7 +126,7 @@ def assemble(
         "vision_feature_select_strategy": strategy,
         "image_token_id": token,
     }
-    model = _empty_model(words.model, sight.model.config, weights, config)
+    model = _empty_model(words.model, sight.model.config, weights, rows, config)
     _take_language(model, words.model)
     _take_rest(model, sight.model, weights, precision)
     if check:
@@ -170,8 +170,8 @@ def _named_dtype(dtype: Any) -> torch.dtype:
     return precision
 
 
-def _with_image_token(words: ModelPart, image_token: Any, chat_template: str | None) -> tuple[Any, int]:
-    """A copy of the tokenizer in which the image token is one token, and its id."""
+def _with_image_token(words: ModelPart, image_token: Any, chat_template: str | None) -> tuple[Any, int, int]:
+    """A copy of the tokenizer in which the image token is one token, the id of that, and how many rows all ids need."""
     from transformers import AddedToken
 
     tokenizer, rows = copy.deepcopy(words.processor), len(words.model.get_input_embeddings().weight)
@@ -185,7 +185,8 @@ def _with_image_token(words: ModelPart, image_token: Any, chat_template: str | N
     taken = [role for role in _ROLES if getattr(tokenizer, role, None) == image_token]
     if taken:
         raise InputError(f"image_token={image_token!r} is the tokenizer's {taken[0]}: expected a word of its own")
-    last = max((token for word, token in tokenizer.get_vocab().items() if word != image_token), default=0)
+    added = tokenizer.added_tokens_decoder
+    last = max((token for token in tokenizer.get_vocab().values() if token not in added), default=0)
     if last >= rows:
         raise InputError(
             f"the tokenizer has words up to id {last}, the {type(words.model).__name__} embeds {rows}: expected its own tokenizer"
@@ -193,22 +194,23 @@ def _with_image_token(words: ModelPart, image_token: Any, chat_template: str | N
     tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=False)], special_tokens=True)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    return tokenizer, int(tokenizer.convert_tokens_to_ids(image_token))
+    last = max(tokenizer.get_vocab().values())
+    rows = rows if last < rows else (last // _ROWS + 1) * _ROWS
+    return tokenizer, int(tokenizer.convert_tokens_to_ids(image_token)), rows
 
 
 # The model ---------------------------------------------------------------------------------------------------------------
 
 
-def _empty_model(language: Any, tower_config: Any, weights: ConnectorWeights, config: dict[str, Any]) -> Any:
+def _empty_model(language: Any, tower_config: Any, weights: ConnectorWeights, rows: int, config: dict[str, Any]) -> Any:
     """A LLaVA without weights, as large as its parts. Raises `LayoutError` for a language model that does not fit in."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     name, base, head, embed = _language_modules(language)
     text = copy.deepcopy(language.config)
-    rows, token = len(embed.weight), config["image_token_id"]
     sees = copy.deepcopy(tower_config)
     text._name_or_path = sees._name_or_path = ""  # a folder of this machine, which would be written into every copy
-    text.vocab_size = rows if token < rows else math.ceil((token + 1) / _ROWS) * _ROWS
+    text.vocab_size = rows
     # LLaVA's class ties its head to an embedding of this name alone.
     text.tie_word_embeddings = head.weight is embed.weight and getattr(base, "embed_tokens", None) is embed
     try:

@@ -222,6 +222,15 @@ def test_a_vocabulary_grows_by_the_mean_of_its_rows(parts, name):
     assert vlm.model.get_output_embeddings().weight is vlm.model.get_input_embeddings().weight or name == "llama"
 
 
+def test_words_that_were_added_to_the_tokenizer_get_rows_too(parts):
+    """As a tuned model's tokenizer has them, with which both stages read the same ids."""
+    words = tokenizer()
+    words.add_tokens(["<image>", "<fill>"], special_tokens=True)
+    vlm = interp.assemble(**parts | {"tokenizer": words})
+    assert (vlm.model.config.text_config.vocab_size, vlm.model.config.image_token_id) == (192, 160)
+    assert vlm.prepare(["w5 <fill>"]).inputs["input_ids"].tolist() == [[5, 161]]
+
+
 FITS = """bloom deepseek_v3 falcon gemma3_text gpt2 gpt_neox gpt_oss llama mistral mixtral olmo olmo2 opt phi3 qwen2 qwen3
     qwen3_next""".split()
 REFUSED = {
