@@ -61,15 +61,20 @@ def vlm(language):
 
     decoder, tokenizer = language
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # with other draws a word behind the picture may be a sink
     tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=48, patch_size=12)).eval()
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    connector = torch.nn.Sequential(torch.nn.Linear(64, 576), torch.nn.GELU(), torch.nn.Linear(576, 576)).eval()
+    for part in (connector[0], connector[2]):  # as transformers draws a new LLaVA
+        torch.nn.init.normal_(part.weight, std=0.02)
+        torch.nn.init.zeros_(part.bias)
     with measured("assemble"):
         return interp.assemble(
             language_model=decoder,
             tokenizer=tokenizer,
             vision=tower,
             image_processor=pictures,
+            connector=connector,
             vision_feature_layer=-1,
         )
 
