@@ -10,7 +10,7 @@ the optimiser's state:
 - `bands`, `compare_bands`, `scoring`: bands of layers, tuned on the same rows and asked the same questions (`band_comparison`,
   from `band_answers`; `band_runs` keeps what is done);
 - `checkpoints`: an ordinary checkpoint of transformers, written whole or not at all;
-- `object_masks`, `token_places`, `patch_alignment`: masks of objects, the visual tokens that show them, and a loss that draws
+- `object_masks`, `token_places`, `patch_alignment`: masks of objects, the image tokens that show them, and a loss that draws
   these towards the words for the object.
 """
 

@@ -1,11 +1,11 @@
-"""Masks: which pixels of a picture show an object, and what share of each visual token's area that is.
+"""Masks: which pixels of a picture show an object, and what share of each image token's area that is.
 
 A mask comes as a picture file, as run lengths of COCO (RLE, which pycocotools decodes) or as an array. It has the size of its
 picture as that stands upright. What is not the object is 0, and all of the object has one other value: a mask with more values,
 transparent pixels or another size is refused, because its meaning would be a guess.
 
 A model sees neither picture nor mask. Its processor resizes, crops and pads the picture, and the image tower and the projector
-make visual tokens of the patches. Where each token lies on the original picture is known as a box (`Positions.boxes`), so the
+make image tokens of the patches. Where each token lies on the original picture is known as a box (`Positions.boxes`), so the
 mask stays as it is, and each token gets the *share* of its box that the mask covers: the area of the object in the box, divided
 by the area of the box. A token on padding has a box without area and the share 0. Tokens that form no grid have no box: those
 of tiles with a thumbnail, and learned queries, which belong to no place.
@@ -154,7 +154,7 @@ def _of_picture(image: Image.Image, name: str) -> np.ndarray:
         raise InputError(f"{name} has transparent pixels: expected 0 and one other value, without transparency")
     values = np.asarray(image)
     values = values.reshape(*values.shape[:2], -1)
-    pixels = values.any(axis=2)
+    pixels: np.ndarray = values.any(axis=2)
     others = np.unique(values[pixels], axis=0)
     if len(others) > 1:
         raise InputError(
@@ -180,9 +180,9 @@ def _of_runs(mask: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
             "the mask is a COCO RLE, which pycocotools decodes, and that is not installed: pip install 'interp-vlm[tuning]'"
         ) from None
     sides, counts = mask.get("size"), mask["counts"]
-    ints = tuple(as_int(side) for side in sides) if isinstance(sides, Iterable) else ()
-    if len(ints) != 2 or None in ints:
-        raise InputError(f"an RLE of size {shown(sides)}: expected [height, width], two ints")
+    ints = tuple(as_int(side) or 0 for side in sides) if isinstance(sides, Iterable) else ()
+    if len(ints) != 2 or 0 in ints:
+        raise InputError(f"an RLE of size {shown(sides)}: expected [height, width], two ints from 1")
     _check_size(ints, size)
     (height, width), pixels = size, size[0] * size[1]
     if not isinstance(counts, str | bytes):

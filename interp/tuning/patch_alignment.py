@@ -4,7 +4,7 @@ The caption loss asks one thing of the projector: the words of the answer. Which
 the outputs of a projector that was trained on it alone lie nearly as far from the words for what they show as from others. Masks
 say it: this object, these words.
 
-For visual token t with the projector's output ``v_t``, and the embeddings ``e_w`` of all words of the vocabulary,
+For image token t with the projector's output ``v_t``, and the embeddings ``e_w`` of all words of the vocabulary,
 
     ``p(w | t) = softmax over w of cos(v_t, e_w) / temperature``
     ``loss = - sum over t, w of m_tw log p(w | t) / sum over t, w of m_tw``
@@ -20,7 +20,7 @@ counts how much nearer a token is to its own words than to others. For the same 
 `interp.words.projector_report` minus its null of exchanged words.
 
 This is this toolkit's own definition. Jiang et al. 2025 (arXiv 2505.17316) train projectors on captions and labels of patches,
-and hypothesise that a visual token aligns with several words; compare numbers with each other, not with that paper's.
+and hypothesise that an image token aligns with several words; compare numbers with each other, not with that paper's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from interp.models.batches.targets import word_ids
 from interp.models.running.slots import first, is_feature_list
 from interp.models.running.structure import resolve
 from interp.tuning.object_masks import WordMask, mask_shares, open_masks
-from interp.tuning.token_places import OutputOrder, visual_boxes
+from interp.tuning.token_places import OutputOrder, token_boxes
 from interp.words.decomposition import dictionary_of
 
 TEMPERATURE = 0.07
@@ -106,7 +106,7 @@ def _targets(words: Any, tokens: int, rows: int) -> Tensor:
 
 
 def masked_objects(vlm: VLM, data: Any) -> list[list[tuple[Bool[Tensor, " token"], list[int]]]]:
-    """The objects of each row of `data` with masks, as `interp.words.projector_report` takes them: pairs of the visual tokens
+    """The objects of each row of `data` with masks, as `interp.words.projector_report` takes them: pairs of the image tokens
     that show a part of the object, Bool `[token]`, and the ids of the tokens that name it.
 
     >>> import interp
@@ -133,16 +133,16 @@ def masked_objects(vlm: VLM, data: Any) -> list[list[tuple[Bool[Tensor, " token"
 
 
 class _Labels:
-    """What masks say of the visual tokens of rows, with the words of one vocabulary."""
+    """What masks say of the image tokens of rows, with the words of one vocabulary."""
 
     def __init__(self, vlm: VLM) -> None:
         self.tokenizer, self.vocab_size = vlm.tokenizer, vlm.vocab_size
         self._ids: dict[str, list[int]] = {}
 
     def of_row(self, row: Row, batch: Batch, number: int) -> list[tuple[Float[Tensor, " token"], list[list[int]]]]:
-        """For each mask of a row, number `number` of a batch: the share of each visual token, and the ids of each word."""
+        """For each mask of a row, number `number` of a batch: the share of each image token, and the ids of each word."""
         masks = open_masks(row, batch.images[number])
-        boxes = visual_boxes(batch, number) if masks else []
+        boxes = token_boxes(batch, number) if masks else []
         return [self._label(row, place, mask, boxes) for place, mask in enumerate(masks)]
 
     def _label(self, row: Row, place: int, mask: WordMask, boxes: Sequence[Tensor]) -> tuple[Tensor, list[list[int]]]:
@@ -151,7 +151,7 @@ class _Labels:
         parts[mask.image] = mask_shares(mask.pixels, boxes[mask.image])
         if not parts[mask.image].any():
             raise InputError(
-                f"{name}: no visual token shows a part of it: expected an object that the processor does not crop away"
+                f"{name}: no image token shows a part of it: expected an object that the processor does not crop away"
             )
         try:
             return torch.cat(parts), [self._ids.setdefault(word, word_ids(self, word)) for word in mask.words]
@@ -162,7 +162,7 @@ class _Labels:
 class PatchAlignment:
     """The loss that ``tune(..., patch_alignment=beta)`` adds: beta times `patch_alignment_loss` on what masks of rows label.
 
-    What rides with a batch is, for each row, `extra_tokens` Int `[row]`, how many visual tokens it has; and for each word of
+    What rides with a batch is, for each row, `extra_tokens` Int `[row]`, how many image tokens it has; and for each word of
     each labelled token `extra_outputs` (which of the projector's outputs for this row the token is), `extra_words` and
     `extra_weights`, `[row, entry]`, padded with zeros.
 
@@ -196,7 +196,7 @@ class PatchAlignment:
     def targets(self, rows: Sequence[Row], batch: Batch) -> dict[str, Tensor]:
         """What the loss needs to know of the rows of a batch.
 
-        Raises `InputError`, one line that names the row, for masks that cannot be used, and `LayoutError` where visual tokens
+        Raises `InputError`, one line that names the row, for masks that cannot be used, and `LayoutError` where image tokens
         have no known places.
         """
         entries = [self._entries(row, batch, number) for number, row in enumerate(rows)]
@@ -206,7 +206,7 @@ class PatchAlignment:
 
     def watched(self, model: nn.Module) -> nn.Module:
         """The projector. Raises `InputError` where neither it nor the image tower below it is trained."""
-        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+        whole = getattr(model, "get_base_model", lambda: model)()  # within what PEFT puts around it
         parts = [resolve(whole, path) for path in self.paths]
         if not any(parameter.requires_grad for part in parts for parameter in part.parameters()):
             raise InputError(
@@ -216,19 +216,19 @@ class PatchAlignment:
         return parts[0]
 
     def count(self, targets: Mapping[str, Tensor]) -> Tensor:
-        """How much of a batch is labelled, in visual tokens: the weight of the batch in the mean of a step."""
+        """How much of a batch is labelled, in image tokens: the weight of the batch in the mean of a step."""
         return targets["extra_weights"].sum()
 
     def loss(self, output: Any, targets: Mapping[str, Tensor]) -> Tensor:
         """beta times the mean over the labelled tokens of a batch; 0 where it has none.
 
-        Raises `LayoutError` where the projector makes another number of outputs than the batch has visual tokens.
+        Raises `LayoutError` where the projector makes another number of outputs than the batch has image tokens.
         """
         outputs = torch.cat(output) if is_feature_list(output) else first(output).flatten(0, -2)
         tokens, weights = targets["extra_tokens"], targets["extra_weights"]
         if len(outputs) != int(tokens.sum()):
             raise LayoutError(
-                f"the projector of {self.name!r} made {len(outputs)} outputs in a batch of {int(tokens.sum())} visual tokens, so "
+                f"the projector of {self.name!r} made {len(outputs)} outputs in a batch of {int(tokens.sum())} image tokens, so "
                 "it is not known which are whose: expected per_device_train_batch_size=1"
             )
         assert self._table is not None  # only workers have none

@@ -1,6 +1,6 @@
-"""Places: where each visual token lies, on its picture and among the outputs of the projector.
+"""Places: where each image token lies, on its picture and among the outputs of the projector.
 
-Two things must be known of a visual token before a mask can say anything about what the projector makes: its box on the original
+Two things must be known of an image token before a mask can say anything about what the projector makes: its box on the original
 picture, and which output of the projector it is. The box follows from what the processor does to pictures of one size
 (`Positions.boxes`). Which output it is, is proved by effect (`interp.models.layout.patches`), on a batch of two equal rows: some
 projectors work in windows, and their outputs come in another order. The second row shows that the outputs of rows follow
@@ -25,8 +25,8 @@ from interp.models.batches.prompts import PLACEHOLDER
 from interp.models.layout.patches import patches_of
 
 
-def visual_boxes(batch: Batch, row: int) -> list[Float[Tensor, "token 4"]]:
-    """The box of each visual token of a row on its picture, for each of the row's pictures, as `Positions.boxes` has them.
+def token_boxes(batch: Batch, row: int) -> list[Float[Tensor, "token 4"]]:
+    """The box of each image token of a row on its picture, for each of the row's pictures, as `Positions.boxes` has them.
 
     Raises `LayoutError` where the tokens of a picture form no grid on it, as those of tiles and of learned queries.
     """
@@ -35,7 +35,7 @@ def visual_boxes(batch: Batch, row: int) -> list[Float[Tensor, "token 4"]]:
         if own is None:
             width, height = picture.size
             raise LayoutError(
-                f"the visual tokens of a picture of {width} x {height} form no grid on it (tiles, learned queries, a "
+                f"the image tokens of a picture of {width} x {height} form no grid on it (tiles, learned queries, a "
                 "processor that cannot be followed): masks cannot be carried to them, expected a processor without tiles"
             )
         boxes.append(own)
@@ -43,7 +43,7 @@ def visual_boxes(batch: Batch, row: int) -> list[Float[Tensor, "token 4"]]:
 
 
 class OutputOrder:
-    """Which output of the projector each visual token of a row is, for rows of one model.
+    """Which output of the projector each image token of a row is, for rows of one model.
 
     >>> import interp
     >>> vlm, picture = interp.load("toy"), interp.toy.scenes(1, seed=0)[0].image
@@ -59,7 +59,7 @@ class OutputOrder:
         return {**vars(self), "_vlm": None}  # workers get no copy of the model
 
     def __call__(self, batch: Batch, row: int) -> Int[Tensor, " token"]:
-        """For each visual token of a row, in their order, its place among the projector's outputs for this row.
+        """For each image token of a row, in their order, its place among the projector's outputs for this row.
 
         Raises `LayoutError` where that was not proved, and `InputError` for grids that were not met before in a worker of a
         `DataLoader`, which cannot run the model.
@@ -68,7 +68,7 @@ class OutputOrder:
         if grids not in self._orders:
             if self._vlm is None or get_worker_info() is not None:
                 raise InputError(
-                    "patch alignment runs the model to find the visual tokens of pictures of each new shape, which a worker "
+                    "patch alignment runs the model to find the image tokens of pictures of each new shape, which a worker "
                     "cannot: expected dataloader_num_workers=0"
                 )
             self._orders[grids] = _find_order(self._vlm, [picture.size for picture in batch.images[row]])
@@ -87,7 +87,7 @@ def _find_order(vlm: VLM, sizes: Sequence[tuple[int, int]]) -> Tensor:
     one_each = bool((patches.columns >= 0).all()) and sorted(first.tolist()) == list(range(number))
     if not one_each or second.tolist() != (first + number).tolist():
         raise LayoutError(
-            f"the outputs of the projector of {vlm.name!r} were not proved to be its {number} visual tokens, one each and row "
+            f"the outputs of the projector of {vlm.name!r} were not proved to be its {number} image tokens, one each and row "
             "by row: masks cannot be carried to them"
         )
     return first

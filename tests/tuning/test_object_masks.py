@@ -1,4 +1,4 @@
-"""Masks in every form they come in, and the share of each visual token: against what the real processors make lit."""
+"""Masks in every form they come in, and the share of each image token: against what the real processors make lit."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from families import family
 from interp.data.rows import Row
 from interp.models.batches.maker import BatchMaker, ModelInputs
 from interp.tuning.object_masks import mask_shares, open_mask, open_masks
-from interp.tuning.token_places import OutputOrder, visual_boxes
+from interp.tuning.token_places import OutputOrder, token_boxes
 
 PIXELS = np.random.default_rng(0).random((6, 9)) < 0.4
 SIZE = (6, 9)
@@ -177,7 +177,7 @@ def test_shares_are_those_of_a_fine_grid(height, width, seed):
 def test_the_toys_shares_are_its_scenes(toy):
     """A scene's masks, and the patches that its labels give to each object."""
     for scene in interp.toy.scenes(5, seed=3):
-        (boxes,) = visual_boxes(toy.prepare(["<image>"], [scene.image]), 0)
+        (boxes,) = token_boxes(toy.prepare(["<image>"], [scene.image]), 0)
         for number, mask in enumerate(scene.masks):
             shares = mask_shares(torch.from_numpy(mask), boxes).reshape(6, 6).numpy()
             assert shares == pytest.approx(mask.reshape(6, 8, 6, 8).mean(axis=(1, 3)), abs=1e-5)
@@ -185,7 +185,7 @@ def test_the_toys_shares_are_its_scenes(toy):
 
 
 def light(batch, grid):
-    """How bright each visual token's own pixels are, as the tower gets them."""
+    """How bright each image token's own pixels are, as the tower gets them."""
     pixels, (rows, columns) = batch.inputs["pixel_values"], grid
     if "image_position_ids" in batch.inputs:  # patches with their column and row, four to a token
         x, y = (batch.inputs["image_position_ids"][0].clamp(min=0) // 2).unbind(dim=1)
@@ -231,7 +231,7 @@ def test_a_mask_covers_the_tokens_that_it_lights(name, size, corner):
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "glm4v", "gemma3", "paligemma"])
 @pytest.mark.parametrize("sizes", [[(40, 28)], [(28, 64), (64, 40)]])
-def test_visual_tokens_are_the_outputs_that_they_are_said_to_be(name, sizes):
+def test_image_tokens_are_the_outputs_that_they_are_said_to_be(name, sizes):
     """The projector's outputs, held by a plain hook, against the states that enter layer 0, up to their length."""
     vlm = family(name)
     draw = np.random.default_rng(1)
@@ -253,7 +253,7 @@ def test_visual_tokens_are_the_outputs_that_they_are_said_to_be(name, sizes):
     outputs = torch.nn.functional.normalize(made.flatten(0, -2)[OutputOrder(vlm)(batch, 0)], dim=1)
     tokens = torch.nn.functional.normalize(states[0][0][batch.positions["image"][0]], dim=1)
     torch.testing.assert_close(outputs, tokens, atol=1e-4, rtol=0)
-    assert [len(each) for each in visual_boxes(batch, 0)] == [
+    assert [len(each) for each in token_boxes(batch, 0)] == [
         int(batch.positions[f"image_{number}"].sum()) for number in range(len(sizes))
     ]
 
@@ -261,5 +261,5 @@ def test_visual_tokens_are_the_outputs_that_they_are_said_to_be(name, sizes):
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "idefics3"])
 def test_tokens_of_tiles_are_refused_in_one_line(name):
     with pytest.raises(interp.LayoutError, match="a picture of 64 x 40 form no grid on it") as caught:
-        visual_boxes(family(name).prepare(["<image>"], [Image.new("RGB", (64, 40))]), 0)
+        token_boxes(family(name).prepare(["<image>"], [Image.new("RGB", (64, 40))]), 0)
     assert "\n" not in str(caught.value)

@@ -277,7 +277,7 @@ def test_an_object_that_is_cropped_away(toy):
                 [0.75] * 6, abs=0.02
             )
         else:
-            with pytest.raises(interp.InputError, match=r"mask 0 \(red\): no visual token shows a part of it[^\n]*$"):
+            with pytest.raises(interp.InputError, match=r"mask 0 \(red\): no image token shows a part of it[^\n]*$"):
                 PatchAlignment(toy, 1.0).targets(rows, prepared(toy, rows))
 
 
@@ -298,7 +298,7 @@ def test_outputs_that_are_not_the_batchs_tokens(toy, few):
     rows = rows_of([row_of(few[0])])
     extra = PatchAlignment(toy, 1.0)
     targets = extra.targets(rows, prepared(toy, rows))
-    with pytest.raises(interp.LayoutError, match=r"made 72 outputs in a batch of 36 visual tokens[^\n]*$"):
+    with pytest.raises(interp.LayoutError, match=r"made 72 outputs in a batch of 36 image tokens[^\n]*$"):
         extra.loss(normal(2, 36, 128), targets)
 
 
