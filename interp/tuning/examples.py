@@ -15,7 +15,7 @@ counts as the answer's, such as one that is a space or the end of a prompt and t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -91,9 +91,11 @@ def _usable(source: Rows, data: Data, collator: Collator | None, progress: bool)
         while rows := source.read(start, start + _AT_ONCE):
             for row in rows:
                 bar.advance()
-                fault = _fault_of(row) or (collator and _refusal_of(row, collator))
-                if fault is not None and collator is None:
+                fault = _fault_of(row)
+                if collator is None and fault is not None:
                     raise fault
+                if collator is not None and fault is None:
+                    fault = _refusal_of(row, collator)
                 if fault is not None:
                     skipped.append(fault)
                     continue
@@ -129,7 +131,8 @@ class TrainingRows(Dataset[Row]):
 
     def __init__(self, data: Data | None, rows: Sequence[Any], skipped: int) -> None:
         self.data, self.skipped = data, skipped
-        self._rows, self._source = rows, None  # rows of a stream, else their numbers in the source
+        self._rows = rows  # those of a stream, else their numbers in the source
+        self._source: Rows | Batches | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -138,9 +141,12 @@ class TrainingRows(Dataset[Row]):
         row = self._rows[index]
         if self.data is None:
             return row
-        if self._source is None:
-            self._source = source_of(self.data)
+        self._source = self._source or source_of(self.data)
+        assert not isinstance(self._source, Batches)
         return self._source.read(row, row + 1)[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_source": None}
@@ -203,7 +209,7 @@ class Collator:
         self._maker = self._maker or BatchMaker(*self._parts)
         return self._maker
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Iterable[Row]) -> dict[str, Tensor]:
         rows = list(rows)
         if not rows:
             raise InputError("the batch is empty: expected at least one row")

@@ -16,7 +16,7 @@ from interp.models.batches import keys
 from interp.toy import lessons
 from interp.toy.language import IMAGE_TOKEN
 from interp.tuning.conversation_text import ConversationWriter
-from interp.tuning.examples import Collator, training_rows
+from interp.tuning.examples import Collator, _columns, training_rows
 
 OURS = ("labels", "row_numbers", "cut_off")
 
@@ -419,6 +419,14 @@ def test_answers_that_are_cut_off_are_counted(stage1):
         assert batch["input_ids"].shape[1] == length
         assert (batch["labels"] >= 0).sum(dim=1).tolist() == [left, 2]
         assert batch["cut_off"].tolist() == [left < 4, False]
+
+
+def test_every_input_of_a_token_is_cut():
+    """Also masks of each token and tile, as of models with cross-attention; pixels stay whole, whatever their shape."""
+    keep = torch.tensor([True, True, False, False])
+    for shape, cut in (((3, 4), (3, 2)), ((3, 3, 4), (3, 3, 2)), ((3, 4, 1, 2), (3, 2, 1, 2)), ((3, 2), (3, 2))):
+        assert _columns("mask", torch.zeros(shape, dtype=torch.int64), keep, torch.Size((3, 4))).shape == cut
+    assert _columns("pixel_values", torch.zeros(3, 4), keep, torch.Size((3, 4))).shape == (3, 4)
 
 
 def test_rows_of_which_too_little_is_left(stage1):
