@@ -65,9 +65,9 @@ class TuningTrainer(Trainer):
         self._trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.bar, self.clock = bar, StepClock(args.device)
         self.extra = extra
-        self._watched, self._hook = None, None
+        self._watched, self._hooks = None, [model.register_forward_hook(self._reach_something)]
         if self.extra is not None:
-            self._hook = self.extra.watched(model).register_forward_hook(self._keep_output)
+            self._hooks.append(self.extra.watched(model).register_forward_hook(self._keep_output))
         self._begun = False
         self._costs: StepCosts | None = None
         self._gradient_bytes, self._cut_off = 0, list[Tensor]()
@@ -82,7 +82,10 @@ class TuningTrainer(Trainer):
         """
         try:
             self.train(resume_from_checkpoint=checkpoint)
-        except InterpError:
+        except InterpError as error:
+            lines = str(error).strip().splitlines()
+            if len(lines) > 1:  # a worker of the DataLoader puts its traceback before the message
+                raise InputError(lines[-1].partition(": ")[2]) from None
             raise
         except Exception as error:
             if self._begun or isinstance(error, torch.OutOfMemoryError):
@@ -111,11 +114,17 @@ class TuningTrainer(Trainer):
 
     def finish(self) -> nn.Module:
         """The model without anything that was put around it for training, in eval mode."""
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         model.zero_grad(set_to_none=True)
         return model.eval()
+
+    def _reach_something(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """A batch without pictures does not run the connector: where that alone is trained, its gradient is 0, not missing."""
+        if not outputs["logits"].requires_grad:
+            nothing = 0 * next(iter(self._trained.values())).sum()
+            outputs["loss"], outputs["logits"] = outputs["loss"] + nothing, outputs["logits"] + nothing
 
     def _keep_output(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._watched = output
@@ -172,8 +181,6 @@ class TuningTrainer(Trainer):
             added = self.extra.loss(self._watched, targets) * (processes * count / self._extra_count)
             self._extra_loss += float(added.detach())
             loss = loss + added
-        if not loss.requires_grad:  # a batch without pictures does not run the connector
-            loss = loss + 0 * next(iter(self._trained.values())).sum()
         self.clock.lap("forward")
         return (loss, outputs) if return_outputs else loss
 
