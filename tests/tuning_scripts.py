@@ -1,7 +1,7 @@
 """Trainings that tests start as processes of their own: ``python tests/tuning_scripts.py WHAT FOLDER``.
 
 `killed` dies in the fourth step, `torn` while the third checkpoint's optimizer state is being written, both by SIGKILL,
-which nothing can catch. `shared` is run by `torchrun`, and its first process writes the frame of the result.
+which nothing can catch. `shared` is run by `torchrun`, and each process writes the frame of its result.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def train(out: Path | None, resume: bool = False, **options: Any) -> Any:
     return tune(vlm, oracles.rows(20), layers=range(2, 6), arguments=SAVED, out=out, resume=resume, **options)
 
 
-def train_shared(size: int, **more: Any) -> Any:
+def train_shared(size: int, out: Path | None = None, **more: Any) -> Any:
     """Five steps with batches of `size` rows in each process."""
     vlm = interp.load("toy:stage1", device="cpu")
     arguments = {"per_device_train_batch_size": size, **SHARED, **more}
-    return tune(vlm, oracles.rows(12), layers=range(2, 6), arguments=arguments)
+    return tune(vlm, oracles.rows(12), layers=range(2, 6), arguments=arguments, out=out)
 
 
 def die() -> None:
@@ -72,10 +72,8 @@ def die_in_checkpoint(number: int) -> None:
 def main(what: str, folder: str) -> None:
     torch.set_num_threads(1)
     if what == "shared":
-        result = train_shared(2)
-        if os.environ["RANK"] == "0":
-            result.to_frame().to_json(Path(folder) / "frame.json")
-            torch.save(result.vlm.model.state_dict(), Path(folder) / "weights.pt")
+        result = train_shared(2, Path(folder) / "out")
+        result.to_frame().to_json(Path(folder) / f"frame{os.environ['RANK']}.json")
         return
     die_in_step(4) if what == "killed" else die_in_checkpoint(3)
     train(Path(folder))
