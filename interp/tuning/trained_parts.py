@@ -56,7 +56,8 @@ def trained_names(
             f"layers={shown(layers)} and no other part: expected something to train, as in layers='all' or connector=True"
         )
     _refuse_untrainable(vlm)
-    chosen = {name for part in (*numbers, *wanted) for name in _names_of(vlm, part)}
+    parts: list[int | str] = [*numbers, *wanted]
+    chosen = {name for part in parts for name in _names_of(vlm, part)}
     _refuse_shared(vlm, chosen)
     return [names[0] for names in _all_names(vlm).values() if not chosen.isdisjoint(names)]
 

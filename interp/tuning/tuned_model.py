@@ -163,5 +163,5 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 def _fingerprint(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     # The new last axis has stride 1, so that any tensor can be viewed as bytes.
-    digest.update(tensor.detach().cpu().contiguous().unsqueeze(-1).view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().unsqueeze(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
