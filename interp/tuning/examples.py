@@ -27,9 +27,10 @@ from interp.arguments import checked_int
 from interp.data.data import Data, as_data
 from interp.data.rows import Batches, Row, Rows, fault_of_turns, open_turns, without_faults
 from interp.data.sources import source_of
-from interp.errors import InputError, InputTypeError, LayoutError, RowError
+from interp.errors import InputError, InputTypeError, LayoutError, RowError, shown
 from interp.models.batches.batch import Batch
 from interp.models.batches.chats import has_chat_template
+from interp.models.batches.continuations import Continuations
 from interp.models.batches.maker import BatchMaker
 from interp.models.batches.prompts import PLACEHOLDER, Refusal, encode
 from interp.models.running.greedy import end_ids
@@ -190,7 +191,7 @@ class Collator:
             raise InputError(
                 f"{vlm.name!r} has {what}: load it with the processor that belongs to it, and a fast tokenizer"
             )
-        self.end = _end_of(vlm)
+        self.end, self.unknown = _end_of(vlm), Continuations(tokenizer).unknown
         inputs = replace(vlm.maker.model_inputs, find_images=None, find_sinks=None)
         self._parts = vlm.maker.processor, tokenizer, inputs
         self._maker: BatchMaker | None = None
@@ -213,6 +214,11 @@ class Collator:
         rows = list(rows)
         if not rows:
             raise InputError("the batch is empty: expected at least one row")
+        for row in rows:
+            if not isinstance(row, Row):
+                raise InputTypeError(
+                    f"{shown(row)} is not a row of a data set: expected rows as training_rows gives them"
+                )
         images = [open_turns(row) for row in rows]
         written = [self._write(row) for row in rows]
         spans = [
@@ -287,6 +293,10 @@ class Collator:
                     faults[row] = f"{size} a part of an image: choose a larger one, for an image has to be whole"
                 elif (labels[row, keep] == IGNORED).all():
                     faults[row] = f"{size} no token of an answer: choose a larger one"
+            if (labels[row] == self.unknown).any():
+                faults[row] = (
+                    "has an answer with words that the tokenizer does not know: expected words of its vocabulary"
+                )
             tokens = int(real[row, keep].sum())
             if self.limit is not None and tokens > self.limit.positions:
                 if self.limit.table:

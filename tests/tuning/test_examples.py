@@ -519,6 +519,15 @@ def test_data_without_answers(stage1):
         training_rows(stage1, interp.Data([conversation("where ?", "top")], chat=True))
     with pytest.raises(interp.InputError, match="the batch is empty"):
         Collator(stage1)([])
+    with pytest.raises(
+        interp.InputError, match=r"row 0 \('0'\) has an answer with words that the tokenizer does not know"
+    ):
+        batch_of(stage1, [conversation("wo ist die 3 ?", "oben links")])
+
+
+def test_other_values_than_rows(stage1, unchecked):
+    with pytest.raises(interp.InputTypeError, match=r"\{'text': 'where \?'\} is not a row of a data set"):
+        Collator(stage1)([{"text": "where ?"}])
     with pytest.raises(interp.InputTypeError, match="data is made of batches, which have no answers"):
         training_rows(stage1, stage1.prepare(["where ?"]))
     with pytest.raises(interp.InputError, match=r"row 0 \('0'\): it has no answer: expected a column answer"):
