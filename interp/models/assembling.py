@@ -230,7 +230,11 @@ def _empty_model(language: Any, tower_config: Any, weights: ConnectorWeights, ro
         ) from error
     own = type(model.model.language_model).__name__
     if own != type(base).__name__:
-        raise LayoutError(f"{name} keeps its layers in a {type(base).__name__}, LLaVA in a {own}: expected the same")
+        raise LayoutError(
+            f"{name} keeps its layers in a {type(base).__name__}, LLaVA in a {own}: expected the same, merge adapters first"
+        )
+    # transformers chooses it anew, unless it is told.
+    model.set_attn_implementation({"text_config": language.config._attn_implementation})
     model.generation_config = copy.deepcopy(language.generation_config)
     return model.eval()
 
@@ -358,10 +362,14 @@ def _prove_text(model: Any, words: ModelPart) -> None:
             )
     except Exception as error:
         raise LayoutError(f"{name} does not run inside a LLaVA ({reason_of(error)}): expected another kind") from error
-    error, bound = apart(wanted, logits[..., : wanted.shape[-1]]), tolerance(wanted.dtype)
-    if not error <= bound:
+    if not wanted.isfinite().all():
+        raise InputError(
+            f"the {name} by itself gives logits of {wanted.dtype} that are not finite: load another precision"
+        )
+    difference, bound = apart(wanted, logits[..., : wanted.shape[-1]]), tolerance(wanted.dtype)
+    if not difference <= bound:
         raise LayoutError(
-            f"on text the assembled model is not its {name}: logits differ by {error:.2g} of the largest, expected at most "
+            f"on text the assembled model is not its {name}: logits differ by {difference:.2g} of the largest, expected at most "
             f"{bound:.0e}; one that changes its logits behind the head, or its inputs, does not fit into LLaVA's class"
         )
 

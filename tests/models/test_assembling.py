@@ -389,15 +389,17 @@ def test_all_of_it_can_be_brought_to_another_precision(parts, clip, tmp_path):
 # What does not go --------------------------------------------------------------------------------------------------------
 
 
-def odd_tower(kind, config):
-    return drawn(kind, config)
-
-
 def dead():
     """A connector that passes nothing on."""
     connector = torch.nn.Linear(24, 64)
     torch.nn.init.zeros_(connector.weight)
     return connector
+
+
+def not_finite():
+    language = copy.deepcopy(zoo.build("llama"))
+    language.model.norm.weight.data.fill_(torch.nan)
+    return language
 
 
 SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
@@ -419,15 +421,15 @@ ODD = {
         "vision is not whole on one device",
     ),
     "a tower without a class token": (
-        lambda: {"vision": odd_tower(SiglipVisionModel, SiglipVisionConfig(**TOWER))},
+        lambda: {"vision": drawn(SiglipVisionModel, SiglipVisionConfig(**TOWER))},
         "SiglipVisionModel has no class token",
     ),
     "a tower that merges patches": (
-        lambda: {"vision": odd_tower(SwinModel, SwinConfig(**SWIN))},
+        lambda: {"vision": drawn(SwinModel, SwinConfig(**SWIN))},
         "SwinModel makes states",
     ),
     "a tower of pictures of any size": (
-        lambda: {"vision": odd_tower(PixtralVisionModel, PixtralVisionConfig(**TOWER))},
+        lambda: {"vision": drawn(PixtralVisionModel, PixtralVisionConfig(**TOWER))},
         "expected one row a picture",
     ),
     "pictures of another size": (lambda: {"image_processor": pictures(24)}, "do not fit together .*24.*32"),
@@ -441,6 +443,7 @@ ODD = {
     "another tokenizer": (lambda: {"tokenizer": tokenizer(400)}, "words up to id 399, the LlamaForCausalLM embeds 160"),
     "quantised": (lambda: {"dtype": "nf4"}, "dtype='nf4': expected 'auto'"),
     "another device": (lambda: {"device": "meta"}, "move it yourself"),
+    "not finite": (lambda: {"language_model": not_finite()}, "LlamaForCausalLM by itself gives logits"),
     "another width": (lambda: {"connector": torch.nn.Linear(23, 64)}, r"\(64, 23\): expected \(64, 24\)"),
     "nothing gets through": (lambda: {"connector": dead()}, "another picture leaves the logits"),
     "a seed": (lambda: {"seed": -1}, "seed=-1: expected an int of 0 or more"),
@@ -468,6 +471,13 @@ def test_a_chat_template_of_ones_own(parts, picture):
     batch = vlm.prepare(["<image> w5"], [picture], chat=True)
     assert batch.tokens[0] == ["<unk>", *["<image>"] * 16, "w5", "<unk>"]
     assert words.chat_template is None
+
+
+def test_the_language_model_attends_as_it_did(parts):
+    language = copy.deepcopy(zoo.build("llama"))
+    language.set_attn_implementation("eager")
+    config = interp.assemble(**parts | {"language_model": language}, check=False).model.config
+    assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == ("eager", "sdpa")
 
 
 def test_new_connectors_differ_by_their_seed(parts):
