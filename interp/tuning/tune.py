@@ -94,7 +94,8 @@ def tune(
     names = trained_names(vlm, layers, connector, vision, head)
     _check_call(patch_alignment, resume)
     folder = WorkFolder(out, resume) if out is not None or resume else None
-    with _random_state_of_caller():
+    # A notebook that only looks at models has gradients switched off.
+    with _random_state_of_caller(), torch.inference_mode(False), torch.enable_grad():
         args = training_arguments(arguments, vlm.device, autocast_precision(vlm), folder and folder.steps)
         job = _prepared(vlm, data, max_length, patch_alignment)
         torch.manual_seed(args.seed)  # for adapters, which are drawn

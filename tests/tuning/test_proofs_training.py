@@ -215,6 +215,15 @@ def test_the_tuned_model_passes_every_proof(tuned, few):
         assert set(report.to_frame()["outcome"]) == {"passed"}, report.to_frame().to_string()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_switched_off_around_it(tuned, stage1, data, mode):
+    with mode():
+        result = tune(stage1, data, layers=range(2, 6), arguments={"learning_rate": RATE, **SETTINGS, "max_steps": 1})
+        assert not torch.is_grad_enabled()
+    assert result.loss[0] == tuned["a band"][0].loss[0]
+    assert not any(each.is_inference() for each in result.vlm.model.parameters())
+
+
 def test_the_result_is_saved_without_the_model(tuned, tmp_path):
     result, _ = tuned["a band"]
     result.save(tmp_path / "tuned.safetensors")
