@@ -22,7 +22,7 @@ from torch import Tensor
 
 import interp
 from interp.data.batches import batches_of
-from interp.statistics import crossed_change
+from interp.statistics import crossed_change, holm
 from interp.tuning import masked_objects, tune
 from interp.tuning.examples import Collator, training_rows
 from interp.words import dictionary_of, projector_report
@@ -130,9 +130,13 @@ def print_projector(found: dict[tuple[str, int, str], dict[str, Any]], seeds: in
 
 
 def print_answers(found: dict[tuple[str, int, str], dict[str, Any]], seeds: int) -> None:
-    """The share of right answers about images after each stage, and the difference of each arm from the first."""
+    """The share of right answers about images after each stage, the difference of each arm from the first, and its p (Holm)."""
     first, *others = ARMS
-    print_row(["stage", "questions", *ARMS, *(f"{arm}: from captions" for arm in others)], head=True)
+    print_row(
+        ["stage", "questions", *ARMS, *(f"{arm}, {each}" for arm in others for each in ("from captions", "p"))],
+        head=True,
+    )
+    rows, values = [], []
     for stage, group in itertools.product(STAGES, ("perception", "abstraction")):
         right, scenes = {}, []
         for arm in ARMS:
@@ -141,8 +145,12 @@ def print_answers(found: dict[tuple[str, int, str], dict[str, Any]], seeds: int)
             right[arm] = torch.stack([torch.tensor(frame["right"].to_numpy(bool)) for frame in frames])
             scenes = frames[0]["scene"].tolist()
         shares = [f"{float(each.double().mean()):.2f}" for each in right.values()]
-        changes = [interval(crossed_change(right[first], right[arm], scenes)) for arm in others]
-        print_row([stage, group, *shares, *changes])
+        changes = [crossed_change(right[first], right[arm], scenes) for arm in others]
+        rows.append(([stage, group, *shares], [interval(change) for change in changes]))
+        values += [change.p for change in changes]
+    corrected = iter(holm(values))
+    for cells, changes in rows:
+        print_row([*cells, *(each for change in changes for each in (change, f"{float(next(corrected)):.3f}"))])
 
 
 def print_row(cells: list[str], head: bool = False) -> None:
