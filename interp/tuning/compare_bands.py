@@ -200,7 +200,7 @@ class _Training:
 
     def made(self) -> Any:
         """transformers' arguments; raises what they raise."""
-        return training_arguments(self.arguments, self.vlm.device, autocast_precision(self.vlm) is not None, None)
+        return training_arguments(self.arguments, self.vlm.device, autocast_precision(self.vlm), None)
 
     def plan(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began."""
