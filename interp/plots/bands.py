@@ -35,7 +35,7 @@ def bands_figure(
 ) -> go.Figure:
     """The score of each band as a share of full tuning, on questions of these `kinds`, and its text retention."""
     frame = result.table(kinds, margin).set_index("band")
-    untuned, frame = frame.loc["untuned"], frame.iloc[:-2]
+    untuned, frame = float(frame["of_full"]["untuned"]), frame.iloc[:-2]
     panels = [("of_full", "score, of full tuning", "verdict")]
     if result.text is not None:
         panels.append(("text_kept", "text, of the untuned model", "text_verdict"))
@@ -61,9 +61,9 @@ def bands_figure(
         )
         figure.add_hline(y=1, line={"color": CHANCE, "dash": "dot", "width": 1.5}, row=1, col=column)
     figure.add_hline(
-        y=float(untuned["of_full"]),
+        y=untuned,
         line={"color": CHANCE, "dash": "dash", "width": 1.5},
-        annotation={"text": f"untuned {untuned['of_full']:.1%}", "font": {"color": CHANCE, "size": 11}},
+        annotation={"text": f"untuned {untuned:.1%}", "font": {"color": CHANCE, "size": 11}},
         annotation_position="bottom right",
         row=1,
         col=1,

@@ -82,7 +82,7 @@ class BandComparison(Result):
         rows = list[dict[str, Any]]()
         for name in (*self.bands, UNTUNED):
             share, others = test.ratio(name, FULL), name != FULL
-            row = {"band": name, "layers": layers_in_words(self.bands.get(name, []))}
+            row: dict[str, Any] = {"band": name, "layers": layers_in_words(self.bands.get(name, []))}
             row |= _bounded("score", test.score(name)) | _bounded("of_full", share)
             row |= {
                 "verdict": _judged(share, margin) if others else "",
@@ -137,7 +137,7 @@ class BandComparison(Result):
                 rows.append(["cost", "all", name, measure, *bounds, *[math.nan] * (len(_NUMBERS) - 3)])
         return pd.DataFrame(rows, columns=["data", "kind", "band", "measure", *_NUMBERS])
 
-    def _costs(self) -> dict[str, dict[str, float]]:
+    def _costs(self) -> dict[str, dict[str, Any]]:
         """The time and the operations of each band as shares of full, and what is counted."""
         means = self.costs.groupby("band", sort=False)[list(COUNTED)].mean()
         means["flops"] /= means["flops"][FULL]
@@ -145,7 +145,7 @@ class BandComparison(Result):
         times = (seconds / seconds[list(self.bands).index(FULL)]).tolist()
         return {
             name: dict(zip(("time", "time_low", "time_high"), median_bounds(rounds), strict=True))
-            | means.loc[name].to_dict()
+            | {column: float(means[column][name]) for column in COUNTED}
             for name, rounds in zip(self.bands, times, strict=True)
         }
 

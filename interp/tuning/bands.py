@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from interp.arguments import as_ints, checked_flag, checked_int, checked_seed
@@ -177,5 +177,5 @@ class Band(StoredValue, Display):
 
     def resolved(self, connector: bool, head: bool) -> Band:
         """This band with what the comparison says where it says nothing itself; the image tower stays frozen."""
-        flags = {"connector": connector, "vision": False, "head": head}
-        return replace(self, **{name: value for name, value in flags.items() if getattr(self, name) is None})
+        given = (self.connector, connector), (self.vision, False), (self.head, head)
+        return Band(self.layers, *(default if own is None else own for own, default in given))

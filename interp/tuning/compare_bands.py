@@ -113,7 +113,7 @@ def compare_bands(
         before = {name: right_answers(vlm, each) for name, each in sets.items()}
         runs = _runs(training, drawn, seeds, sets, folder)
         measure = partial(_times, training, [several[0] for several in drawn.values()], seeds[0], rounds)
-        times = measure() if folder is None else folder.times(measure)
+        times = measure() if folder is None or not rounds else folder.times(measure)
     answers = {
         name: BandAnswers(
             tuple(drawn),
@@ -165,9 +165,9 @@ def _drawn_bands(vlm: VLM, bands: Any, seeds: list[int], connector: bool, head: 
     for name, band in ((name, each[name]) for each in of_seeds for name in names):
         if name in (UNTUNED, CHANCE):
             raise InputError(f"bands has the name {name!r}, that of a control: choose another one")
-        if band.layers and band.layers[-1] >= n_layers:
+        if max(band.layers, default=0) >= n_layers:
             raise InputError(
-                f"bands[{name!r}] has layer {band.layers[-1]}: {vlm.name!r} has layers 0 to {n_layers - 1}"
+                f"bands[{name!r}] has layer {max(band.layers)}: {vlm.name!r} has layers 0 to {n_layers - 1}"
             )
         if not (band.layers or band.connector or band.vision or band.head):
             raise InputError(f"bands[{name!r}] trains nothing: expected layers, or connector=True")
@@ -218,7 +218,7 @@ class _Training:
             arguments = copy.copy(self.arguments)
             for name, value in changes.items():
                 setattr(arguments, name, value)
-        parts = {"connector": band.connector, "vision": band.vision, "head": band.head}
+        parts: dict[str, Any] = {"connector": band.connector, "vision": band.vision, "head": band.head}
         options = {name: value for name, value in self.options.items() if name != "lora" or band.layers}
         return tune(self.vlm, self.data, band.layers, **parts, **options, arguments=arguments, **folder)
 
@@ -247,7 +247,8 @@ def _runs(
 
 def _run(training: _Training, band: Band, seed: int, sets: Mapping[str, TrainingRows], **folder: Any) -> BandRun:
     result = training.tune(band, seed, {}, **folder)
-    answers = {name: right_answers(result.vlm, rows) for name, rows in sets.items()}
+    tuned: Any = result.vlm
+    answers = {name: right_answers(tuned, rows) for name, rows in sets.items()}
     return BandRun(replace(result, vlm=None), answers)
 
 

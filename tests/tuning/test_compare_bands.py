@@ -1,5 +1,6 @@
 """Every band is tuned and asked alike; a comparison that died goes on; what cannot be compared is refused first."""
 
+import json
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import TrainingArguments
 
 import interp
 from interp.errors import InputError, InputTypeError
-from interp.tuning import Band, compare_bands, score, tune
+from interp.tuning import Band, BandComparison, compare_bands, score, tune
 
 MODULE = sys.modules["interp.tuning.compare_bands"]
 ARGUMENTS = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 2e-3, "save_steps": 1}
@@ -137,6 +138,67 @@ def dying(after, what):
         return what(*arguments, **options)
 
     return call, calls
+
+
+@pytest.mark.parametrize("place", ["within a run", "before the answers"])
+def test_a_comparison_that_died_goes_on(stage1, comparison, tmp_path, monkeypatch, place):
+    out, call = tmp_path / "bands", {"bands": {"early": range(2)}, "text": None, "out": tmp_path / "bands"}
+    with monkeypatch.context() as patch:
+        if place == "before the answers":  # the untuned model's, and those of three runs
+            patch.setattr(MODULE, "right_answers", dying(1 + 3, MODULE.right_answers)[0])
+        else:
+            trainer = sys.modules["interp.tuning.trainer"].TuningTrainer
+            patch.setattr(trainer, "training_step", dying(2 * 3 + 1, trainer.training_step)[0])
+        with pytest.raises(Died):
+            asked(stage1, **call)
+    files = {path.name for path in out.iterdir()}
+    assert {"comparison.json", "00-full-seed3.json", "00-full-seed5.safetensors", "01-early-seed3.json"} <= files
+    assert "01-early-seed5.json" not in files
+    assert ("01-early-seed5" in files) == (place == "before the answers")
+    assert ("01-early-seed5.partial" in files) == (place == "within a run")
+    counted, calls = dying(100, tune)
+    monkeypatch.setattr(MODULE, "tune", counted)
+    again = asked(stage1, **call, resume=True)
+    assert len(calls) == 1
+    assert again.loss.equal(comparison.loss[:2])
+    assert again.test.right.equal(comparison.test.right[:2])
+    assert again.costs.equals(comparison.costs[comparison.costs["band"] != "random"].reset_index(drop=True))
+    assert BandComparison.load(out / "comparison.safetensors").to_frame().equals(again.to_frame())
+    assert not [path for path in out.iterdir() if path.is_dir()]
+    assert asked(stage1, **call, resume=True).to_frame().equals(again.to_frame())
+    assert len(calls) == 1
+
+
+def test_another_comparison_is_refused(stage1, tmp_path, monkeypatch):
+    out = tmp_path / "bands"
+    rows = interp.toy.conversations(2, seed=0, questions=1)
+    call = {"data": rows, "bands": {"last": [7]}, "seeds": 1, "arguments": {"max_steps": 1}, "text": None, "out": out}
+    monkeypatch.setattr(MODULE, "_runs", dying(0, None)[0])
+    with pytest.raises(Died):
+        asked(stage1, **call)
+    plan = json.loads((out / "comparison.json").read_text())
+    assert str(tmp_path) not in json.dumps(plan)
+    with pytest.raises(InputError, match="'bands' holds a comparison: pass resume=True"):
+        asked(stage1, **call)
+    changes = {
+        "seeds": 2,
+        "arguments": {"max_steps": 2},
+        "bands": {"last": [6]},
+        "data": interp.toy.conversations(2, seed=1, questions=1),
+        "test": interp.toy.questions(2, seed=3),
+        "timing_rounds": 3,
+    }
+    for name, value in changes.items():
+        with pytest.raises(InputError, match=r"'bands' was begun with .*: expected the same call, or another folder"):
+            asked(stage1, **call | {name: value, "resume": True})
+    with pytest.raises(Died):
+        asked(stage1, **call, resume=True)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="'full' holds something else already"):
+        asked(stage1, **call | {"out": full, "resume": True})
+    assert (full / "thesis.tex").read_text() == "mine"
 
 
 WRONG = [
