@@ -32,13 +32,14 @@ def name_or_numbers(option: str, text: str) -> Any:
 
 
 def source_named(text: str) -> Any:
-    """The data that an argument names: a number of the toy's scenes or of their captions, or a path."""
+    """The data that an argument names: the toy's scenes, their captions or conversations about them, or a path."""
     kind, _, count = text.partition(":")
-    if kind not in ("scenes", "captions") or Path(text).exists():
+    if kind not in ("scenes", "captions", "conversations") or Path(text).exists():
         return text
     if not count.isdecimal() or not int(count):
         raise InputError(f"{text!r}: expected how many, as in {kind}:200, or a folder")
-    import interp
+    from interp import toy
 
-    scenes = interp.toy.scenes(int(count), seed=0)
-    return scenes if kind == "scenes" else scenes.captions()
+    if kind == "conversations":
+        return toy.conversations(int(count), seed=0)
+    return toy.scenes(int(count), seed=0) if kind == "scenes" else toy.scenes(int(count), seed=0).captions()
