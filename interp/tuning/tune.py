@@ -96,7 +96,7 @@ def tune(
     folder = WorkFolder(out, resume) if out is not None or resume else None
     # A notebook that only looks at models has gradients switched off.
     with _random_state_of_caller(), torch.inference_mode(False), torch.enable_grad():
-        args = training_arguments(arguments, vlm.device, autocast_precision(vlm), folder and folder.steps)
+        args = training_arguments(arguments, vlm.device, autocast_precision(vlm), folder.steps if folder else None)
         job = _prepared(vlm, data, max_length, patch_alignment)
         torch.manual_seed(args.seed)  # for adapters, which are drawn
         model = tunable_model(vlm, names, lora)
@@ -166,7 +166,7 @@ def _train(model: Any, args: Any, job: _Job, folder: WorkFolder | None) -> Tunin
             trainer = TuningTrainer(model, args, job.rows, job.collator, job.extra, bar)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             raise InputError(f"arguments cannot be used: {reason_of(error)}") from error
-        trainer.run(folder and folder.last())
+        trainer.run(folder.last() if folder else None)
     broken = next(
         (name for name, each in model.named_parameters() if each.requires_grad and not each.isfinite().all()), None
     )

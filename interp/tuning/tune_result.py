@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -85,7 +85,7 @@ class TuneResult(Result):
         return pd.DataFrame({"step": range(1, len(self.loss) + 1), **columns})
 
 
-def record_of(history: list[dict[str, float]]) -> dict[str, Tensor | float]:
+def record_of(history: list[dict[str, Any]]) -> dict[str, Any]:
     """The fields of a `TuneResult` that a trainer's history of steps holds."""
     steps = [entry for entry in history if "loss" in entry]
 

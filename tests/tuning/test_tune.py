@@ -144,14 +144,14 @@ def test_the_loss_is_a_mean_over_the_answer_tokens_of_a_step(kind, bare):
     model = kind(bare.model.config).eval()
     model.load_state_dict(bare.model.state_dict())
     vlm = interp.load(model=model, processor=bare.tokenizer, device="cpu", check=False)
-    rows = interp.toy.conversations(8, seed=2, modality="text")  # as many answers as the scene has questions
+    short, long = (interp.toy.conversations(4, count, modality="text", questions=count) for count in (1, 6))
+    rows = [row for pair in zip(short, long, strict=True) for row in pair]
     arguments = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 0}
     one = tune(vlm, rows, layers=BAND, arguments=arguments)
     parts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     several = tune(vlm, rows, layers=BAND, arguments={**arguments, **parts})
     assert torch.allclose(one.loss, several.loss, rtol=1e-5)
     assert largest_change(one.vlm, several.vlm) < 2e-5
-    assert several.flops == pytest.approx(one.flops, rel=0.35)
 
 
 def test_a_step_without_pictures_leaves_the_connector_alone(stage1, rows):
@@ -257,21 +257,16 @@ def test_bytes_are_those_of_what_is_trained(result):
 def test_operations_are_those_of_the_matrices(bare):
     """Forward: 2 for each weight and token; backward: as many for each weight's gradient, and for that of its input."""
     rows = [{"text": "what colour is the 3 ?", "answer": "red"}] * 2
-    result = tune(bare, rows, layers=[7], head=False, arguments={**FEW, "max_steps": 1})
+    result = tune(bare, rows, layers=[7], arguments={**FEW, "max_steps": 1})
     matrices = {name: each for name, each in bare.model.named_parameters() if each.ndim == 2 and "embed" not in name}
     tokens = 2 * len(Collator(bare)([training_rows(bare, rows)[0]])["labels"][0])
     every = sum(each.numel() for each in matrices.values())
     last = sum(each.numel() for name, each in matrices.items() if "layers.7." in name)
     head = bare.model.lm_head.weight.numel()
-    own = (
-        2 * tokens * (every + last + last + head)
-    )  # the gradient of the input of the layer's first matrices is not needed
-    first = sum(
-        each.numel() for name, each in matrices.items() if "layers.7.self_attn." in name and "o_proj" not in name
-    )
-    own -= 2 * tokens * first
-    assert result.flops == pytest.approx(own, rel=0.05)  # attention itself is the rest
-    assert result.flops > own
+    own = 2 * tokens * (every + last + last + head)  # the layer's norm stands below its matrices and is trained too
+    # Attention: two products of [token, token, width] in each layer, and five more in the last one's backward pass.
+    attention = (8 * 2 + 5) * 2 * 2 * (tokens // 2) ** 2 * bare.structure.d_model
+    assert result.flops == pytest.approx(own + attention, rel=1e-6)
 
 
 def test_each_step_but_the_first_is_timed(result):
