@@ -154,7 +154,7 @@ def _of_picture(image: Image.Image, name: str) -> np.ndarray:
         raise InputError(f"{name} has transparent pixels: expected 0 and one other value, without transparency")
     values = np.asarray(image)
     values = values.reshape(*values.shape[:2], -1)
-    pixels: np.ndarray = values.any(axis=2)
+    pixels = (values != 0).max(axis=2)
     others = np.unique(values[pixels], axis=0)
     if len(others) > 1:
         raise InputError(
