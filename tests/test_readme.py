@@ -138,6 +138,15 @@ def test_the_page_about_geometry_runs_and_says_what_comes_out():
     assert changed.loc[("neighbor_overlap", 8), "z"].item() > 4
 
 
+def test_the_page_about_tuning_runs_and_says_what_comes_out():
+    names = {}
+    for example in examples("docs/tuning.md", "python"):
+        exec(compile(example, "docs/tuning.md", "exec"), names)
+    assert names["result"].unchanged
+    assert names["comparison"].table()["band"].tolist() == ["full", "middle", "late", "untuned", "chance"]
+    assert names["report"].alignment is not None
+
+
 def test_both_commands_of_the_readme_are_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     assert 'pip install --quiet -c constraints.txt -e ".[test]"' in ci
