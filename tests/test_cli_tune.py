@@ -24,7 +24,7 @@ def asking(*more, data="conversations:6", out="tuned"):
 
 
 def test_a_band_is_trained_and_written(stage1, capfd):
-    assert cli.run(asking("--layers", "2:4")) == 0
+    assert cli.run(asking("--layers", "2:4", "--set", "bf16=False")) == 0
     out, err = capfd.readouterr()
     assert err == ""
     assert "checkpoint: tuned" in out
@@ -59,6 +59,7 @@ def test_a_table_of_captions_with_an_adapter(capfd):
         (("--layers", "none"), "connector"),
         (("--set", "learning_rate"), "learning_rate=1e-4"),
         (("--set", "learning_rat=1e-4"), "learning_rate"),
+        (("--set", "bf16=no"), "expected True or False"),
         (("--column", "answer"), "--column"),
     ],
 )

@@ -95,7 +95,7 @@ def _name_and_value(text: str) -> tuple[str, Any]:
     if not name or not value:
         raise InputError(f"--set {text!r}: expected a name and a value, as in learning_rate=1e-4")
     try:
-        return name, json.loads(value)
+        return name, json.loads(value.lower() if value in ("True", "False") else value)
     except ValueError:
         return name, value
 

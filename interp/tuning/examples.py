@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from interp.models.running.trace import run_forward
 from interp.patching.agreement import allowed_difference, largest_difference
 from interp.progress import progress_bar
 from interp.tuning.conversation_text import ConversationText, ConversationWriter
+from interp.tuning.patch_alignment import PatchAlignment
 
 if TYPE_CHECKING:
     from interp.models import VLM
@@ -46,13 +47,6 @@ if TYPE_CHECKING:
 IGNORED = -100
 # So many rows are read at once to see which have answers.
 _AT_ONCE = 1000
-
-
-@runtime_checkable
-class Targets(Protocol):
-    """What an extra loss adds to a batch: tensors whose names begin with ``extra_``."""
-
-    def targets(self, rows: Sequence[Row], batch: Batch) -> dict[str, Tensor]: ...
 
 
 def training_rows(vlm: VLM, data: Any, collator: Collator | None = None, progress: bool = True) -> TrainingRows:
@@ -87,7 +81,8 @@ def training_rows(vlm: VLM, data: Any, collator: Collator | None = None, progres
 
 def _usable(source: Rows, data: Data, collator: Collator | None, progress: bool) -> TrainingRows:
     """The rows of a source without a fault; without a collator, a fault is an error."""
-    kept, indices, skipped, start = list[Row](), list[int](), list[InputError](), 0
+    kept, indices, skipped, start = list[Row](), list[int](), 0, 0
+    first = ""  # an error itself would keep the pictures of its row
     with progress_bar("rows", source.size, "rows", progress) as bar:
         while rows := source.read(start, start + _AT_ONCE):
             for row in rows:
@@ -98,17 +93,17 @@ def _usable(source: Rows, data: Data, collator: Collator | None, progress: bool)
                 if collator is not None and fault is None:
                     fault = _refusal_of(row, collator)
                 if fault is not None:
-                    skipped.append(fault)
+                    first, skipped = first or str(fault), skipped + 1
                     continue
                 indices.append(row.index)
                 if source.size is None:
                     kept.append(row)
             start += len(rows)
     if not indices:
-        raise InputError(f"none of {len(skipped)} rows of the data can be used: the first error was {skipped[0]}")
+        raise InputError(f"none of {skipped} rows of the data can be used: the first error was {first}")
     if skipped:
-        warnings.warn(f"{len(skipped)} rows of the data are left out: the first error was {skipped[0]}", stacklevel=3)
-    return TrainingRows(data if source.size is not None else None, kept or indices, len(skipped))
+        warnings.warn(f"{skipped} rows of the data are left out: the first error was {first}", stacklevel=3)
+    return TrainingRows(data if source.size is not None else None, kept or indices, skipped)
 
 
 def _fault_of(row: Row) -> InputError | None:
@@ -160,7 +155,7 @@ class Collator:
     `labels`      Int `[row, seq]`: the tokens of answers and the end token behind each, -100 elsewhere
     `row_numbers` Int `[row]`: the number of each row in its data
     `cut_off`     Bool `[row]`: the row was longer than `max_length`, and an answer lost tokens or its end
-    `extra_...`   what `extra`, a further loss, needs
+    `extra_...`   what `extra`, a loss beside the model's, needs to know of the rows
     ============= =======================================================================================================
 
     >>> import interp
@@ -173,12 +168,13 @@ class Collator:
     Rows are cut at their end to `max_length` tokens. It takes the processor from the model and none of its weights, so workers of
     a `DataLoader` get a small copy.
 
-    Raises `InputError` for a model without a tokenizer or an end token and, when called, for a row of which no label or not
-    all of an image is left, that is longer than the model's table of positions, and for what `VLM.prepare` refuses; each
-    message names the row. Raises `LayoutError` for a model in which tokens see those behind them.
+    Raises `InputError` for a model without a fast tokenizer or an end token, and `LayoutError` for one in which tokens see those
+    behind them. A call raises `InputTypeError` for values that are no rows, and `InputError`, which names the row, for one whose
+    answer the chat template changes, holds the end token or is not in the vocabulary, of which `max_length` leaves no label or
+    a part of an image, that is longer than the model's table of positions, or that `VLM.prepare` or `extra` refuses.
     """
 
-    def __init__(self, vlm: VLM, max_length: int | None = None, extra: Targets | None = None) -> None:
+    def __init__(self, vlm: VLM, max_length: int | None = None, extra: PatchAlignment | None = None) -> None:
         self.max_length = None if max_length is None else checked_int(max_length, "max_length", least=2)
         self.extra = extra
         tokenizer = vlm.tokenizer

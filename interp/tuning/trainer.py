@@ -170,7 +170,7 @@ class TuningTrainer(Trainer):
         labels = inputs["labels"]
         self._watched = None
         outputs = model(**inputs)
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        processes = self.accelerator.num_processes
         tokens = int(labels[..., 1:].ne(-100).sum())
         if tokens == 0:  # the mean over nothing is NaN, and so is its gradient
             loss = outputs["logits"].float().sum() * 0

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from interp.arguments import checked_choice, checked_int, checked_number, checked_seed
+from interp.arguments import checked_choice, checked_flag, checked_int, checked_number, checked_seed
 from interp.errors import InputError, InputTypeError, reason_of, shown
 
 DEFAULTS: dict[str, Any] = {
@@ -46,6 +46,7 @@ _FIXED: dict[str, Any] = {
     "push_to_hub": False,
     "eval_on_start": False,
     "auto_find_batch_size": False,
+    "average_tokens_across_devices": True,
     "save_only_model": False,
 }
 # What a call of `tune` says elsewhere, or what cannot be had: frozen tensors are shared with the model that is given.
@@ -54,8 +55,10 @@ _ELSEWHERE = {
     "resume_from_checkpoint": "pass resume=True",
     "use_cpu": "a model is trained on the device that it was loaded on",
     "label_names": "labels stand on answers",
-    "fsdp": "frozen tensors belong to the model that is given, and cannot be spread",
-    "deepspeed": "frozen tensors belong to the model that is given, and cannot be spread",
+    **dict.fromkeys(
+        ("fsdp", "deepspeed", "parallelism_config"),
+        "frozen tensors belong to the model that is given, and cannot be spread",
+    ),
 }
 _COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps")
 
@@ -74,10 +77,10 @@ def training_arguments(arguments: Any, device: torch.device, half: torch.dtype |
 
     if isinstance(arguments, TrainingArguments):
         made = copy.copy(arguments)
-        if made.fsdp or made.deepspeed:
-            raise InputError(f"arguments has fsdp or deepspeed: {_ELSEWHERE['fsdp']}")
+        if made.fsdp or made.deepspeed or made.parallelism_config:
+            raise InputError(f"arguments has fsdp, deepspeed or parallelism_config: {_ELSEWHERE['fsdp']}")
     else:
-        given = _checked_fields(arguments, {each.name: each.default for each in fields(TrainingArguments)})
+        given = _checked_fields(arguments, {each.name: each for each in fields(TrainingArguments)})
         chosen = DEFAULTS | given | _FIXED | {"output_dir": str(folder or "."), "use_cpu": device.type == "cpu"}
         if half and not given.get("fp16"):
             chosen.setdefault("bf16", True)
@@ -106,8 +109,8 @@ def training_arguments(arguments: Any, device: torch.device, half: torch.dtype |
     return made
 
 
-def _checked_fields(arguments: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's fields, held against those that are `known` with their defaults."""
+def _checked_fields(arguments: Any, known: Mapping[str, Field[Any]]) -> dict[str, Any]:
+    """The caller's fields, held against those that are `known`."""
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping):
@@ -127,7 +130,9 @@ def _checked_fields(arguments: Any, known: Mapping[str, Any]) -> dict[str, Any]:
             checked_choice(str(value), name, ("no", "steps", "epoch"))
         if name in _COUNTS and not (name == "save_steps" and isinstance(value, float)):
             checked_int(value, f"arguments[{name!r}]", least=1)
-        if isinstance(known[name], float):
+        if known[name].type in (bool, bool | None) and value is not None:
+            checked_flag(value, f"arguments[{name!r}]")
+        if isinstance(known[name].default, float):
             checked_number(value, f"arguments[{name!r}]")
         if name in ("num_train_epochs", "learning_rate") and not float(value) > 0:
             raise InputError(f"arguments[{name!r}]={shown(value)}: expected a number above 0")
@@ -155,6 +160,7 @@ _UNSAID = (
     *_ELSEWHERE,
     *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "report_to", "run_name", "project"),
     *("local_rank", "gradient_checkpointing", "log_level", "log_level_replica", "log_on_each_node", "ddp_backend"),
+    *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
 )
 
 
@@ -164,11 +170,12 @@ def changed_fields(made: Any, usual: Mapping[str, Any] | None = None) -> dict[st
 
     known = {each.name: each.default for each in fields(TrainingArguments)} | {"activation_checkpointing": False}
     known |= dict(usual or {})
-    values = {name: value for name, value in made.to_dict().items() if name in known and name not in _UNSAID}
     return {
         name: value
-        for name, value in sorted(values.items())
-        if value != known[name]
-        and isinstance(value, str | int | float)
-        and not name.startswith(("hub_", "dataloader_"))
+        for name, value in sorted(made.to_dict().items())
+        if name in known
+        and name not in _UNSAID
+        and value != known[name]
+        and (name == "lr_scheduler_kwargs" or isinstance(value, str | int | float))
+        and (name == "dataloader_drop_last" or not name.startswith(("hub_", "dataloader_")))
     }

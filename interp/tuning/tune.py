@@ -155,7 +155,7 @@ def _prepared(vlm: VLM, data: Any, max_length: int | None, patch_alignment: floa
     if extra is not None:
         extra.check(rows)
     collator([rows[0]])
-    return _Job(rows, collator, extra, _digest((row.id, row.turns) for row in map(rows.__getitem__, range(len(rows)))))
+    return _Job(rows, collator, extra, _digest((row.id, row.system, row.turns) for row in rows))
 
 
 def _train(model: Any, args: Any, job: _Job, folder: WorkFolder | None) -> TuningTrainer:

@@ -28,7 +28,7 @@ RESULT, PLAN, FIGURE = "tune.safetensors", "tune.json", "tune.html"
 class WorkFolder:
     """The folders of one training: `out`, and `steps` while it runs.
 
-    Raises `InputError` for a folder that holds something already, unless it is this training's and `resume` says to go on.
+    Raises `InputError` where one of them holds something already, unless it is this training's and `resume` says to go on.
     """
 
     def __init__(self, out: Any, resume: bool) -> None:
@@ -37,9 +37,21 @@ class WorkFolder:
         self.steps = self.out.with_name(f"{self.out.name}.partial") if self.out.name else self.out
         if not self.finished:
             check_folder(out, resume)
+            self._refuse_foreign()
         if not resume and self.last() is not None:
             raise InputError(
                 f"{self.steps.name!r} holds a training that has not finished: pass resume=True to go on with it, or remove it"
+            )
+
+    def _refuse_foreign(self) -> None:
+        if (
+            self.steps.exists()
+            and not (self.steps / PLAN).is_file()
+            and (not self.steps.is_dir() or any(self.steps.iterdir()))
+        ):
+            raise InputError(
+                f"{self.steps.name!r}, where a training keeps its checkpoints, holds something else: move that, or name "
+                "another folder"
             )
 
     @property

@@ -102,11 +102,16 @@ def test_a_finished_run_is_loaded_and_another_call_is_refused(whole, stage1, row
         ({"layers": [1]}, r"'out' was begun with layers=\[2, 3, 4, 5\], and resume=True asks for layers=\[1\]"),
         ({"arguments": {**LONG, "learning_rate": 1e-4}}, "begun with learning_rate=0.0005"),
         ({"max_length": 90}, "begun with max_length=None"),
+        ({"arguments": {**LONG, "dataloader_drop_last": True}}, "asks for dataloader_drop_last=True"),
+        ({"arguments": {**LONG, "lr_scheduler_kwargs": {"num_cycles": 2}}}, "asks for lr_scheduler_kwargs="),
     ):
         with pytest.raises(interp.InputError, match=line):
             tune(stage1, rows[:6], resume=True, **{**call, **changes})
-    with pytest.raises(interp.InputError, match="begun with data="):
-        tune(stage1, rows[:5] + rows[6:7], resume=True, **call)
+    system = {"from": "system", "value": "where ?"}
+    said = {**rows[5], "conversations": [system, *rows[5]["conversations"]]}
+    for last in (rows[6], said):
+        with pytest.raises(interp.InputError, match="begun with data="):
+            tune(stage1, [*rows[:5], last], resume=True, **call)
     with pytest.raises(interp.InputError, match="out"):
         tune(stage1, rows[:6], **call)
 
@@ -119,3 +124,14 @@ def test_a_checkpoint_holds_what_is_trained(stage1, rows, tmp_path, monkeypatch)
     trained = sum(4 * each.numel() for name, each in stage1.model.named_parameters() if f"{LAYER}7." in name)
     assert trained < (step / "trained.safetensors").stat().st_size < 1.02 * trained + 2000
     assert not (step / "training_args.bin").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_the_users_beside_it_is_not_touched(resume, stage1, rows, tmp_path):
+    """It has the name of the folder for checkpoints by chance."""
+    notes = tmp_path / "out.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(interp.InputError, match=r"'out.partial', where .* keeps its checkpoints, holds something else"):
+        tune(stage1, rows[:2], layers=[7], arguments=FEW, out=tmp_path / "out", resume=resume)
+    assert notes.read_text() == "mine"
