@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InputError, reason_of
+from interp.errors import InputError, reason_of, shown
 from interp.models.copying import sharing_module
+from interp.models.tensor_files import read_tensors
 
 NAME = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NEEDS_PEFT = 'adapters need the package peft: pip install "interp-vlm[tuning]"'
 
 
@@ -60,14 +62,15 @@ def merge_adapter(model: Any, folder: Path) -> None:
     """
     try:
         from peft import LoraConfig
-        from peft.utils import load_peft_weights
     except ImportError as error:
         raise InputError(NEEDS_PEFT) from error
-    from safetensors import SafetensorError
-
+    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if file is None:  # PEFT would look for a repository of the folder's name
+        raise InputError(f"{str(folder)!r} holds no weights of its adapter: expected {_WEIGHTS[0]} beside {NAME}")
+    tensors = read_tensors(file)
     try:
         config: Any = LoraConfig.from_pretrained(str(folder), inference_mode=True)
-        tensors = load_peft_weights(str(folder), device="cpu")
+        config.megatron_config = None  # with it PEFT imports a module that the file names
         tensors = {name.removeprefix("base_model.model."): each for name, each in tensors.items()}
         modules = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
         whole = {name: each for name, each in tensors.items() if ".lora_" not in name}
@@ -79,10 +82,13 @@ def merge_adapter(model: Any, folder: Path) -> None:
             weights = _merged_by_peft(model, config, folder)
         with torch.no_grad():
             for name, each in weights.items():
-                model.get_parameter(name).copy_(each)
+                own = model.get_parameter(name)
+                if each.shape != own.shape or not each.is_floating_point():
+                    raise ValueError(f"{name} is {shown(each)} in {each.dtype}, expected {tuple(own.shape)}")
+                own.copy_(each)
         for parameter in model.parameters():  # as in any model that was loaded; PEFT freezes it
             parameter.requires_grad_(parameter.is_floating_point())
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+    except Exception as error:  # whatever PEFT makes of settings that it does not check
         raise InputError(
             f"the adapter in {str(folder)!r} does not fit a {type(model).__name__} ({reason_of(error)}): expected the adapter "
             "of this very model"

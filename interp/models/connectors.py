@@ -14,7 +14,7 @@ Here every other form becomes this one:
 | ``linear_1.weight``, ..., ``linear_2.bias`` | transformers' own | as they are, with the exact GELU |
 
 The identity changes no bit of what passes it: every product is with 1 or 0. (On a GPU it rounds where TF32 is on.)
-A file is read for its tensors alone. A pickle that names anything else is refused before any of it runs.
+A file is read for its tensors alone (see `interp.models.tensor_files`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from interp.displays.brief import Display
 from interp.errors import InputError, InputTypeError, reason_of, shown
+from interp.models.tensor_files import read_tensors
 
 # LLaVA's training script writes the connector under this name.
 _FILE = "mm_projector"
@@ -79,7 +80,7 @@ def connector_weights(source: Any, d_vision: int, d_model: int, seed: int = 0) -
         name, tensors = f"the connector, a {type(source).__name__},", source.state_dict()
     elif isinstance(source, str | os.PathLike):
         path = _locate_file(source)
-        name, tensors = repr(path.name), _read_tensors(path)
+        name, tensors = repr(path.name), read_tensors(path)
     else:
         raise InputTypeError(f"connector={shown(source)}: expected a file of tensors, a module, or None for a new one")
     form, weights = _renamed(name, tensors)
@@ -110,14 +111,14 @@ def _new_weights(d_vision: int, d_model: int, seed: int) -> ConnectorWeights:
 def _locate_file(source: str | os.PathLike[str]) -> Path:
     """The file itself, the one in a folder that LLaVA's script wrote, or the one in a repository of the hub."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         files = [path / f"{_FILE}{suffix}" for suffix in _SUFFIXES if (path / f"{_FILE}{suffix}").is_file()]
         if len(files) != 1:
             raise InputError(
                 f"the folder {path.name!r} holds {len(files)} files {_FILE}.*: expected one, or name a file"
             )
         return files[0]
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     # A repository has an owner and a name, no ending of a file.
     if path.suffix in _SUFFIXES or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -134,38 +135,6 @@ def _locate_file(source: str | os.PathLike[str]) -> Path:
             f"connector={shown(str(source))}: there is no such file here, and the hub gives no {_FILE}.bin of that "
             f"repository ({reason_of(error)})"
         ) from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by their keys. Nothing of a pickle runs but what makes tensors."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.stat().st_size:
-        raise InputError(f"{path.name!r} is empty: expected a connector's tensors, fetch or write it again")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"{path.name!r} is no whole safetensors file ({reason_of(error)}): fetch it again") from error
-    except Exception as error:  # whatever a reader of pickles makes of bytes that are none
-        raise InputError(f"{path.name!r} {_fault_of_pickle(error)}: expected tensors alone") from error
-    entries = tensors.values() if isinstance(tensors, dict) else [tensors]
-    other = next((each for each in entries if not isinstance(each, Tensor) or entries == [tensors]), None)
-    if other is not None:
-        raise InputError(
-            f"{path.name!r} holds {shown(other)}: expected a dict of tensors, as of torch.save(module.state_dict(), file)"
-        )
-    return tensors
-
-
-def _fault_of_pickle(error: Exception) -> str:
-    """What is wrong with a file that `torch.load` does not take, in words."""
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if named:
-        return f"is a pickle that names {named[1]}, and objects are never loaded"
-    return f"is no file of tensors that torch can read ({type(error).__name__})"
 
 
 # Keys and shapes ---------------------------------------------------------------------------------------------------------
@@ -207,11 +176,14 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], d_vision: int, d_mo
                 f"{name} has {key} of shape {tuple(tensor.shape)}: expected {shape}, from the tower's {d_vision} features to "
                 f"the language model's {d_model}"
             )
-        if tensor.is_meta or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            what = (
-                "no weights here" if tensor.is_meta else f"values in {key} that are not finite numbers of a precision"
+        if tensor.is_meta:
+            raise InputError(f"{name} has no weights here, only the meta device: expected the trained weights")
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            raise InputError(
+                f"{name} has {key} in {tensor.dtype}, {tensor.layout}: expected dense floating-point numbers"
             )
-            raise InputError(f"{name} has {what} ({tensor.dtype}): expected the trained weights")
+        if not bool(tensor.float().isfinite().all()):  # there is no isfinite of float8
+            raise InputError(f"{name} has values in {key} that are not finite: expected the trained weights")
 
 
 def _activation_of(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -27,6 +27,8 @@ from interp.models.vlm import VLM
 IMAGES, TEXTS = "image-text-to-text", "text-generation"
 TOY_MODELS = ("base", "stage1", "tuned")
 _QUANTISED = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")  # nnsight takes these in the place of a dtype
+# Options that say where files come from, and so are the processor's too.
+_ORIGIN = ("revision", "trust_remote_code", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 _DEFAULTS = {"trust_remote_code": False, "dtype": "auto"}
 _WEIGHTS = Path(__file__).parents[1] / "toy" / "weights"
 
@@ -164,36 +166,27 @@ def checked_dtype(dtype: Any) -> Any:
 
 
 def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.device, **options: Any) -> Any:
-    """A folder or a repository as a model of nnsight; a folder without a processor as a model in hand without one."""
+    """A folder or a repository as a model of nnsight, with the processor that lies there unless one is given."""
     from nnsight import TransformersModel
+    from nnsight.modeling.quantization import resolve_load_kwargs
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     options = {name: value for name, value in options.items() if name != "attn_implementation" or value}
-    placement = {} if "device_map" in options else {"device": device}
-    origin: dict[str, Any] = {
-        name: options[name] for name in ("revision", "trust_remote_code", "subfolder", "token") if name in options
-    }
+    origin = {name: options[name] for name in _ORIGIN if name in options}
     task = IMAGES
     try:
         task = _task_of(source, options.get("config"), origin)
         _check_processor(processor, task == IMAGES)
+        if processor is None and not _lacks_processor(source):
+            processor = _processor_of(source, task, origin)
         if not dispatch:
-            # Without weights there is no device, and nnsight does not look for the processor.
-            processor = processor or _processor_of(source, task, origin)
             return TransformersModel(source, task=task, **_parts(processor, task), **options)
         kind = AutoModelForImageTextToText if task == IMAGES else AutoModelForCausalLM
-        if "device_map" in options and options["dtype"] not in _QUANTISED and not _lacks_processor(source):
-            # nnsight loads with a pipeline, which takes the first place of the map for a device: a disk is none.
-            processor = processor or _processor_of(source, task, origin)
-            return _wrap(kind.from_pretrained(source, **options), processor)
-        if processor is not None or not _lacks_processor(source):
-            return TransformersModel(
-                source, task=task, dispatch=True, **_parts(processor, task), **placement, **options
-            )
-        return _wrap(kind.from_pretrained(source, **{"device_map": device, **options}), None)
+        model = kind.from_pretrained(source, **resolve_load_kwargs(options))
+        return _wrap(model if getattr(model, "hf_device_map", None) else model.to(device), processor)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:

@@ -203,6 +203,13 @@ ODD = {
         lambda folder: changed(folder, lambda all: all.update(epoch=3)),
         "holds 3: expected a dict",
     ),
+    "a number for a name": (lambda folder: written(folder, {0: torch.zeros(2)}), "expected a dict of tensors by name"),
+    "nothing in it": (lambda folder: written(folder, None), "holds None: expected a dict"),
+    "a sparse weight": (
+        lambda folder: changed(folder, lambda all: all.update({f"{KEY}2.weight": torch.eye(D_MODEL).to_sparse()})),
+        "linear_2.weight in torch.float32, torch.sparse_coo: expected dense",
+    ),
+    "too long a name": (lambda folder: "x" * 5000, "there is no such file"),
     "no key": (lambda folder: written(folder, {}), r"has the keys \[\]"),
     "other keys": (lambda folder: written(folder, {"a": torch.zeros(2)}), r"has the keys \['a'\]"),
     "a missing key": (lambda folder: changed(folder, lambda all: all.pop(f"{KEY}2.weight")), "lacks 2.weight"),
@@ -237,7 +244,7 @@ ODD = {
     ),
     "whole numbers": (
         lambda folder: changed(folder, lambda all: all.update({f"{KEY}2.bias": torch.zeros(10, dtype=torch.int8)})),
-        "not finite numbers of a precision",
+        "linear_2.bias in torch.int8, torch.strided: expected dense floating-point numbers",
     ),
     "not finite": (
         lambda folder: changed(folder, lambda all: all.update({f"{KEY}2.bias": torch.full((10,), torch.nan)})),

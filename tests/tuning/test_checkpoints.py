@@ -255,11 +255,50 @@ def test_adapters_that_cannot_be_loaded(stage1, bare, tmp_path, monkeypatch):
     with pytest.raises(interp.InputError, match="names no model that its adapter belongs to"):
         interp.load(folder)
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    (folder / "adapter_model.safetensors").write_bytes(b"pickled")
-    with pytest.raises(interp.InputError, match="does not fit a LlavaForConditionalGeneration"):
-        interp.load(folder, device="cpu")
     with pytest.raises(interp.InputError, match="is on this machine, not on NDIF"):
         interp.load(folder, remote=True)
+    refused("does not fit .*unterminated subpattern", rank_pattern={"(": 1})
+    head = "base_model.model.lm_head.weight"
+    save_file({**whole, head: torch.ones(1, 1)}, folder / "adapter_model.safetensors")  # copy_ would spread it
+    refused(r"lm_head.weight is Tensor of shape \(1, 1\) in torch.float32, expected \(75, 128\)")
+    save_file({**whole, head: torch.ones(75, 128, dtype=torch.int32)}, folder / "adapter_model.safetensors")
+    refused("in torch.int32, expected")
+    (folder / "adapter_model.safetensors").write_bytes(b"cut off")
+    refused("'adapter_model.safetensors' is no whole safetensors file")
+    (folder / "adapter_model.safetensors").unlink()
+    refused("holds no weights of its adapter: expected adapter_model.safetensors beside adapter_config.json")
+
+
+class Harmful:
+    """Unpickled as usual it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_of_an_adapter_runs(stage1, tmp_path, monkeypatch):
+    """Neither a pickle nor a module that its settings name."""
+    model = moved(tunable_model(stage1, trained_names(stage1, [2, 5]), lora=2))
+    write_checkpoint(finished(model, stage1), tmp_path / "out", adapter=model)
+    folder, made = tmp_path / "out" / "adapter", tmp_path / "made"
+    (tmp_path / "megatron_core.py").write_text(f"import os; os.mkdir({str(made)!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    named = {"megatron_config": {"a": 1}, "megatron_core": "megatron_core"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | named))
+    assert interp.load(folder, device="cpu", check=False).name == "adapter"
+    assert not made.exists()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    assert interp.load(folder, device="cpu", check=False).name == "adapter"
+    torch.save(tensors | {"other": Harmful(made)}, folder / "adapter_model.bin")
+    with pytest.raises(interp.InputError, match=r"'adapter_model.bin' is a pickle that names posix\.mkdir"):
+        interp.load(folder, device="cpu")
+    assert not made.exists()
 
 
 # Folders -----------------------------------------------------------------------------------------------------------------
