@@ -3,7 +3,8 @@
 LLaVA's is a column ``conversations``: ``[{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A
 cat."}]``. That of chat templates is a column ``messages``: ``[{"role": "user", "content": ...}, {"role": "assistant",
 "content": "A cat."}]``, where the content is a text or a list of ``{"type": "text", "text": ...}`` and ``{"type":
-"image"}``, which become lines and ``<image>``. The pictures themselves stand in the row's column of pictures.
+"image"}``, which become lines and ``<image>``. The pictures themselves stand in the row's column of pictures, in the order
+of their places; an image may say which it is, ``"index": 0``.
 
 A conversation has two readings. A capture reads the first turn of the human, the column ``text``, and the first answer to it
 is the column ``answer``. Tuning reads all of it: the exchanges of a `Conversation`. So a conversation whose turns do not
@@ -13,8 +14,9 @@ the human is a row that cannot be read. A column with one of these names in anot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from interp.errors import InputError, shown
@@ -29,7 +31,7 @@ _Said = Sequence[tuple[Any, Any]]
 def conversation_column(columns: Mapping[str, Any]) -> str | None:
     """The column that holds conversations in one of the two formats, of columns with the features or the cells of each."""
     for name, (speaker, _) in _FORMATS.items():
-        if name in columns and _is_of_turns(columns[name], speaker):
+        if name in columns and holds_dicts(columns[name], speaker):
             return name
     return None
 
@@ -39,17 +41,15 @@ def is_empty_conversation(cells: Mapping[str, Any]) -> bool:
     return any(isinstance(cells.get(name), list) and not cells[name] for name in _FORMATS)
 
 
-def _is_of_turns(value: Any, speaker: str) -> bool:
-    """Whether a cell is a list of turns; in features of the `datasets` package also a struct of lists."""
-    turns = getattr(value, "feature", value)
-    if isinstance(turns, Mapping):
-        return speaker in turns
-    return (
-        isinstance(turns, list | tuple) and bool(turns) and all(isinstance(t, Mapping) and speaker in t for t in turns)
-    )
+def holds_dicts(value: Any, key: str) -> bool:
+    """Whether a cell, or the feature of a column, is a list of dicts with a key, or as `datasets` has it a dict of lists."""
+    dicts = getattr(value, "feature", value)
+    if isinstance(dicts, Mapping):
+        return key in dicts
+    return isinstance(dicts, list | tuple) and bool(dicts) and all(isinstance(d, Mapping) and key in d for d in dicts)
 
 
-def with_turns(cells: Mapping[str, Any], column: str | None, place: str) -> Mapping[str, Any]:
+def with_turns(cells: Mapping[str, Any], column: str | None, place: object) -> Mapping[str, Any]:
     """The cells with `text` and `answer` for the conversation in a column, unless they have such columns themselves.
 
     The conversation becomes a `Conversation`. For one without a turn of the human, text and answer are None, and the
@@ -71,20 +71,25 @@ def with_turns(cells: Mapping[str, Any], column: str | None, place: str) -> Mapp
         error = InputError(f"{place} has {what}")
         return {"text": None, "answer": None, **cells, column: error}
     answer = next((text for speaker, text in said[starts[0] :] if speaker in _MODEL), None)
-    return {"text": said[starts[0]][1], "answer": answer, **cells, column: read_turns(said)}
+    label = answer if isinstance(answer, str | int | float) else None
+    return {"text": said[starts[0]][1], "answer": label, **cells, column: read_turns(said)}
 
 
 def _said(value: Any, speaker: str, words: str) -> _Said:
     """Who says what in a cell of turns; nothing where it holds anything else."""
+    pictures = count()
     if isinstance(value, Mapping) and all(isinstance(value.get(key), Sequence) for key in (speaker, words)):
-        return list(zip(value[speaker], map(_as_text, value[words]), strict=False))
+        return [(who, _as_text(what, pictures)) for who, what in zip(value[speaker], value[words], strict=False)]
     if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) and speaker in turn for turn in value):
         return []
-    return [(turn[speaker], _as_text(turn.get(words))) for turn in value]
+    return [(turn[speaker], _as_text(turn.get(words), pictures)) for turn in value]
 
 
-def _as_text(content: Any) -> Any:
-    """The content of a turn as one text: lines for its texts, ``<image>`` for its images; of other parts an `InputError`."""
+def _as_text(content: Any, pictures: Iterator[int]) -> Any:
+    """The content of a turn as one text: lines for its texts, ``<image>`` for its images; of other parts an `InputError`.
+
+    `pictures` counts the images of the conversation.
+    """
     if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
         return content
     lines = []
@@ -93,11 +98,12 @@ def _as_text(content: Any) -> Any:
         filled = {name: cell for name, cell in part.items() if cell is not None}
         if filled.get("type") == "text" and isinstance(filled.get("text"), str):
             lines.append(filled["text"])
-        elif filled == {"type": "image"}:
+        elif filled in ({"type": "image"}, {"type": "image", "index": next(pictures)}):
             lines.append(PLACEHOLDER)
         else:
             expected = (
-                'expected {"type": "text", "text": ...} or {"type": "image"}, and the pictures in a column "image"'
+                'expected {"type": "text", "text": ...} or {"type": "image"}, and the pictures, in their order, in a column '
+                '"image"'
             )
             return InputError(f"part {shown(part)}: {expected}")
     return "\n".join(lines)

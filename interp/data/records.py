@@ -15,15 +15,17 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from interp.data.annotations import read_json
 from interp.data.conversations import conversation_column, with_turns
 from interp.data.data import Data
+from interp.data.mask_columns import mask_column, with_masks
 from interp.data.roles import check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Rows, masks_in, pictures_in
+from interp.data.rows import Rows, pictures_in
 from interp.data.tables import IndexedRows
 from interp.errors import InputError, shown
 from interp.models.batches.images import images_in
@@ -42,9 +44,9 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
     for what `interp.data.roles` refuses.
     """
     turns = next(filter(None, (conversation_column(record.cells) for record in records)), None)
-    if turns is not None:
-        records = [Record(with_turns(each.cells, turns, each.place), each.file, each.number) for each in records]
-    names = list(dict.fromkeys(name for record in records for name in record.cells))
+    masks = next(filter(None, (mask_column(record.cells) for record in records)), None)
+    names = [] if turns is None else ["text", "answer"]
+    names = list(dict.fromkeys(chain(names, *(record.cells for record in records))))
     default = next((name for name in _PICTURES[2 if metadata else 0 :] if name in names), None)
     image = column_of("image", data, names, default)
     if metadata and image is None and "image" not in (data.columns or {}):
@@ -54,31 +56,35 @@ def rows_of_records(records: Sequence[Record], data: Data, metadata: bool = Fals
         )
     known = [name for name in names if name != image and all(is_plain(plain(r.cells.get(name))) for r in records)]
     in_csv = records[0].file is not None and records[0].file.suffix == ".csv"
-    roles = find_roles(data, names, known, image, _kinds(records, known) if in_csv else {}, turns)
+    roles = find_roles(data, names, known, image, turns, masks)
+    roles = replace(roles, kinds=_kinds(records, known)) if in_csv else roles
     root, empty = data.folder(), dict.fromkeys(known)
 
     def folder_of(record: Record) -> Path | None:
         return record.file.parent if root is None and record.file is not None else root
+
+    def cells_of(record: Record) -> Mapping[str, Any]:
+        return {**empty, **with_turns(record.cells, turns, record)}
 
     def images_of(record: Record) -> Any:
         images = None if image is None else record.cells.get(image)
         folder = folder_of(record)
         for name in () if record.file is None else images_in(images):
             if not isinstance(name, str) or not name:
-                return InputError(f"{record.place} names the picture {shown(name)}: expected the name of a file")
-        return images if folder is None else pictures_in(folder, images, record.place)
+                return InputError(f"{record} names the picture {shown(name)}: expected the name of a file")
+        return images if folder is None else pictures_in(folder, images, record)
 
     if data.on_error == "raise":  # before a model runs on the rows that come first
         for error in (picture for record in records for picture in images_in(images_of(record))):
             if isinstance(error, InputError):
                 raise error
     if roles.id is not None:
-        check_unique_ids((record.cells.get(roles.id) for record in records), data)
+        ids = ((record.cells if roles.id in record.cells else cells_of(record)).get(roles.id) for record in records)
+        check_unique_ids(ids, data)
 
     def fetch(start: int, stop: int) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         for record in records[start:stop]:
-            cells = {**empty, **record.cells}
-            yield images_of(record), masks_in(folder_of(record), roles.masks, cells, record.place)
+            yield images_of(record), with_masks(cells_of(record), roles.masks, folder_of(record), record)
 
     return IndexedRows(len(records), fetch, roles)
 
@@ -154,8 +160,7 @@ class Record:
     file: Path | None
     number: int
 
-    @property
-    def place(self) -> str:
+    def __str__(self) -> str:
         """What messages call it. A manifest may be published, so it names no folders."""
         if self.file is None:
             return f"row {self.number} of the data"

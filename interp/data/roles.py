@@ -51,11 +51,11 @@ def find_roles(
     names: Sequence[str],
     plain_names: Sequence[str],
     image: str | None,
-    kinds: Mapping[str, Callable[[str], Any]] | None = None,
     turns: str | None = None,
+    masks: str | None = None,
 ) -> Roles:
-    """The roles of a table with the columns `names`, of which `plain_names` hold plain values, `image` the pictures and
-    `turns` conversations.
+    """The roles of a table with the columns `names`, of which `plain_names` hold plain values, `image` the pictures, `turns`
+    conversations and `masks` masks, unless the user names another.
 
     Raises `InputError` for a role or a prompt with an unknown column, and for a table without images and texts.
     """
@@ -67,14 +67,14 @@ def find_roles(
         )
     columns = data.columns or {}
     labels = {role: columns[role] for role in _LABELS if column_of(role, data, plain_names)}
-    special = {image, text, identity, *labels.values(), *({*_LABELS} & columns.keys())}
+    masks = column_of("masks", data, names) if "masks" in columns else masks
+    special = {image, text, identity, masks, *labels.values(), *({*_LABELS} & columns.keys())}
     others = {name: name for name in plain_names if name not in special}
     template = None if data.prompt is None else parse_prompt(data.prompt, plain_names)
     spans = {name: parse_prompt(span, plain_names, f"spans[{name!r}]") for name, span in (data.spans or {}).items()}
     answer = column_of("answer", data, plain_names, default="answer")
-    masks = column_of("masks", data, names, default=None if "masks" in plain_names else "masks")
     turns = None if columns.get("answer") else turns
-    return Roles(text, identity, {**labels, **others}, template, kinds or {}, spans, answer, turns, masks)
+    return Roles(text, identity, {**labels, **others}, template, {}, spans, answer, turns, masks)
 
 
 def column_of(role: str, data: Data, names: Sequence[str], default: str | None = None) -> str | None:
@@ -186,8 +186,8 @@ class Roles:
             count = 0
         spans = {span: template.fill(cells) or None for span, template in self.spans.items()}
         masks = () if self.masks is None else cells.get(self.masks) or ()
-        row = Row(index, str(name), image if count else None, text, labels, error, spans)
-        return replace(row, turns=said.turns, system=said.system, fault=said.fault, masks=masks)
+        image = image if count else None
+        return Row(index, str(name), image, text, labels, error, spans, said.turns, said.system, said.fault, masks)
 
     def _conversation(self, cells: Mapping[str, Any], text: str) -> Conversation:
         """The exchanges of a row with this text."""

@@ -8,11 +8,13 @@ alone. Data that names its pictures relative to a folder can name none outside i
 
 from __future__ import annotations
 
+import ntpath
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -34,7 +36,7 @@ def check_range(start: int, stop: int) -> None:
         raise InputError(f"rows {start!r} to {stop!r}: expected 0 <= start <= stop")
 
 
-def pictures_in(folder: Path, image: Any, place: str) -> Any:
+def pictures_in(folder: Path, image: Any, place: object) -> Any:
     """A row's pictures with names made paths of files in a folder; pictures that are not names stay as they are.
 
     A name that leads out of the folder on any system becomes an `InputError`, which begins with the `place` of the name:
@@ -47,39 +49,14 @@ def pictures_in(folder: Path, image: Any, place: str) -> Any:
     if not isinstance(image, str | os.PathLike):
         return image
     name = os.fspath(image)
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    absolute = posix.anchor or windows.anchor
+    absolute = name.startswith(("/", "\\")) or ntpath.splitdrive(name)[0]
     inside = not absolute or (os.path.isabs(name) and Path(name).is_relative_to(os.path.abspath(folder)))
-    if not inside or ".." in (*posix.parts, *windows.parts):
+    if not inside or ".." in re.split(r"[/\\]", name):
         return InputError(
             f"{place} names the picture {shown(name)}, which leads out of the folder {shown(folder.name)}: expected a name "
             "inside it, or Data(..., root=FOLDER) with the folder that has all pictures"
         )
     return folder / name
-
-
-def masks_in(folder: Path | None, column: str | None, cells: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """The cells with the masks in a column as a tuple of dicts of "words" and "mask", with names as `pictures_in` makes them.
-
-    An `InputError` stands for a mask that cannot be opened, and for all of an entry of another form.
-    """
-    if column is None or cells.get(column) is None:
-        return cells
-    entries = cells[column] if isinstance(cells[column], list | tuple) else [shown(cells[column])]
-    return {**cells, column: tuple(_mask_in(folder, entry, place) for entry in entries)}
-
-
-def _mask_in(folder: Path | None, entry: Any, place: str) -> Mapping[str, Any]:
-    words, mask = (entry.get("words"), entry.get("mask")) if isinstance(entry, Mapping) else (None, None)
-    several = words if isinstance(words, list | tuple) else [words]
-    if mask is None or not several or not all(isinstance(word, str) and word.strip() for word in several):
-        what = 'expected a list of {"words": "red 3", "mask": ...}'
-        return {"words": (), "mask": InputError(f"{place} has the mask {shown(entry)}: {what}")}
-    if isinstance(mask, Mapping) and is_url(mask):
-        mask = InputError(f"{place} names the mask {shown(mask['path'])}: expected the name of a file, and no URL")
-    elif folder is not None and not isinstance(mask, list):  # a list holds the pixels themselves
-        mask = pictures_in(folder, mask, place)
-    return {**entry, "mask": mask}
 
 
 def open_rows(rows: Sequence[Row], skip: Skip | None) -> list[OpenRow]:

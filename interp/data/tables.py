@@ -18,10 +18,12 @@ from typing import Any
 
 from interp.data.conversations import conversation_column, is_empty_conversation, with_turns
 from interp.data.data import Data
+from interp.data.mask_columns import MASKS, mask_column, with_masks
 from interp.data.roles import Roles, check_unique_ids, column_of, find_roles, is_plain, plain
-from interp.data.rows import Row, Rows, check_range, masks_in, pictures_in
+from interp.data.rows import Row, Rows, check_range, pictures_in
 from interp.errors import InputError, shown
 from interp.models.batches.images import images_in, is_url
+from interp.models.batches.prompts import PLACEHOLDER
 
 # The pictures of a row and its cells by column.
 PicturesAndCells = tuple[Any, Mapping[str, Any]]
@@ -145,17 +147,27 @@ def rows_of_stream(rows: Iterator[Any], data: Data) -> Rows:
     rows = chain(ahead, rows)
     turns = conversation_column(dicts[-1])
     first = with_turns(dicts[0], turns, "row 0")
+    held = first.get(MASKS, [])
+    # A row without masks says nothing of their column.
+    masks = MASKS if isinstance(held, list) and not held else mask_column(first)
     known = [name for name, cell in first.items() if is_plain(plain(cell))]
-    image = column_of("image", data, list(first), _default_pictures(first, known))
+    # Nor does a conversation without a picture.
+    names = [*first] if turns is None else [*first, "image"]
+    image = column_of("image", data, names, _default_pictures(first, known, data, turns))
     known = [name for name in known if name != image]
-    roles = find_roles(data, list(first), known, image, turns=turns)
+    roles = find_roles(data, list(first), known, image, turns, masks)
     columns = _Columns([], image, {}, data.folder(), roles, turns, dict.fromkeys(known))
     return StreamedRows(map(columns.row, count(), rows), roles)
 
 
-def _default_pictures(names: Collection[str], plain_names: Collection[str]) -> str:
-    """Where pictures stand unless the user names the column: plain `images` are how many, or the like."""
-    return "images" if "image" not in names and "images" in names and "images" not in plain_names else "image"
+def _default_pictures(names: Collection[str], plain_names: Collection[str], data: Data, turns: str | None) -> str:
+    """Where pictures stand unless the user names the column.
+
+    `images` may be anything in a table, how many there are or where they lie. It is taken for pictures where the text has
+    places for them: in conversations, and in a prompt with one.
+    """
+    held = "images" in names and "image" not in names and "images" not in plain_names
+    return "images" if held and (turns is not None or PLACEHOLDER in (data.prompt or "")) else "image"
 
 
 def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
@@ -165,12 +177,12 @@ def _columns(features: Mapping[str, Any], data: Data) -> _Columns:
         for name, feature in features.items()
         if type(feature).__name__ in ("Value", "ClassLabel") and re.fullmatch(_PLAIN, feature.dtype)
     ]
-    image = column_of("image", data, list(features), _default_pictures(features, plain_names))
     turns = conversation_column(features)
+    image = column_of("image", data, list(features), _default_pictures(features, plain_names, data, turns))
     of_turns = [] if turns is None else ["text", "answer"]
     known = [name for name in dict.fromkeys([*plain_names, *of_turns]) if name != image]
     classes = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
-    roles = find_roles(data, list(features), known, image, turns=turns)
+    roles = find_roles(data, list(features), known, image, turns, mask_column(features))
     names = list(dict.fromkeys(name for name in (image, *plain_names, turns, roles.masks) if name is not None))
     return _Columns(names, image, classes, data.folder(), roles, turns)
 
@@ -234,7 +246,7 @@ class _Columns:
             return None, {**self.empty, "text": error}
         cells = self.with_classes(cells)
         cells = {**self.empty, **with_turns(cells, self.turns, "it")}
-        cells = masks_in(self.root, self.roles.masks, cells, "it")
+        cells = with_masks(cells, self.roles.masks, self.root, "it")
         image = None if self.image is None else cells.get(self.image)
         return image if self.root is None else pictures_in(self.root, image, "it"), cells
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import count
 
 import datasets
 import numpy as np
@@ -53,6 +54,23 @@ def sources_of(items, folder):
     return [interp.Data(each, root=folder) for each in (*in_memory, *files)]
 
 
+def indexed(*words):
+    """Parts as `datasets` keeps them: each has the keys of all, and an image its number."""
+    numbers = count()
+    return [
+        {
+            **turn,
+            "content": [
+                {"type": "image", "text": None, "index": next(numbers)}
+                if part["type"] == "image"
+                else {**part, "index": None}
+                for part in turn["content"]
+            ],
+        }
+        for turn in in_parts(*words)
+    ]
+
+
 @pytest.fixture
 def folder(tmp_path):
     for value in range(3):
@@ -83,7 +101,9 @@ def test_turns_go_in_and_come_out(turns, system):
 TURNS = ("<image>\nWhat ?", "Ünïcode 猫.", "<image>\nand\n<image>\nSame ?", "No.")
 
 
-@pytest.mark.parametrize(("column", "write"), [("conversations", llava), ("messages", chat), ("messages", in_parts)])
+@pytest.mark.parametrize(
+    ("column", "write"), [("conversations", llava), *(("messages", write) for write in (chat, in_parts, indexed))]
+)
 def test_every_source_gives_the_same_turns_and_pictures(folder, column, write):
     items = [
         {"id": "a", "image": ["0.png", "1.png", "2.png"], column: write(*TURNS)},
@@ -145,6 +165,7 @@ def test_a_conversation_that_cannot_be_trained_on_can_still_be_captured(turns, w
     ("part", "words"),
     [
         ({"type": "image", "path": "a.png"}, "'a.png'"),
+        ({"type": "image", "index": 1}, "'index': 1"),
         ({"type": "image_url", "image_url": {"url": "http://x"}}, "image_url"),
         ({"type": "text", "text": 5}, "'text': 5"),
         ({}, "{}"),
@@ -164,9 +185,84 @@ def test_pictures_of_messages_stand_in_images_too(folder):
     items = [{"images": ["0.png", "1.png"], "messages": in_parts("<image>\n<image>\nSame ?", "No.")}]
     for data in sources_of(items, folder):
         assert len(open_turns(read(data)[0])) == 2
-    # A column of numbers with that name is no column of pictures.
-    table = datasets.Dataset.from_list([{"images": 2, "text": "a"}])
-    assert read(table)[0].labels == {"images": 2}
+    item = {"images": ["0.png"], "asked": "what ?"}
+    for data in sources_of([item], folder):
+        (row,) = read(data, prompt="<image> {asked}")
+        assert len(open_row(row)) == 1
+
+
+@pytest.mark.parametrize("images", [2, [3], ["http://a/b.png"], [{"width": 3}]])
+def test_a_column_images_of_another_meaning(folder, images):
+    """Where no text has a place for pictures, they are none; in a list or frame the column has always been of pictures."""
+    items = [{"images": images, "text": "a"}] * 2
+    table = datasets.Dataset.from_list(items)
+    for source in (table, table.to_iterable_dataset(), iter(items)):
+        for row in read(source):
+            assert (row.image, open_row(row), row.labels) == (None, [], {"images": 2} if images == 2 else {})
+
+
+@pytest.mark.parametrize(
+    "masks", [3, "a.png", ["a.png"], [[0, 1], [1, 0]], {"size": [1, 2], "counts": "x"}, [{"label": "a", "mask": "b"}]]
+)
+def test_a_column_masks_of_another_meaning(folder, masks):
+    """Nothing of it is read, unless it is plain: then it is a label."""
+    items = [{"text": "a", "masks": masks}] * 2
+    for data in sources_of(items, folder):
+        for row in read(data):
+            assert row.masks == ()
+            assert row.labels == ({"masks": masks} if isinstance(masks, int | str) else {})
+            assert open_row(row) == []
+    features = datasets.Features({"text": datasets.Value("string"), "masks": datasets.Image()})
+    table = datasets.Dataset.from_dict({"text": ["a"], "masks": [None]}, features=features)
+    source = source_of(table)
+    ((_, cells),) = source.fetch(0, 1)
+    assert cells == {"text": "a"}
+
+
+def test_masks_may_stand_where_pictures_do_and_pictures_in_masks(folder):
+    items = [{"text": "<image> a", "masks": ["0.png"]}, {"text": "<image> b", "masks": ["2.png"]}]
+    for data in sources_of(items, folder):
+        rows = read(data, columns={"image": "masks"})
+        assert [open_row(row)[0].getpixel((0, 0))[0] for row in rows] == [0, 2]
+
+
+def test_a_stream_whose_first_rows_have_no_picture(folder):
+    masks = [{"words": "red", "mask": "mask.png"}]
+    asked = {"image": "1.png", "masks": masks, "conversations": llava("<image> a", "b")}
+    for first in ({"conversations": llava("a", "b")}, {"conversations": llava("a", "b"), "masks": []}):
+        one, two = read(interp.Data(iter([first, asked]), root=folder))
+        assert (one.masks, len(open_turns(one))) == ((), 0)
+        assert (two.masks[0]["mask"].name, len(open_turns(two))) == ("mask.png", 1)
+    (_, row) = read(iter([{"text": "a", "masks": None}, {"text": "b", "masks": masks}]), columns={"masks": "masks"})
+    assert row.masks == tuple(masks)
+
+
+def test_a_struct_of_lists_holds_masks_too():
+    text = datasets.Value("string")
+    features = datasets.Features({"text": text, "masks": datasets.Sequence({"words": text, "mask": text})})
+    cells = {"text": ["a"], "masks": [{"words": ["red", "3"], "mask": ["0.png", "1.png"]}]}
+    table = datasets.Dataset.from_dict(cells, features=features)
+    for source in (table, table.to_iterable_dataset()):
+        assert read(source)[0].masks == ({"words": "red", "mask": "0.png"}, {"words": "3", "mask": "1.png"})
+
+
+def test_an_answer_that_is_no_label_is_none():
+    """Parts of another kind, as calls of tools: the rows are captured as others are."""
+    call = [{"type": "tool_use", "text": "f()"}]
+    messages = ([*chat("a"), {"role": "assistant", "content": call}], chat("c", "d"))
+    for source in ([{"messages": each} for each in messages], iter([{"messages": each} for each in messages])):
+        first, second = read(source)
+        assert (first.labels, open_row(first)) == ({"answer": None}, [])
+        assert second.labels == {"answer": "d"}
+        with pytest.raises(interp.InputError, match=r"turn 1 of its conversation has the part .*tool_use"):
+            open_turns(first)
+
+
+def test_ids_may_be_what_conversations_say():
+    rows = read([{"conversations": llava("a", "b")}, {"conversations": llava("c", "b")}], columns={"id": "text"})
+    assert [row.id for row in rows] == ["a", "c"]
+    with pytest.raises(interp.InputError, match="rows 0 and 1 have the same id 'b'"):
+        read([{"conversations": llava("a", "b")}, {"conversations": llava("c", "b")}], columns={"id": "answer"})
 
 
 def test_a_stream_that_begins_with_an_empty_conversation():
@@ -338,7 +434,7 @@ def test_masks_in_memory_are_pictures_and_arrays(folder):
 def test_masks_that_cannot_be_taken_stand_for_themselves(folder, masks, words):
     item = {"image": "0.png", "text": "<image> a", "masks": masks}
     (folder / "rows.jsonl").write_text(json.dumps(item))
-    (row,) = read(folder / "rows.jsonl")
+    (row,) = read(folder / "rows.jsonl", columns={"masks": "masks"})
     (error,) = [mask["mask"] for mask in row.masks]
     assert isinstance(error, interp.InputError)
     with pytest.raises(interp.InputError, match=words) as caught:
