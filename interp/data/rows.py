@@ -112,7 +112,7 @@ def fault_of_turns(row: Row) -> InputError | None:
 
 def _pictures_of(row: Row, text: str, what: str) -> list[Image.Image]:
     pictures = images_in(row.image)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not is_unicode(text):
         raise InputError(f"its {what} {shown(text)} is not Unicode: expected a whole string")
     if text.count(PLACEHOLDER) != len(pictures):
         raise InputError(
@@ -120,6 +120,11 @@ def _pictures_of(row: Row, text: str, what: str) -> list[Image.Image]:
             "expected one each"
         )
     return [_open(picture) for picture in pictures]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string has no half letter, which no tokenizer takes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def without_faults(rows: Sequence[Row], error: RowError, skip: Skip | None) -> list[int]:

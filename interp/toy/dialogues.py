@@ -56,8 +56,6 @@ def conversations(
     rows = []
     for scene in scenes(n, seed, split):
         asked = _draw_questions(scene, _KINDS[group], most)
-        if not asked:
-            continue
         turns = [{"from": "human", "value": _opening(asked[0], modality)}, {"from": "gpt", "value": asked[0].answer}]
         for question in asked[1:]:
             turns += [{"from": "human", "value": question.text}, {"from": "gpt", "value": question.answer}]

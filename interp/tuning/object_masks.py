@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from interp.arguments import as_int
-from interp.data.rows import Row
+from interp.data.rows import Row, is_unicode
 from interp.displays import Display
 from interp.errors import InputError, InterpError, shown
 from interp.models.batches.images import open_as, upright
@@ -125,7 +125,8 @@ def _word_mask(entry: Any, pictures: Sequence[Image.Image]) -> WordMask:
         raise entry["mask"]
     words = entry["words"]
     words = words.split() if isinstance(words, str) else words
-    if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) and word for word in words):
+    several = isinstance(words, list | tuple) and bool(words)
+    if not several or not all(isinstance(word, str) and word and is_unicode(word) for word in words):
         raise InputError(f"words={shown(entry['words'])}: expected a text or a list of texts, one word or more")
     number = entry.get("image")
     image = 0 if number is None and len(pictures) == 1 else as_int(number)
@@ -165,7 +166,10 @@ def _of_picture(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _of_array(mask: Any) -> np.ndarray:
-    values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    try:
+        values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    except ValueError:  # of a list whose rows differ in length
+        raise InputError(f"the mask is {shown(mask)}, which is no array: {_KINDS}") from None
     if values.ndim != 2 or values.dtype != bool or not values.size:
         raise InputError(f"the mask is {shown(mask)} of {values.dtype}: {_KINDS}")
     return values.copy()

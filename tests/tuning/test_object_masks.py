@@ -100,6 +100,10 @@ def soft():
         (PIXELS.astype(float), "of float64: expected the name of a picture file"),
         (np.zeros((6, 9, 3), dtype=bool), "expected the name of a picture file"),
         ([[[1, 2], [3, 4]]], "expected the name of a picture file"),
+        (
+            [[True], [True, False]],
+            r"the mask is \[\[True\], .*, which is no array: expected the name of a picture file",
+        ),
         (7, "7 is a int and not an image"),
         (soft(), "values beside 0, such as .*: expected one, a mask of one object without soft edges"),
         (image_of(PIXELS, "RGBA"), "has transparent pixels"),
@@ -129,6 +133,7 @@ def test_what_cannot_be_read_is_one_line(mask, words):
         ({"words": "red 3", "mask": PIXELS.T}, r"row 4 \('d'\), mask 0: a mask of 6 x 9 pixels"),
         ({"words": "", "mask": PIXELS}, "words='': expected a text or a list of texts, one word or more"),
         ({"words": [], "mask": PIXELS}, r"words=\[\]: expected"),
+        ({"words": "red \ud800", "mask": PIXELS}, "words=.*: expected a text"),
         ({"words": ["red", 3], "mask": PIXELS}, "words=.*: expected a text or a list of texts"),
         ({"words": "red"}, "it is .*: expected a dict"),
         ("red", "it is 'red': expected a dict"),
