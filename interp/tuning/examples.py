@@ -103,7 +103,9 @@ def _usable(source: Rows, data: Data, collator: Collator | None, progress: bool)
         raise InputError(f"none of {skipped} rows of the data can be used: the first error was {first}")
     if skipped:
         warnings.warn(f"{skipped} rows of the data are left out: the first error was {first}", stacklevel=3)
-    return TrainingRows(data if source.size is not None else None, kept or indices, skipped)
+    if source.size is None:
+        return TrainingRows(None, None, kept, skipped)
+    return TrainingRows(data, source, indices, skipped)
 
 
 def _fault_of(row: Row) -> InputError | None:
@@ -125,10 +127,10 @@ class TrainingRows(Dataset[Row]):
     In another process the source is made anew from its `Data`.
     """
 
-    def __init__(self, data: Data | None, rows: Sequence[Any], skipped: int) -> None:
+    def __init__(self, data: Data | None, source: Rows | None, rows: Sequence[Any], skipped: int) -> None:
         self.data, self.skipped = data, skipped
         self._rows = rows  # those of a stream, else their numbers in the source
-        self._source: Rows | Batches | None = None
+        self._source: Rows | Batches | None = source
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -492,6 +492,16 @@ def test_streams_are_kept(stage1):
     assert all((rows[index].turns, rows[index].id) == (again[index].turns, again[index].id) for index in (3, 0, 4))
 
 
+def test_a_file_is_read_once(stage1, tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text('[{"text": "where ?", "answer": "top"}]')
+    rows = training_rows(stage1, file)
+    file.unlink()
+    assert rows[0].turns == (("where ?", "top"),)
+    with pytest.raises(interp.InputTypeError, match="no folder there"):  # another process has to read it
+        pickle.loads(pickle.dumps(rows))[0]
+
+
 def test_workers_make_the_same_batches(stage1, monkeypatch):
     data = interp.toy.conversations(6, seed=1)
     rows, collator = training_rows(stage1, data), Collator(stage1, max_length=60)
