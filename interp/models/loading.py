@@ -10,18 +10,20 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
-from interp.errors import InputError, InterpError, LayoutError, reason_of
+from interp.errors import InputError, InterpError, LayoutError, is_out_of_memory, reason_of
 from interp.models.adapters import base_of, is_adapter, merge_adapter
 from interp.models.copying import sharing_module
 from interp.models.layout.discovery import find_structure, takes_images
 from interp.models.running.offloading import device_first, run_device, send_inputs_where_it_runs
 from interp.models.running.structure import Structure
 from interp.models.running.training_mode import refuse_training
+from interp.models.tensor_files import fault_of_pickle
 from interp.models.vlm import VLM
 
 IMAGES, TEXTS = "image-text-to-text", "text-generation"
@@ -64,10 +66,10 @@ def load(
     `structure` replaces what discovery finds, or parts of it by name, ``{"norm": "model.norm"}``; `check=False` leaves the
     proofs out. Any other argument goes to transformers' `from_pretrained`.
 
-    Raises `InputError` for an unknown toy, a folder without a model, an adapter whose model is not found, a repository that
-    cannot be read, an argument of the wrong kind, arguments that do not go together with a `model` in hand, a part in training
-    mode, and states that are not finite in this precision, with the layer; `LayoutError` where a part cannot be found or a
-    proof fails.
+    Raises `InputError` for an unknown toy, a folder without a model or without some of its weights, an adapter whose model is
+    not found, a repository that cannot be read, an argument of the wrong kind, arguments that do not go together with a `model`
+    in hand, a part in training mode, and states that are not finite in this precision, with the layer; `LayoutError` where a
+    part cannot be found or a proof fails.
     """
     if remote:
         _register_package()
@@ -185,16 +187,33 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
         if not dispatch:
             return TransformersModel(source, task=task, **_parts(processor, task), **options)
         kind = AutoModelForImageTextToText if task == IMAGES else AutoModelForCausalLM
-        model = kind.from_pretrained(source, **resolve_load_kwargs(options))
+        wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True, **resolve_load_kwargs(options)}
+        model, report = kind.from_pretrained(source, **wanted)
+        _refuse_drawn(source, model, report)
         return _wrap(model if getattr(model, "hf_device_map", None) else model.to(device), processor)
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1] if "original errors" in lines[0] else lines[0]  # a pipeline puts its own message last
+    except UnpicklingError as error:
+        raise InputError(
+            f"{source!r} has a file of weights that {fault_of_pickle(error)}: expected tensors alone"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{source!r} cannot be loaded as a model for {task} ({reason}): expected 'toy', a folder or a hub repository"
         ) from error
+
+
+def _refuse_drawn(source: str, model: nn.Module, report: Mapping[str, Any]) -> None:
+    """Raise `InputError` for a checkpoint without some of its weights, which transformers draws at random."""
+    names = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if names:
+        raise InputError(
+            f"{source!r} lacks {len(names)} weights of a {type(model).__name__}, or has them in another shape, such as "
+            f"{names[0]!r}: expected all; to go on with random ones there, load it by transformers and pass model="
+        )
 
 
 def _merged(folder: Path, processor: Any, **options: Any) -> tuple[nn.Module, Any]:

@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path.name!r} is no whole safetensors file ({reason_of(error)}): fetch it again") from error
     except Exception as error:  # whatever a reader of pickles makes of bytes that are none
-        raise InputError(f"{path.name!r} {_fault_of_pickle(error)}: expected tensors alone") from error
+        raise InputError(f"{path.name!r} {fault_of_pickle(error)}: expected tensors alone") from error
     entries = content.items() if isinstance(content, dict) else [("", content)]
     others = [each for key, each in entries if not isinstance(key, str) or not isinstance(each, Tensor)]
     if others or not isinstance(content, dict):
@@ -49,7 +49,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _fault_of_pickle(error: Exception) -> str:
+def fault_of_pickle(error: Exception) -> str:
     """What is wrong with a file that `torch.load` does not take, in words."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named:

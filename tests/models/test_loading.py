@@ -1,7 +1,10 @@
 """Loading: the toy by name, folders, models in hand; and one line for what cannot be loaded."""
 
+import os
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import interp
 from interp.models import find_structure, loading
@@ -60,6 +63,43 @@ def test_damaged_weights(toy, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(interp.InputError, match="cannot be loaded as a model"):
         interp.load(str(tmp_path), device="cpu")
+
+
+def test_a_checkpoint_without_all_of_its_weights(toy, tmp_path):
+    """transformers would draw them at random, and every proof would pass."""
+    toy.model.save_pretrained(tmp_path)
+    toy.processor.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "language_model" in name and "layers.3.mlp.up_proj" in name)
+    for tensors in (
+        {key: each for key, each in weights.items() if key != name},
+        weights | {name: torch.zeros(2, 2)},
+    ):
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            interp.InputError, match=r"lacks 1 weights of a Llava.* such as '.*3\.mlp\.up_proj"
+        ) as caught:
+            interp.load(tmp_path, device="cpu", check=False)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_a_pickle(toy, tmp_path):
+    toy.model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(toy.model.state_dict() | {"other": os.mkdir}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(interp.InputError, match=r"names posix\.mkdir, and objects are never loaded"):
+        interp.load(tmp_path, device="cpu")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"xx")
+    with pytest.raises(interp.InputError, match="no file of tensors that torch can read") as caught:
+        interp.load(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_where_files_are_kept_is_the_processors_too(toy, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(loading, "_processor_of", lambda source, task, origin: asked.update(origin) or toy.processor)
+    interp.load("toy", device="cpu", cache_dir=tmp_path, local_files_only=True, check=False)
+    assert (asked["cache_dir"], asked["local_files_only"]) == (tmp_path, True)
 
 
 def test_without_weights_the_parts_are_the_same(toy):
