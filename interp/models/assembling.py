@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from interp.arguments import as_ints, checked_choice, checked_flag, checked_seed
-from interp.errors import InputError, LayoutError, reason_of, shown
+from interp.errors import InputError, InputTypeError, LayoutError, reason_of, shown
 from interp.models.connectors import ConnectorWeights, connector_weights
 from interp.models.layout.additions import tolerance
 from interp.models.layout.image_positions import apart
@@ -111,6 +111,8 @@ def assemble(
     from transformers import LlavaProcessor
 
     checked_flag(check, "check")
+    if not isinstance(chat_template, str | None):
+        raise InputTypeError(f"chat_template={shown(chat_template)}: expected a template of Jinja as text, or None")
     strategy = checked_choice(vision_feature_select_strategy, "vision_feature_select_strategy", ("default", "full"))
     reads = _as_states(vision_feature_layer)
     words = language_part(language_model, tokenizer, device, dtype)
@@ -139,7 +141,7 @@ def assemble(
         own,
         patch_size=sight.model.config.patch_size,
         vision_feature_select_strategy=strategy,
-        chat_template=chat_template,
+        chat_template=own.chat_template,
         image_token=image_token,
         num_additional_image_tokens=_tokens_beside_patches(model, sight),
     )

@@ -88,12 +88,13 @@ def _named_tower(source: str, image_processor: Any, dtype: torch.dtype) -> Model
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else it lists all that a CLIP has beside its tower
     try:
-        config = AutoConfig.from_pretrained(source)
+        # Without this word transformers would ask on a terminal whether to run the code of a folder.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
         tower, report = MODEL_MAPPING[type(config)].from_pretrained(
             source, config=config, dtype=dtype, output_loading_info=True
         )
-        image_processor = image_processor or AutoImageProcessor.from_pretrained(source)
+        image_processor = image_processor or AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"vision={source!r} cannot be loaded as an image tower ({reason_of(error)}): expected a folder or a hub repository "

@@ -1,6 +1,7 @@
 """A model put together of parts is what its parts are: on text the language model, on pictures connector(tower(pixels))."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -360,6 +361,22 @@ def test_a_whole_clip_is_loaded_by_name_without_its_text(parts, picture, tmp_pat
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.parametrize("of", ["config.json", "preprocessor_config.json"])
+def test_code_beside_a_tower_is_not_run_nor_offered(parts, clip, tmp_path, monkeypatch, of):
+    """On a terminal transformers would ask whether to run it."""
+    clip.save_pretrained(tmp_path)
+    pictures().save_pretrained(tmp_path)
+    named = {"auto_map": {"AutoConfig": "code.Own", "AutoImageProcessor": "code.Own"}, "image_processor_type": "Own"}
+    settings = json.loads((tmp_path / of).read_text()) | named
+    (tmp_path / of).write_text(json.dumps(settings | ({"model_type": "own"} if of == "config.json" else {})))
+    (tmp_path / "code.py").write_text(f"import os; os.mkdir({str(tmp_path / 'made')!r})")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    with pytest.raises(interp.InputError, match="contains custom code") as caught:
+        interp.assemble(**parts | {"vision": tmp_path, "image_processor": None})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
 # Precision ---------------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +463,7 @@ ODD = {
     "not finite": (lambda: {"language_model": not_finite()}, "LlamaForCausalLM by itself gives logits"),
     "another width": (lambda: {"connector": torch.nn.Linear(23, 64)}, r"\(64, 23\): expected \(64, 24\)"),
     "nothing gets through": (lambda: {"connector": dead()}, "another picture leaves the logits"),
+    "no template": (lambda: {"chat_template": 3}, "chat_template=3: expected a template of Jinja as text, or None"),
     "a seed": (lambda: {"seed": -1}, "seed=-1: expected an int of 0 or more"),
     "check": (lambda: {"check": "no"}, "check='no': expected True or False"),
 }
@@ -464,10 +482,23 @@ def test_without_proofs_anything_that_can_be_built_is_built(parts):
     assert vlm.logits(vlm.prepare(["w5"])).isfinite().all()
 
 
-def test_a_chat_template_of_ones_own(parts, picture):
-    template = "{% for m in messages %}USER: {{ m['content'] }} ASSISTANT:{% endfor %}"
+TEMPLATE = "{% for m in messages %}USER: {{ m['content'] }} ASSISTANT:{% endfor %}"
+
+
+def test_the_tokenizers_chat_template_comes_along(parts, picture, tmp_path):
     words = tokenizer()
-    vlm = interp.assemble(**parts | {"tokenizer": words}, chat_template=template)
+    words.chat_template = TEMPLATE
+    vlm = interp.assemble(**parts | {"tokenizer": words})
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    for each in (vlm, interp.load(tmp_path, device="cpu")):
+        assert each.processor.chat_template == TEMPLATE
+        assert each.prepare(["<image> w5"], [picture], chat=True).tokens[0][-2:] == ["w5", "<unk>"]
+
+
+def test_a_chat_template_of_ones_own(parts, picture):
+    words = tokenizer()
+    vlm = interp.assemble(**parts | {"tokenizer": words}, chat_template=TEMPLATE)
     batch = vlm.prepare(["<image> w5"], [picture], chat=True)
     assert batch.tokens[0] == ["<unk>", *["<image>"] * 16, "w5", "<unk>"]
     assert words.chat_template is None
