@@ -37,6 +37,14 @@ def train_shared(size: int, out: Path | None = None, **more: Any) -> Any:
     return tune(vlm, oracles.rows(12), layers=range(2, 6), arguments=arguments, out=out)
 
 
+def train_aligned(size: int) -> Any:
+    """Two steps with patch alignment; the masks of the rows of a step are not spread evenly."""
+    vlm, rows = interp.load("toy:stage1", device="cpu"), interp.toy.conversations(8, seed=0, questions=1)
+    rows[1] = {**rows[1], "masks": None}
+    arguments = {**SHARED, "per_device_train_batch_size": size, "max_steps": 2}
+    return tune(vlm, rows, layers=(), connector=True, patch_alignment=2.0, arguments=arguments)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -74,6 +82,7 @@ def main(what: str, folder: str) -> None:
     if what == "shared":
         result = train_shared(2, Path(folder) / "out")
         result.to_frame().to_json(Path(folder) / f"frame{os.environ['RANK']}.json")
+        train_aligned(2).to_frame().to_json(Path(folder) / f"aligned{os.environ['RANK']}.json")
         return
     die_in_step(4) if what == "killed" else die_in_checkpoint(3)
     train(Path(folder))

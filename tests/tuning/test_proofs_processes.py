@@ -49,7 +49,13 @@ def test_two_gloo_processes(alone, tmp_path):
     for rank in (0, 1):
         frame = pd.read_json(tmp_path / f"frame{rank}.json")
         assert_close(frame["loss"], written, alone)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["frame0.json", "frame1.json", "out"]
+    names = ["aligned0.json", "aligned1.json", "frame0.json", "frame1.json", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    aligned = scripts.train_aligned(4)
+    for rank in (0, 1):
+        frame = pd.read_json(tmp_path / f"aligned{rank}.json")
+        assert list(frame["loss"]) == pytest.approx(aligned.loss.tolist(), abs=1e-4)
+        assert list(frame["extra_loss"]) == pytest.approx(aligned.extra_loss.tolist(), abs=1e-4)
 
 
 def test_two_batches_for_each_step(alone):
