@@ -36,6 +36,7 @@ def test_a_model_in_bfloat16(half, whole):
         {key for key in chosen if "norm" not in key} <= moved <= chosen
     )  # a norm's weights may move by less than bfloat16 has
     assert result.unchanged
+    assert result.gradient_bytes == 4 * result.trained_parameters
     assert result.loss.tolist() == pytest.approx(whole.loss.tolist(), abs=0.05)
     others = whole.vlm.model.state_dict()
     assert max((after[key].float() - others[key]).abs().max().item() for key in chosen) < 0.01
@@ -69,7 +70,8 @@ def test_autocast(stage1, data, whole):
 def test_checkpointing_of_gradients_changes_no_weight(stage1, data, whole):
     result = tune(stage1, data, layers=range(2, 6), arguments={**SETTINGS, "gradient_checkpointing": True})
     assert oracles.furthest(result.vlm.model, whole.vlm.model) <= 1e-6
-    assert result.activation_bytes < whole.activation_bytes
+    assert result.activation_bytes < 0.7 * whole.activation_bytes
+    assert result.flops > whole.flops
     assert not stage1.model.is_gradient_checkpointing
     assert not result.vlm.model.is_gradient_checkpointing
 

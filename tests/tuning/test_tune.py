@@ -117,18 +117,6 @@ def test_a_language_model_alone_is_tuned_on_text(bare):
     assert len(result.loss) == 3
 
 
-def test_a_model_in_16_bits_is_trained_in_mixed_precision(rows):
-    vlm = interp.load("toy:stage1", device="cpu", dtype="bfloat16")
-    result = tune(vlm, rows, layers=BAND, arguments=FEW)
-    assert result.vlm.model.dtype == torch.bfloat16
-    assert result.gradient_bytes == 4 * result.trained_parameters
-    assert result.unchanged
-    assert not same(weights(vlm), weights(result.vlm))
-    whole = tune(interp.load("toy:stage1", device="cpu"), rows, layers=BAND, arguments=FEW)
-    assert torch.allclose(whole.loss, result.loss, rtol=0.1)
-    assert not torch.equal(whole.loss, result.loss)
-
-
 # The loss ----------------------------------------------------------------------------------------------------------------
 
 
@@ -191,10 +179,12 @@ def aligned(stage1, rows):
 
 
 def test_an_answer_that_is_cut_off_is_counted(stage1, rows):
-    lengths = [len(stage1.tokenizer(each["conversations"][0]["value"])["input_ids"]) + 36 for each in rows]
-    result = tune(stage1, rows, layers=[7], max_length=max(lengths) + 1, arguments={**FEW, "max_steps": 8})
-    assert result.cut_off > 0
-    assert f"{result.cut_off} rows lost" in " ".join(result.provenance.notes)
+    """Each row once, however often it is read; those that are whole are not counted."""
+    short = interp.toy.conversations(3, seed=1, questions=1)
+    length = Collator(stage1)(training_rows(stage1, short))["labels"].shape[1]
+    result = tune(stage1, [*rows[:3], *short], layers=[7], max_length=length, arguments={**FEW, "max_steps": 6})
+    assert result.cut_off == 3
+    assert "3 rows lost" in " ".join(result.provenance.notes)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(stage1, rows, tmp_path):
@@ -237,14 +227,6 @@ def test_the_backward_pass_ends_below_the_band(checkpointing, stage1, rows):
     assert seen == set(range(8))
     assert band.flops < 0.75 * deep.flops
     assert band.activation_bytes < 0.85 * deep.activation_bytes
-
-
-def test_checkpointed_activations_train_the_same(stage1, rows, result):
-    again = tune(stage1, rows, layers=BAND, arguments={**FEW, "activation_checkpointing": True})
-    assert torch.allclose(again.loss, result.loss, rtol=1e-6)
-    assert largest_change(again.vlm, result.vlm) < 1e-6
-    assert again.activation_bytes < 0.7 * result.activation_bytes
-    assert again.flops > result.flops
 
 
 def test_bytes_are_those_of_what_is_trained(result):
