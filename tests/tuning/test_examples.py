@@ -1,5 +1,6 @@
 """Labels stand on answers and the token that ends each, whatever tokenizer, template or processor a model has."""
 
+import copy
 import pickle
 
 import pytest
@@ -242,7 +243,7 @@ def with_tokens(*tokens):
         processors.clip_images(), tokenizer, patch_size=4, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip
-    model = type(own.model)(own.model.config).eval()
+    model = type(own.model)(copy.deepcopy(own.model.config)).eval()  # the next line changes it
     model.resize_token_embeddings(len(tokenizer))
     return interp.load(model=model, processor=processor, device="cpu", check=False)
 
