@@ -41,7 +41,7 @@ def score(vlm: VLM, data: Any, batch_size: int = 32) -> pd.DataFrame:
     >>> questions = interp.toy.questions(2, seed=0)
     >>> answers = score(interp.load("toy"), questions)
     >>> answers.columns.tolist(), int(answers["right"].sum()), len(answers)
-    (['id', 'kind', 'group', 'answer', 'right'], 10, 12)
+    (['id', 'kind', 'group', 'answer', 'right'], 12, 12)
 
     `data` is an `interp.Data` or what it is made from, with one answer a row. `kind` is the row's column of that name, ""
     without one. `group` says which questions belong together: the column of that name or role, else the picture that they ask
