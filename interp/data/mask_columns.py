@@ -32,8 +32,9 @@ def with_masks(cells: Mapping[str, Any], column: str | None, folder: Path | None
     entries = None if column is None else cells.get(column)
     if column is None or entries is None:
         return cells
-    if isinstance(entries, Mapping) and all(isinstance(each, list) for each in entries.values()):
-        entries = [dict(zip(entries, each, strict=True)) for each in zip(*entries.values(), strict=False)]
+    lists = [each for each in entries.values() if isinstance(each, list)] if isinstance(entries, Mapping) else []
+    if lists and len(lists) == len(entries) and len({*map(len, lists)}) == 1:  # as `datasets` may keep a list of dicts
+        entries = [dict(zip(entries, each, strict=True)) for each in zip(*lists, strict=True)]
     if not isinstance(entries, list | tuple):
         return {**cells, column: (_refused(entries, place),)}
     return {**cells, column: tuple(_with_mask(entry, folder, place) for entry in entries)}

@@ -429,6 +429,7 @@ def test_masks_in_memory_are_pictures_and_arrays(folder):
         ([{"words": "red"}], "has the mask {'words': 'red'}"),
         (["mask.png"], "has the mask 'mask.png': expected a list of"),
         ({"words": "red", "mask": CODED}, "has the mask .*: expected a list of"),
+        ({"words": ["red", "3"], "mask": ["0.png"]}, "has the mask .*: expected a list of"),
     ],
 )
 def test_masks_that_cannot_be_taken_stand_for_themselves(folder, masks, words):
