@@ -23,13 +23,15 @@ from interp.models.tensor_files import read_tensors
 
 NAME = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_OF_MODELS = ("model*.safetensors", "pytorch_model*.bin")
 NEEDS_PEFT = 'adapters need the package peft: pip install "interp-vlm[tuning]"'
 
 
 def is_adapter(folder: Any) -> bool:
-    """Whether this is a folder with an adapter and without a model."""
+    """Whether this is a folder with an adapter and without the weights of a model; a model's config may lie beside it."""
     with suppress(TypeError, ValueError, OSError):
-        return (Path(folder) / NAME).is_file() and not (Path(folder) / "config.json").exists()
+        weights = (each for pattern in _OF_MODELS for each in Path(folder).glob(pattern))
+        return (Path(folder) / NAME).is_file() and next(weights, None) is None
     return False
 
 

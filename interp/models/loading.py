@@ -190,6 +190,11 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
         wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True, **resolve_load_kwargs(options)}
         model, report = kind.from_pretrained(source, **wanted)
         _refuse_drawn(source, model, report)
+        if getattr(model, "_hf_peft_config_loaded", False):  # its own weights are not those that it runs with
+            raise InputError(
+                f"{source!r} holds a model and an adapter: expected one of them; merge them by PEFT's merge_and_unload, or move "
+                "the adapter to a folder of its own"
+            )
         return _wrap(model if getattr(model, "hf_device_map", None) else model.to(device), processor)
     except InputError:
         raise

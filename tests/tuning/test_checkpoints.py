@@ -269,6 +269,19 @@ def test_adapters_that_cannot_be_loaded(stage1, bare, tmp_path, monkeypatch):
     refused("holds no weights of its adapter: expected adapter_model.safetensors beside adapter_config.json")
 
 
+def test_an_adapter_beside_a_model_or_its_config(stage1, rows, tmp_path):
+    model = moved(tunable_model(stage1, trained_names(stage1, [2, 5]), lora=2))
+    tuned = finished(model, stage1)
+    write_checkpoint(tuned, tmp_path / "out", adapter=model)
+    out, adapter = tmp_path / "out", tmp_path / "out" / "adapter"
+    (adapter / "config.json").write_text((out / "config.json").read_text())  # as some training scripts write it
+    torch.testing.assert_close(interp.load(adapter, device="cpu").logits(rows), tuned.logits(rows), atol=1e-5, rtol=0)
+    for file in adapter.iterdir():
+        file.rename(out / file.name)
+    with pytest.raises(interp.InputError, match="holds a model and an adapter: expected one of them"):
+        interp.load(out, device="cpu")
+
+
 class Harmful:
     """Unpickled as usual it makes a folder."""
 
