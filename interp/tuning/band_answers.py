@@ -22,7 +22,6 @@ from interp.results import StoredValue
 from interp.statistics import Crossed, crossed_change, crossed_ratio, crossed_share
 
 FULL, UNTUNED, CHANCE = "full", "untuned", "chance"
-COLUMNS = ("id", "kind", "group", "answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +77,7 @@ class BandAnswers(StoredValue, Display):
         return replace(self, questions=questions, right=self.right[..., mask], before=self.before[mask])
 
     def score(self, name: str) -> Crossed:
-        """The share of right answers of a band, or of the model "untuned", over questions alone."""
+        """The share of right answers of a band, or of the model "untuned", whose interval is over questions alone."""
         return crossed_share(self._table(name), self._groups)
 
     def ratio(self, name: str, to: str) -> Crossed:

@@ -8,8 +8,8 @@
   its own.
 - **Text**: questions without a picture, against the untuned model: what tuning did to what the model could do before.
 - **Differences** of each two bands, with a p that counts all pairs (Holm).
-- **Cost**: seconds of a step, as the median ratio to a step of full tuning just before or after it, so that a busy hour of the
-  machine counts in both. Its bounds are the order statistics that hold a median at 95 %, which takes six steps. Operations and
+- **Cost**: seconds of a step, as the median ratio to full tuning in the same round, so that a busy hour of the machine counts in
+  both. Its bounds are the order statistics that hold a median at 95 %, which takes six steps. Operations and
   bytes are counted: means over seeds.
 
 The controls are the *untuned* model, *chance* (the most common answer to each kind) and bands of the same size elsewhere.
@@ -28,7 +28,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import checked_share
+from interp.arguments import checked_choice, checked_share
 from interp.errors import InputError
 from interp.results import Result
 from interp.statistics import Crossed, holm
@@ -69,7 +69,8 @@ class BandComparison(Result):
             )
 
     def table(self, kinds: Iterable[str] | str | None = None, margin: float = 0.95) -> pd.DataFrame:
-        """A row for each band, then for the model "untuned" and for "chance", of questions of these `kinds` or of all.
+        """A row for each band, then for the model "untuned" and for "chance": of test questions of these `kinds` or of all, and
+        of text all together.
 
         Columns: band, layers; score and of_full; verdict (of of_full against `margin`) and p_holm (that the score is that of
         full tuning, among all); text, text_change and text_kept (the score less the untuned model's, and divided by it),
@@ -104,11 +105,15 @@ class BandComparison(Result):
                 frame[column] = holm(frame[column])
         return frame
 
-    def tests(self, kinds: Iterable[str] | str | None = None) -> pd.DataFrame:
-        """Each two bands, and each with "untuned": band, other, difference (of their scores, band less other), low, high, p, and
-        p_holm among all pairs."""
-        test = self.test.of_kinds(kinds)
-        pairs = [(one, other, test.change(one, other)) for one, other in combinations([*self.bands, UNTUNED], 2)]
+    def tests(self, kinds: Iterable[str] | str | None = None, data: str = "test") -> pd.DataFrame:
+        """Each two bands, and each with "untuned", on questions of the `data` "test" or "text": band, other, difference (of
+        their scores, band less other), low, high, p, and p_holm among all these pairs.
+
+        Raises `InputError` for an unknown kind, and for other data than the comparison has.
+        """
+        sets = {"test": self.test} | ({} if self.text is None else {"text": self.text})
+        asked = sets[checked_choice(data, "data", list(sets))].of_kinds(kinds)
+        pairs = [(one, other, asked.change(one, other)) for one, other in combinations([*self.bands, UNTUNED], 2)]
         rows = [[one, other, change.value, change.low, change.high, change.p] for one, other, change in pairs]
         frame = pd.DataFrame(rows, columns=["band", "other", "difference", "low", "high", "p"])
         return frame.assign(p_holm=holm(frame["p"]))

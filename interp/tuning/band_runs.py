@@ -52,7 +52,7 @@ class RunFolder:
                 raise InputError(
                     f"{self.path.name!r} holds a comparison: pass resume=True to go on with it, or choose another folder"
                 )
-            _check_same(json.loads((self.path / PLAN).read_text()), plan, self.path.name)
+            _check_same(self._read(PLAN), plan, self.path.name)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path.name!r} holds something else already: expected a new or an empty folder")
         else:
@@ -70,7 +70,7 @@ class RunFolder:
             right = {data: "".join("01"[bool(each)] for each in part) for data, part in run.answers.items()}
             self._write(answers.name, json.dumps(right))
         shutil.rmtree(model, ignore_errors=True)
-        right = json.loads(answers.read_text())
+        right = self._read(answers.name)
         tables = {data: torch.tensor([each == "1" for each in part]) for data, part in right.items()}
         return BandRun(TuneResult.load(result), tables)
 
@@ -78,7 +78,14 @@ class RunFolder:
         """The seconds that were measured, or those that `measure` gives, which are then written."""
         if not (self.path / TIMES).is_file():
             self._write(TIMES, json.dumps(measure().tolist()))
-        return torch.tensor(json.loads((self.path / TIMES).read_text()), dtype=torch.float64)
+        return torch.tensor(self._read(TIMES), dtype=torch.float64)
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            what = "choose another folder" if name == PLAN else "remove it, and it is made again"
+            raise InputError(f"{name!r} in {self.path.name!r} cannot be read ({error}): {what}") from error
 
     def _write(self, name: str, text: str) -> None:
         try:

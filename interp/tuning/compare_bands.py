@@ -37,7 +37,8 @@ from interp.tuning.band_comparison import COUNTED, BandComparison
 from interp.tuning.band_runs import RESULT, BandRun, RunFolder
 from interp.tuning.bands import Band, checked_bands
 from interp.tuning.bands import bands as bands_of_model
-from interp.tuning.examples import TrainingRows
+from interp.tuning.examples import Collator, TrainingRows
+from interp.tuning.lora import adapter_config, plain_config
 from interp.tuning.scoring import frame_of, picture_key, question_rows, refuse_shared, right_answers, rows_of
 from interp.tuning.step_costs import PHASES
 from interp.tuning.training_arguments import changed_fields, training_arguments
@@ -82,7 +83,7 @@ def compare_bands(
     >>> comparison.table()["band"].tolist()
     ['full', 'middle', 'untuned', 'chance']
 
-    `vlm` is the model after stage 1. `bands` maps names to a `Band` or to layers; a function does so for each seed; None
+    `vlm` is the model after stage 1. `bands` maps names to a `Band` or to layers; a function of the seed does so for each; None
     stands for `bands` of half the layers, with other random layers for each seed. Full tuning, which the others are a share
     of, is added where no band is named "full". `connector` and `head` hold for all bands that do not say it themselves.
     `seeds` are so many, or a list; three is little and five is better (`interp.statistics.crossed`).
@@ -95,7 +96,7 @@ def compare_bands(
     every band takes three steps anew, the last two of which are timed; 0 measures no times. A random band is timed with the
     layers of the first seed.
 
-    Raises `InputError` or `InputTypeError` before anything runs for bands, seeds, data, questions and folders that cannot be
+    Raises `InputError` or `InputTypeError` before anything runs for bands, seeds, data, settings and folders that cannot be
     used, for questions that are trained on, and where a folder holds a comparison of other arguments; later what `tune` raises.
     """
     seeds, rounds = _checked_seeds(seeds), checked_int(timing_rounds, "timing_rounds")
@@ -108,7 +109,7 @@ def compare_bands(
     plan = training.plan() | {"seeds": seeds, "timing_rounds": rounds, "data": _digest(rows)}
     plan |= {f"band {name}": [asdict(each) for each in several] for name, several in drawn.items()}
     plan |= {name: _digest(each) for name, each in sets.items()}
-    folder = None if out is None else RunFolder(out, plan, checked_flag(resume, "resume"))
+    folder = RunFolder(out, plan, resume) if checked_flag(resume, "resume") or out is not None else None
     with quiet(not checked_flag(progress, "progress")):
         before = {name: right_answers(vlm, each) for name, each in sets.items()}
         runs = _runs(training, drawn, seeds, sets, folder)
@@ -154,10 +155,10 @@ def _drawn_bands(vlm: VLM, bands: Any, seeds: list[int], connector: bool, head: 
     n_layers = vlm.structure.n_layers
     everything = {FULL: Band(range(n_layers))}
     if bands is None:
-        bands = partial(bands_of_model, n_layers)
+        bands = partial(bands_of_model, n_layers, None)
     of_seeds = [
         {name: band.resolved(connector, head) for name, band in (everything | checked_bands(each)).items()}
-        for each in ([bands(seed=seed) for seed in seeds] if callable(bands) else [bands] * len(seeds))
+        for each in ([bands(seed) for seed in seeds] if callable(bands) else [bands] * len(seeds))
     ]
     names = list(of_seeds[0])
     if any(list(each) != names for each in of_seeds):
@@ -184,6 +185,9 @@ def _checked_training(vlm: VLM, data: Any, arguments: Any, options: Mapping[str,
         )
     if isinstance(arguments, Mapping) and {"seed", "data_seed"} & arguments.keys():
         raise InputError("arguments has a seed: leave it out, seeds= says which")
+    if options.get("lora") is not None:
+        adapter_config(options["lora"])
+    Collator(vlm, options.get("max_length"))
     training = _Training(vlm, data, arguments, options)
     training.made()
     return training
@@ -207,7 +211,7 @@ class _Training:
         weights = fingerprints(self.vlm.model, [name for name, _ in self.vlm.model.named_parameters()])
         digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
         plan = {"model": self.vlm.name, "weights": digest, "arguments": changed_fields(self.made())}
-        return plan | {name: repr(value) for name, value in self.options.items()}
+        return plan | {name: plain_config(value) for name, value in self.options.items()}
 
     def tune(self, band: Band, seed: int, changes: Mapping[str, Any], **folder: Any) -> TuneResult:
         """A training of this band, with further arguments."""

@@ -11,6 +11,7 @@ The adapters are float32, and PEFT casts states on their way in and out, so they
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,7 +42,7 @@ def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any)
     Raises `InputError` for a `lora` that is neither a rank nor a `LoraConfig`, no layer, a config that targets nothing in them
     or that trains something beside adapters, and where the package peft is missing.
     """
-    config, layers = _config(lora), model.get_submodule(path)
+    config, layers = adapter_config(lora), model.get_submodule(path)
     if not numbers:
         raise InputError(
             f"lora={shown(lora)} without a layer: expected layers= to name at least one, adapters go there"
@@ -85,7 +86,13 @@ def add_adapters(model: nn.Module, path: str, numbers: Sequence[int], lora: Any)
     return config
 
 
-def _config(lora: Any) -> Any:
+def plain_config(lora: Any) -> Any:
+    """A rank or a config as JSON has it, the same in every process: sets are sorted."""
+    given = lora.to_dict() if hasattr(lora, "to_dict") else lora
+    return json.loads(json.dumps(given, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+
+
+def adapter_config(lora: Any) -> Any:
     """A rank or a config as a config of our own. Raises `InputError` for anything else."""
     try:
         from peft import LoraConfig

@@ -6,9 +6,11 @@ answer is its most probable next token, given the question and the answer's toke
 same as to ask whether what the model writes by itself, greedily, begins with the answer:
 
 - "red" is right where the model would go on with "red and blue", since the end of the answer is not asked for;
+- "1" is wrong where it would go on to "12", and "red" where it would to "reddish": a word or a number has to end;
 - "Red" and "crimson" are wrong where the answer is "red", and so is the answer in other tokens.
 
-So it is a strict score for short answers, and none for captions or long texts.
+So it is a strict score for short answers, and none for captions or long texts. A question has one right answer. Where several
+are right, as in VQAv2, take the most common one, and write all as the training data do ("yes" or "Yes").
 """
 
 from __future__ import annotations
@@ -89,12 +91,28 @@ def right_answers(vlm: VLM, rows: TrainingRows, batch_size: int = 32) -> torch.T
         for name in ("row_numbers", "cut_off"):
             batch.pop(name)
         known = labels != IGNORED
-        known &= known.flip(1).cumsum(dim=1).flip(1) > 1  # all but the last, which ends the answer
+        left = known.flip(1).cumsum(dim=1).flip(1)
         inputs = {name: value.to(vlm.device) for name, value in batch.items()}
         with torch.inference_mode():
             best = vlm.model(**inputs).logits.argmax(dim=-1).cpu()
-        right.append((~known[:, 1:] | (best[:, :-1] == labels[:, 1:])).all(dim=1))
+        asked = known & (left > 1)  # all but the last, which ends the answer
+        agrees = (~asked[:, 1:] | (best[:, :-1] == labels[:, 1:])).all(dim=1)
+        last = (asked & (left == 2)).nonzero()
+        for row, place in last[agrees[last[:, 0]]].tolist():
+            agrees[row] = not _goes_on(vlm.tokenizer, int(labels[row, place]), int(best[row, place]))
+        right.append(agrees)
     return torch.cat(right)
+
+
+def _goes_on(tokenizer: Any, last: int, following: int) -> bool:
+    """Whether a token goes on with the word or the number that the token before it ends in.
+
+    Of letters, those of scripts with capitals: others, such as Chinese, write words without spaces.
+    """
+    said, both = tokenizer.decode([last]), tokenizer.decode([last, following])
+    end, start = said[-1:], both[len(said) :][:1]
+    cased = end.lower() != end.upper() and start.lower() != start.upper()
+    return both.startswith(said) and (cased or (end.isdigit() and start.isdigit()))
 
 
 def refuse_shared(train: TrainingRows, questions: TrainingRows, name: str) -> tuple[str, ...]:

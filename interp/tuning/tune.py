@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
 import random
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,7 @@ from interp.models import VLM
 from interp.progress import progress_bar
 from interp.provenance import Provenance, package_versions
 from interp.tuning.examples import Collator, TrainingRows, training_rows
+from interp.tuning.lora import plain_config
 from interp.tuning.patch_alignment import PatchAlignment
 from interp.tuning.trained_parts import trained_names, training_notes
 from interp.tuning.training_arguments import DEFAULTS, changed_fields, training_arguments
@@ -105,7 +105,7 @@ def tune(
         hashes = fingerprints(vlm.model, [name for name, _ in vlm.model.named_parameters()])
         if folder is not None:
             parts = {"layers": vlm.layer_indices(layers), "connector": connector, "vision": vision, "head": head}
-            parts |= {"lora": _plain(lora), "max_length": max_length, "patch_alignment": patch_alignment}
+            parts |= {"lora": plain_config(lora), "max_length": max_length, "patch_alignment": patch_alignment}
             given = {
                 "model": vlm.name,
                 "weights": _digest(hashes.items()),
@@ -223,15 +223,6 @@ def _digest(values: Iterable[Any]) -> str:
     for value in values:
         digest.update(repr(value).encode())
     return digest.hexdigest()
-
-
-def _plain(lora: Any) -> Any:
-    """A rank or a `LoraConfig` as JSON has it."""
-    if not hasattr(lora, "to_dict"):
-        return lora
-    return json.loads(
-        json.dumps(lora.to_dict(), default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    )
 
 
 @contextmanager

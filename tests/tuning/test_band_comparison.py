@@ -118,6 +118,12 @@ def test_pairs_of_bands_are_tested_with_a_p_for_all(comparison):
     assert by.loc[("full", "early"), "difference"] == pytest.approx(float(right[0].mean() - right[1].mean()))
     assert by.loc[("full", "early"), "p_holm"] < 1e-3
     assert by.loc[("full", "middle"), "p_holm"] > 0.05
+    text = comparison.tests(data="text").set_index(["band", "other"])
+    kept = comparison.text.change("early", "middle")
+    assert text.loc[("early", "middle"), ["difference", "low", "p"]].tolist() == [kept.value, kept.low, kept.p]
+    assert text.loc[("early", "middle"), "p_holm"] < 0.001 < 0.05 < text.loc[("full", "early"), "p_holm"]
+    with pytest.raises(InputError, match="data='loss' is unknown: use one of test, text"):
+        comparison.tests(data="loss")
     # A paired test over questions alone finds the same difference, with an interval that leaves out other seeds.
     change = comparison.test.change("middle", "full")
     alone = paired_change(right[0], right[2], comparison.test.questions["group"])

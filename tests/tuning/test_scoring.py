@@ -1,7 +1,11 @@
 """Scores against what models write by themselves, and against the toy's own evaluation."""
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import interp
@@ -62,7 +66,8 @@ def test_a_question_stands_in_the_chat_template(monkeypatch):
     monkeypatch.setattr(vlm.processor, "chat_template", CHAT, raising=False)
     pictures = [picture(seed=seed) for seed in range(12)]
     prompts = [f"<image> what is {seed} ?" for seed in range(12)]
-    written = vlm.generate(vlm.prepare(prompts, pictures, chat=True), max_new_tokens=1)
+    batch = vlm.prepare(prompts, pictures, chat=True)
+    written, further = (vlm.generate(batch, max_new_tokens=count) for count in (1, 2))
     plain = vlm.generate(vlm.prepare(prompts, pictures), max_new_tokens=1)
     whole = [
         len(vlm.tokenizer.encode(text, add_special_tokens=False)) == 1 and text.strip() == text for text in written
@@ -70,9 +75,38 @@ def test_a_question_stands_in_the_chat_template(monkeypatch):
     rows = [{"image": i, "text": p, "answer": a} for i, p, a in zip(pictures, prompts, written, strict=True)]
     assert sum(whole) >= 3
     assert any(one != other for one, other in zip(written, plain, strict=True))
-    assert score(vlm, [row for row, keep in zip(rows, whole, strict=True) if keep])["right"].all()
+    ends = [not re.match(r"[^\W\d_]{2}|\d\d", text) for text in further]
+    right = score(vlm, [row for row, keep in zip(rows, whole, strict=True) if keep])["right"].tolist()
+    assert right == [end for end, keep in zip(ends, whole, strict=True) if keep]
     others = [row | {"answer": "zebra" if row["answer"] != "zebra" else "cat"} for row in rows]
     assert not score(vlm, others)["right"].any()
+
+
+def test_a_word_or_a_number_has_to_end(monkeypatch):
+    """A model that writes "12" has not answered "1", and one that writes "1 2" has; its tokens are bytes."""
+    vlm = family("llava")
+    monkeypatch.setattr(vlm.processor, "chat_template", None, raising=False)
+    for answer, written, right in (
+        ("1", "12", False), ("1", "1 2", True), ("1", "1.", True), ("12", "12", True), ("red", "reddish", False),
+        ("red", "red and blue", True), ("red", "red2", True), ("4", "4th", True), ("no", "No", False), ("是", "是的", True),
+    ):  # fmt: skip
+        model = Writer(vlm, f"who ? {written}")
+        with monkeypatch.context() as patch:
+            patch.setattr(vlm.model, "forward", model)
+            assert score(vlm, [{"text": "who ?", "answer": answer}])["right"].tolist() == [right], (answer, written)
+
+
+class Writer:
+    """A model that goes on as a text does, whatever it reads."""
+
+    def __init__(self, vlm, text):
+        self.vlm, self.ids = vlm, torch.tensor(vlm.tokenizer(f"{text} ?")["input_ids"])
+
+    def __call__(self, input_ids, **others):
+        following = self.ids[1:][: input_ids.shape[1]]
+        logits = torch.zeros(*input_ids.shape, len(self.vlm.tokenizer))
+        logits[0, torch.arange(len(following)), following] = 1
+        return SimpleNamespace(logits=logits)
 
 
 def test_groups_are_the_column_the_picture_or_the_row(toy, questions):
