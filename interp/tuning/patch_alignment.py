@@ -49,6 +49,7 @@ from interp.tuning.token_places import OutputOrder, token_boxes
 from interp.words.decomposition import dictionary_of
 
 TEMPERATURE = 0.07
+_MASKS = 'expected a column masks, [{"words": "red 3", "mask": ...}]'
 
 
 def patch_alignment_loss(
@@ -68,9 +69,13 @@ def patch_alignment_loss(
     Float `[token, word]`, where a row is divided among its words and adds up to how much the token counts. The loss is 0 where
     nothing counts. Its gradient reaches `tokens` alone.
 
-    Raises `InputError` for words that are not one list or row a token, a word that is no row of the table, a weight below 0, and
-    a temperature that is not above 0.
+    Raises `InputError` for words that are not one list or row a token, a word that is no row of the table, a weight that is not a
+    number from 0, tokens and words of unlike width, and a temperature that is not above 0.
     """
+    if tokens.shape[-1] != table.shape[-1]:
+        raise InputError(
+            f"tokens are {shown(tokens)} and table is {shown(table)}: expected [token, width] and [word, width] of one width"
+        )
     number = as_number(temperature)
     if number is None or not 0 < number < float("inf"):
         raise InputError(f"temperature={shown(temperature)}: expected a number above 0")
@@ -88,7 +93,7 @@ def patch_alignment_loss(
 def _targets(words: Any, tokens: int, rows: int) -> Tensor:
     """How much each word of the table counts for each token, Float `[token, word]`."""
     if isinstance(words, Tensor) and words.is_floating_point():
-        if words.shape != (tokens, rows) or bool((words < 0).any()):
+        if words.shape != (tokens, rows) or not bool(((words >= 0) & words.isfinite()).all()):
             raise InputError(f"words={shown(words)}: expected weights from 0, Float [{tokens}, {rows}] (token, word)")
         return words.detach().float()
     lists = words.tolist() if hasattr(words, "tolist") else words
@@ -117,8 +122,8 @@ def masked_objects(vlm: VLM, data: Any) -> list[list[tuple[Bool[Tensor, " token"
     (4, 2)
 
     Raises `InputTypeError` for batches, which have no masks, and `InputError`, one line that names the row, for a row that cannot
-    be read, what `interp.tuning.object_masks` refuses, an object that no token shows, and a word outside the vocabulary. Raises
-    `LayoutError` where the tokens of a picture form no grid on it.
+    be read, what `interp.tuning.object_masks` refuses, an object that no token shows, and a word outside the vocabulary, and for
+    data without a mask. Raises `LayoutError` where the tokens of a picture form no grid on it.
     """
     source, labels = source_of(as_data(data)), _Labels(vlm)
     if isinstance(source, Batches):
@@ -129,6 +134,8 @@ def masked_objects(vlm: VLM, data: Any) -> list[list[tuple[Bool[Tensor, " token"
         batch = vlm.prepare([row.text], [pictures])
         objects.append([(shares > 0, [*chain(*words)]) for shares, words in labels.of_row(row, batch, 0)])
         number += 1
+    if not any(objects):
+        raise InputError(f"none of {number} rows has masks: {_MASKS}")
     return objects
 
 
@@ -189,8 +196,7 @@ class PatchAlignment:
         """Refuse rows, ``rows[0]`` to ``rows[len(rows) - 1]``, none of which has a mask."""
         if not any(rows[number].masks for number in range(len(rows))):
             raise InputError(
-                f"patch_alignment={self.beta!r}, but none of {len(rows)} rows has masks: expected a column masks, "
-                '[{"words": "red 3", "mask": ...}], or patch_alignment=0'
+                f"patch_alignment={self.beta!r}, but none of {len(rows)} rows has masks: {_MASKS}, or patch_alignment=0"
             )
 
     def targets(self, rows: Sequence[Row], batch: Batch) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Masks in every form they come in, and the share of each image token: against what the real processors make lit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ import processors
 from families import family
 from interp.data.rows import Row
 from interp.models.batches.maker import BatchMaker, ModelInputs
+from interp.models.layout.patches import patches_of
+from interp.tuning import token_places
 from interp.tuning.object_masks import mask_shares, open_mask, open_masks
 from interp.tuning.token_places import OutputOrder, token_boxes
 
@@ -268,3 +272,21 @@ def test_tokens_of_tiles_are_refused_in_one_line(name):
     with pytest.raises(interp.LayoutError, match="a picture of 64 x 40 form no grid on it") as caught:
         token_boxes(family(name).prepare(["<image>"], [Image.new("RGB", (64, 40))]), 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 0), (1, 7)])
+def test_an_order_that_is_not_proved_is_refused(toy, few, monkeypatch, row, column):
+    """Outputs of the second row in another order than those of the first, and one that is no image token."""
+
+    def otherwise(*arguments):
+        found = patches_of(*arguments)
+        index, columns = found.index.clone(), found.columns.clone()
+        if column:
+            index[found.rows == row] = index[found.rows == row].roll(column)
+        else:
+            columns[found.rows == row] = -1
+        return replace(found, index=index, columns=columns)
+
+    monkeypatch.setattr(token_places, "patches_of", otherwise)
+    with pytest.raises(interp.LayoutError, match=r"were not proved to be its 36 image tokens, one each[^\n]*$"):
+        OutputOrder(toy)(toy.prepare(["<image>"], [few[0].image]), 0)

@@ -85,6 +85,8 @@ def test_moving_to_where_all_words_lie_is_no_gain():
         ({"words": [[0], ["red"]]}, "word 'red': expected a row"),
         ({"words": torch.ones(2, 4)}, "expected weights from 0, Float .2, 5."),
         ({"words": -torch.ones(2, 5)}, "expected weights from 0, Float .2, 5."),
+        ({"words": torch.full((2, 5), torch.nan)}, "expected weights from 0, Float .2, 5."),
+        ({"table": normal(5, 4)}, r"tokens are Tensor of shape \(2, 3\) and table is .*: expected .* of one width"),
     ],
 )
 def test_what_has_no_loss_is_one_line(change, words):
@@ -224,6 +226,8 @@ def test_objects_for_the_report_are_those_of_the_scenes(toy):
         for own, scene in zip(objects, scenes, strict=True)
     ]
     assert projector_report(toy, scenes, objects).alignment == projector_report(toy, scenes, by_name).alignment
+    with pytest.raises(interp.InputError, match=r"^none of 6 rows has masks: expected a column masks, [^\n]*$"):
+        masked_objects(toy, scenes)
     with pytest.raises(interp.InputTypeError, match="data is made of batches, which have no masks"):
         masked_objects(toy, [toy.prepare(["<image>"], [scenes[0].image])])
 
