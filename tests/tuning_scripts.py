@@ -38,11 +38,12 @@ def train_shared(size: int, out: Path | None = None, **more: Any) -> Any:
 
 
 def train_aligned(size: int) -> Any:
-    """Two steps with patch alignment; the masks of the rows of a step are not spread evenly."""
-    vlm, rows = interp.load("toy:stage1", device="cpu"), interp.toy.conversations(8, seed=0, questions=1)
+    """Two steps with patch alignment, in which one of two processes has fewer masks, then no picture."""
+    vlm, rows = interp.load("toy:stage1", device="cpu"), interp.toy.conversations(6, seed=0, questions=1)
     rows[1] = {**rows[1], "masks": None}
-    arguments = {**SHARED, "per_device_train_batch_size": size, "max_steps": 2}
-    return tune(vlm, rows, layers=(), connector=True, patch_alignment=2.0, arguments=arguments)
+    rows += interp.toy.conversations(2, seed=1, modality="text", questions=1)
+    arguments = {**SHARED, "per_device_train_batch_size": size, "max_steps": 2, "gradient_checkpointing": True}
+    return tune(vlm, rows, layers=[7], connector=True, patch_alignment=2.0, arguments=arguments)
 
 
 def die() -> None:

@@ -29,7 +29,7 @@ def tune_command(
     head: Annotated[bool, typer.Option("--head", help="Train the final norm and the language head too.")] = False,
     lora: Annotated[int | None, typer.Option(min=1, help="Train adapters of this rank in the layers instead.")] = None,
     option: Annotated[
-        list[str], typer.Option("--set", help="NAME=VALUE, an argument of transformers' Trainer; several times.")
+        list[str], typer.Option("--set", help="NAME=VALUE, a field of transformers' TrainingArguments; several times.")
     ] = [],  # noqa: B006
     max_length: Annotated[int | None, typer.Option(min=1, help="Cut rows to this number of tokens.")] = None,
     patch_alignment: Annotated[float, typer.Option(min=0.0, help="The weight of the loss of patches and words.")] = 0.0,
@@ -102,11 +102,12 @@ def _name_and_value(text: str) -> tuple[str, Any]:
 
 def _summary(result: TuneResult) -> list[tuple[str, str]]:
     forward, backward, optimiser = result.seconds.nanmedian(dim=0).values.tolist()
+    seconds = f"forward {forward:.2f}, backward {backward:.2f}, optimiser {optimiser:.2f}"
     return [
         ("trained parameters", f"{result.trained_parameters:,}"),
         ("frozen parameters", f"{result.frozen_parameters:,}, {'un' if result.unchanged else ''}changed"),
         ("rows", f"{result.rows}, {result.cut_off} with an answer cut off, {result.skipped} skipped"),
         ("loss", f"{result.loss[0]:.3f} in the first of {len(result.loss)} steps, {result.loss[-1]:.3f} in the last"),
-        ("seconds a step", f"forward {forward:.2f}, backward {backward:.2f}, optimiser {optimiser:.2f}"),
+        ("seconds a step", seconds if forward >= 0 else "not timed, the first step is counted"),
         ("gradients and optimiser", f"{(result.gradient_bytes + result.optimizer_bytes) / 1e9:.3f} GB"),
     ]

@@ -101,6 +101,8 @@ def training_arguments(arguments: Any, device: torch.device, half: torch.dtype |
         made.save_strategy = "no"
     made._n_gpu = min(made.n_gpu, 1)  # one process trains on one device; torchrun starts more
     _set_checkpointing(made)
+    if made.ddp_find_unused_parameters is None:  # a process whose rows have no pictures does not run the connector
+        made.ddp_find_unused_parameters = True
     if made.device != device and (made.device.type, made.device.index or 0) != (device.type, device.index or 0):
         raise InputError(
             f"the model is on {device} and transformers trains on {made.device} here: load it there, or set "

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import interp
 from interp.tuning.trainer import TuningTrainer
@@ -119,11 +120,16 @@ def test_a_finished_run_is_loaded_and_another_call_is_refused(whole, stage1, row
 def test_a_checkpoint_holds_what_is_trained(stage1, rows, tmp_path, monkeypatch):
     stop(monkeypatch, WorkFolder, "finish", None)
     with pytest.raises(Killed):
-        tune(stage1, rows[:2], layers=[7], arguments=FEW, out=tmp_path / "out")
+        tune(stage1, rows, layers=[7], arguments=FEW, out=tmp_path / "out")
     (step,) = (tmp_path / "out.partial").glob("checkpoint-*")
     trained = sum(4 * each.numel() for name, each in stage1.model.named_parameters() if f"{LAYER}7." in name)
     assert trained < (step / "trained.safetensors").stat().st_size < 1.02 * trained + 2000
     assert not (step / "training_args.bin").exists()
+    tensors = load_file(step / "trained.safetensors")
+    monkeypatch.undo()
+    result = tune(stage1, rows, layers=[7], arguments=FEW, out=tmp_path / "out", resume=True)
+    assert len(result.loss) == 3  # no step is left, although the epoch has one
+    assert all(torch.equal(each, result.vlm.model.get_parameter(name)) for name, each in tensors.items())
 
 
 @pytest.mark.parametrize("resume", [False, True])
