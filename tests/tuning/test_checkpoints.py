@@ -93,6 +93,16 @@ def test_a_model_from_a_folder_leaves_no_path_of_it(stage1, tmp_path):
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "mine"
 
 
+def test_a_key_to_the_hub_is_not_written(bare, tmp_path):
+    write_checkpoint(bare, tmp_path / "language")
+    for number, name in enumerate(["toy:stage1", tmp_path / "language"]):
+        vlm = interp.load(name, device="cpu", token="hf_key", check=False)
+        vlm.tokenizer.init_kwargs["token"] = "hf_key"  # transformers keeps it for some tokenizers
+        write_checkpoint(vlm, tmp_path / f"out{number}")
+        assert not [file for file, text in texts_of(tmp_path / f"out{number}").items() if "hf_key" in text]
+        assert vlm.tokenizer.init_kwargs["token"] == "hf_key"
+
+
 def test_settings_for_generation_that_transformers_would_not_save(stage1, tmp_path):
     vlm = finished(tunable_model(stage1, trained_names(stage1, 0)), stage1)
     vlm.model.generation_config.do_sample = False
