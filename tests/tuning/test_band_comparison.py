@@ -1,5 +1,7 @@
 """Numbers of a comparison against answers whose truth is planted, and against plain means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -129,6 +131,26 @@ def test_pairs_of_bands_are_tested_with_a_p_for_all(comparison):
     alone = paired_change(right[0], right[2], comparison.test.questions["group"])
     assert change.value == pytest.approx(float(alone.difference))
     assert change.low < float(alone.low) < float(alone.high) < change.high
+
+
+def test_questions_of_a_group_stay_together(comparison):
+    """Every interval is that of the groups, which is wider: their questions are made alike here."""
+    test = comparison.test
+    right, alike = test.right[..., ::EACH].repeat_interleave(EACH, dim=2), test.before[::EACH].repeat_interleave(EACH)
+    given = replace(test, right=right, before=alike)
+    apart = replace(given, questions=given.questions.assign(group=given.questions["id"]))
+    for number in ("score", "ratio", "change"):
+        names = ("early",) if number == "score" else ("early", "full")
+        grouped, single = (getattr(each, number)(*names) for each in (given, apart))
+        assert grouped.error_rows > 1.5 * single.error_rows
+
+
+def test_p_of_a_table_count_all_its_bands(comparison):
+    table = comparison.table().set_index("band")
+    of_score = [comparison.test.change(name, "full").p for name in ("early", "middle", "untuned")]
+    of_text = [comparison.text.change(name, "untuned").p for name in SHARES]
+    assert table.loc[["early", "middle", "untuned"], "p_holm"].tolist() == holm(of_score).tolist()
+    assert table.loc[[*SHARES], "text_p_holm"].tolist() == holm(of_text).tolist()
 
 
 def test_kinds_are_scored_on_their_own(comparison):
