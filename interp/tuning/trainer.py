@@ -112,13 +112,13 @@ class TuningTrainer(Trainer):
         if self.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-    def finish(self) -> nn.Module:
-        """The model without anything that was put around it for training, in eval mode."""
+    def finish(self) -> None:
+        """Take off the model what was put around it for training, and bring it to eval mode."""
         for hook in self._hooks:
             hook.remove()
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         model.zero_grad(set_to_none=True)
-        return model.eval()
+        model.eval()
 
     def _reach_something(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """A batch without pictures does not run the connector: where that alone is trained, its gradient is 0, not missing."""
