@@ -38,7 +38,7 @@ def share_covers(runs: int, points: float, share: float = 0.9) -> Callable[[int]
     """Whether the interval of a share holds it."""
 
     def draw(seed: int) -> bool:
-        found = crossed_share(*draw_answers(seed, (share,), runs, points), LABELS)
+        found = crossed_share(draw_answers(seed, (share,), runs, points)[0], LABELS)
         return found.low <= share <= found.high
 
     return draw
@@ -48,7 +48,8 @@ def change_covers(runs: int, points: float) -> Callable[[int], bool]:
     """Whether the interval of a change from .9 to .8 holds it."""
 
     def draw(seed: int) -> bool:
-        found = crossed_change(*draw_answers(seed, (0.9, 0.8), runs, points), LABELS)
+        one, other = draw_answers(seed, (0.9, 0.8), runs, points)
+        found = crossed_change(one, other, LABELS)
         return found.low <= 0.8 - 0.9 <= found.high
 
     return draw
@@ -69,7 +70,8 @@ def change_rejects(runs: int, points: float, after: float) -> Callable[[int], bo
     """Whether a change from .9 is found."""
 
     def draw(seed: int) -> bool:
-        return crossed_change(*draw_answers(seed, (0.9, after), runs, points), LABELS).p <= 0.05
+        one, other = draw_answers(seed, (0.9, after), runs, points)
+        return crossed_change(one, other, LABELS).p <= 0.05
 
     return draw
 
