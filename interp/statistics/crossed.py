@@ -101,7 +101,7 @@ def crossed_ratio(
     whole, part = _tables(whole, part)
     size = float(whole.mean())
     if not size:
-        return Crossed(*[math.nan] * 6, null=1.0)
+        return Crossed(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, null=1.0)
     value = float(part.mean()) / size
     residuals = (part - value * whole) / size
     return _paired(value, residuals, _spread(residuals, groups), size, null=1.0)

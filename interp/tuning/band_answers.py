@@ -84,7 +84,8 @@ class BandAnswers(StoredValue, Display):
         """The score of a band divided by that of another one, a band or "untuned"; 1 by itself."""
         if name == to:
             return Crossed(1.0, 1.0, 1.0, 0.0, 0.0, math.inf, null=1.0)
-        return crossed_ratio(*self._tables(name, to), self._groups)
+        part, whole = self._tables(name, to)
+        return crossed_ratio(part, whole, self._groups)
 
     def change(self, name: str, to: str) -> Crossed:
         """The score of a band less that of another one, a band or "untuned"."""
