@@ -170,7 +170,6 @@ def checked_dtype(dtype: Any) -> Any:
 def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.device, **options: Any) -> Any:
     """A folder or a repository as a model of nnsight, with the processor that lies there unless one is given."""
     from nnsight import TransformersModel
-    from nnsight.modeling.quantization import resolve_load_kwargs
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
@@ -186,9 +185,15 @@ def _open(source: str, processor: Any = None, *, dispatch: bool, device: torch.d
             processor = _processor_of(source, task, origin)
         if not dispatch:
             return TransformersModel(source, task=task, **_parts(processor, task), **options)
+        if options["dtype"] in _QUANTISED:  # nnsight knows what transformers needs for each
+            placement = {} if "device_map" in options else {"device": device}
+            return TransformersModel(
+                source, task=task, dispatch=True, **_parts(processor, task), **placement, **options
+            )
         kind = AutoModelForImageTextToText if task == IMAGES else AutoModelForCausalLM
-        wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True, **resolve_load_kwargs(options)}
-        model, report = kind.from_pretrained(source, **wanted)
+        model, report = kind.from_pretrained(
+            source, **{"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
+        )
         _refuse_drawn(source, model, report)
         if getattr(model, "_hf_peft_config_loaded", False):  # its own weights are not those that it runs with
             raise InputError(
