@@ -28,6 +28,7 @@ def compare(out: Path | None, seeds: int, steps: int, scenes: int, rounds: int) 
     """The comparison of all bands of half the toy's layers, with the connector frozen."""
     arguments = {
         "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
         "num_train_epochs": 1,
         "learning_rate": RATE,
         "warmup_steps": 0.1,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.arguments import as_int, as_ints, checked_flag, checked_int, checked_seed
@@ -90,7 +90,8 @@ def compare_bands(
 
     `test` are questions with one answer each (`score`), which must not be trained on; their columns kind and group, where they
     have them, are the kinds that are told apart and what belongs together. `text` are such questions without a picture: what the
-    model may lose. `data`, `arguments` and the `options` lora, max_length and patch_alignment are those of `tune`.
+    model may lose. `data`, `arguments` and the `options` lora, max_length and patch_alignment are those of `tune`; questions are
+    answered `per_device_eval_batch_size` at a time (8 by default).
 
     With `out`, a folder, a comparison that died goes on with ``resume=True``, also within a run. In each of `timing_rounds`
     every band takes three steps anew, the last two of which are timed; 0 measures no times. A random band is timed with the
@@ -111,7 +112,7 @@ def compare_bands(
     plan |= {name: _digest(each) for name, each in sets.items()}
     folder = RunFolder(out, plan, resume) if checked_flag(resume, "resume") or out is not None else None
     with quiet(not checked_flag(progress, "progress")):
-        before = {name: right_answers(vlm, each) for name, each in sets.items()}
+        before = training.answers(vlm, sets)
         runs = _runs(training, drawn, seeds, sets, folder)
         measure = partial(_times, training, [several[0] for several in drawn.values()], seeds[0], rounds)
         times = measure() if folder is None or not rounds else folder.times(measure)
@@ -213,6 +214,11 @@ class _Training:
         plan = {"model": self.vlm.name, "weights": digest, "arguments": changed_fields(self.made())}
         return plan | {name: plain_config(value) for name, value in self.options.items()}
 
+    def answers(self, vlm: Any, sets: Mapping[str, TrainingRows]) -> dict[str, Bool[Tensor, " question"]]:
+        """Which questions a model answers rightly; the logits of so many rows are in memory at once."""
+        size = self.made().per_device_eval_batch_size
+        return {name: right_answers(vlm, rows, size) for name, rows in sets.items()}
+
     def tune(self, band: Band, seed: int, changes: Mapping[str, Any], **folder: Any) -> TuneResult:
         """A training of this band, with further arguments."""
         changes = {**changes, "seed": seed}
@@ -251,9 +257,7 @@ def _runs(
 
 def _run(training: _Training, band: Band, seed: int, sets: Mapping[str, TrainingRows], **folder: Any) -> BandRun:
     result = training.tune(band, seed, {}, **folder)
-    tuned: Any = result.vlm
-    answers = {name: right_answers(tuned, rows) for name, rows in sets.items()}
-    return BandRun(replace(result, vlm=None), answers)
+    return BandRun(replace(result, vlm=None), training.answers(result.vlm, sets))
 
 
 def _times(training: _Training, bands: Sequence[Band], seed: int, rounds: int) -> Float[Tensor, "band round phase"]:
