@@ -109,6 +109,16 @@ def band(layers: Sequence[int]) -> list[str]:
     return [f"{LAYER}{layer}." for layer in layers]
 
 
+def moved(model: nn.Module) -> nn.Module:
+    """The same model with whatever is trained changed, as after training: at first an adapter does nothing."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.requires_grad:
+                weights.add_(torch.randn_like(weights), alpha=0.1)
+    return model
+
+
 def plain_loop(
     model: nn.Module, steps: Sequence[Sequence[dict[str, Any]]], rate: float = 2e-5, warmup: float = 0.03
 ) -> tuple[list[float], list[float]]:

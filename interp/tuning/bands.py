@@ -7,7 +7,7 @@ LLaVA did as well as the middle ones on pictures, and damaged text. So a band is
 - *early*, *middle*, *late*: adjacent layers at the start, in the middle and at the end;
 - *uniform*: layers spread evenly from the first one on, ``0, n / size, 2 n / size, ...`` (Wang et al. 2024 train 8 of 32 so);
 - *random*: as many layers, drawn from all;
-- *connector*: no layer, but the connector: what is to be had without the language model.
+- *connector*: the connector alone, without any layer of the language model.
 
 The backward pass ends below the lowest layer of a band. So a uniform or a random band saves less time than a late one of its
 size.

@@ -12,6 +12,7 @@ autograd saves, once, but for the weights themselves. Both counts take time, so 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,16 +46,28 @@ def count_costs(model: nn.Module, costs: StepCosts | None = None) -> Iterator[St
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
     costs = StepCosts() if costs is None else costs
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = 0
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held: Counter[int] = Counter()
+    kept = most = 0
 
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            known.add(storage.data_ptr())
-            kept += storage.nbytes()
-        return tensor
+    class Held:
+        """A tensor that autograd keeps. Memory of one that it lets go is used again, above all where activations are
+        checkpointed: so what is kept at once is counted, and not every address once."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal kept, most
+            self.tensor, storage = tensor, tensor.untyped_storage()
+            self.place, self.size = storage.data_ptr(), storage.nbytes()
+            if self.place not in weights and not held[self.place]:
+                kept += self.size
+                most = max(most, kept)
+            held[self.place] += 1
+
+        def __del__(self) -> None:
+            nonlocal kept
+            held[self.place] -= 1
+            if self.place not in weights and not held[self.place]:
+                kept -= self.size
 
     aten = torch.ops.aten
     # PyTorch's counter knows attention on GPUs alone.
@@ -64,10 +77,10 @@ def count_costs(model: nn.Module, costs: StepCosts | None = None) -> Iterator[St
     }
     counter = FlopCounterMode(display=False)
     counter.flop_registry |= on_cpu
-    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with counter, torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
         yield costs
     costs.flops += counter.get_total_flops()
-    costs.activation_bytes = max(costs.activation_bytes, kept)
+    costs.activation_bytes = max(costs.activation_bytes, most)
 
 
 class StepClock(Display):

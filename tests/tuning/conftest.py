@@ -4,6 +4,8 @@ import gc
 
 import pytest
 
+import interp
+
 
 @pytest.fixture(scope="package", autouse=True)
 def quick_collections(toy, stage1):
@@ -11,3 +13,9 @@ def quick_collections(toy, stage1):
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="package")
+def rows():
+    """Conversations about eight pictures, two questions each."""
+    return interp.toy.conversations(8, seed=0, questions=2)

@@ -9,22 +9,13 @@ import zoo
 from interp.models.adapters import merged_weights
 from interp.tuning.trained_parts import trained_names
 from interp.tuning.tuned_model import fingerprints, finished, tunable_model
+from tuning_oracles import moved
 
 BAND = range(2, 6)
 
 
 def adapted(model):
     return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
-
-
-def moved(model):
-    """The same model with adapters that do something, as after training: at first B is zero."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.requires_grad:
-                weights.add_(torch.randn_like(weights), alpha=0.1)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ LAYER = "model.language_model.layers."
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return interp.toy.conversations(8, seed=0, questions=2)
-
-
-@pytest.fixture(scope="module")
 def result(stage1, rows):
     return tune(stage1, rows, layers=BAND, arguments=FEW)
 

@@ -14,11 +14,6 @@ BAND = range(2, 6)
 LAYER = "model.language_model.layers."
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return interp.toy.conversations(8, seed=0, questions=2)
-
-
 def weights(vlm):
     return {name: each.detach().clone() for name, each in vlm.model.state_dict().items()}
 
