@@ -38,6 +38,7 @@ BELOW = {
     "words": {"interventions", "geometry"},
     "lens": {"interventions", "statistics", "readouts", "words"},
     "tuning": {"patching", "words", "statistics"},
+    "organisms": {"patching", "lens", "geometry", "probes", "tuning", "toy"},
     "plots": {"patching", "lens", "geometry", "probes", "tuning"},
     "reports": {"plots", "toy"},
     "": {"errors", "cli"},  # the root names every room, and imports one when it is first used

@@ -1,0 +1,1 @@
+"""Organisms: models whose truth is known, with a real language model inside."""
