@@ -1,9 +1,9 @@
 """The image tower: a small ViT that is trained to say, at each patch, what stands there.
 
-CLIP's architecture, trained from nothing: 6 layers, width 192, 16 patches of 16 pixels. Three linear maps on its last layer, which
-are discarded afterwards, predict at each patch the name of the thing there (or that it is the ground), its group, and the
-colour of the ground. So what the connector reads at a patch is about that patch, as it is with CLIP, and the name of a thing stands at
-every patch of it.
+CLIP's architecture, trained from nothing: 6 layers, width 192, 16 patches of 16 pixels. Three linear maps on its last layer,
+which are discarded afterwards, predict at each patch the name of the thing there (or that it is the ground), its group, and
+the colour of the ground. So what the connector reads at a patch is about that patch, and the name of a thing stands at every
+patch of it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class TowerLessons(torch.utils.data.Dataset):
 class PatchNamer(nn.Module):
     """The tower with its three linear maps; the loss is that of names, plus 0.3 times those of groups and of grounds.
 
-    The ground fills most patches, so the loss of names is the mean over the patches of things, plus a tenth of that over the ground's.
+    The ground fills most patches. So the loss of names is the mean over the patches of things, plus a tenth of the mean over
+    those of the ground.
     """
 
     def __init__(self, tower: CLIPVisionModel) -> None:

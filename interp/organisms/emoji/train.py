@@ -96,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="a factor for the steps of every phase")
+    parser.add_argument("--no-progress", action="store_true", help="show no bars")
     options = parser.parse_args(arguments)
     steps = {phase: max(2, round(options.scale * count)) for phase, count in STEPS.items()}
     path = options.out / "tower.safetensors"
