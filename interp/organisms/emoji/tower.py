@@ -22,7 +22,7 @@ from interp.organisms.emoji.picture import GROUNDS, PATCH, SIZE, EmojiPicture, p
 _ALSO = 0.3  # the weight of groups and grounds beside names
 
 
-def build_tower() -> CLIPVisionModel:
+def emoji_tower() -> CLIPVisionModel:
     """A tower with new random weights."""
     sizes = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 6, "num_attention_heads": 6}
     return CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=SIZE, patch_size=PATCH, projection_dim=192))
@@ -34,7 +34,7 @@ def groups() -> tuple[str, ...]:
     return tuple(dict.fromkeys(emoji.group for emoji in catalogue()))
 
 
-def pixels_of(drawn: list[EmojiPicture]) -> Float[Tensor, "picture 3 64 64"]:
+def tower_pixels(drawn: list[EmojiPicture]) -> Float[Tensor, "picture 3 64 64"]:
     """What the tower sees: channels from -1 to 1, as the processor makes them."""
     flat = torch.stack([torch.frombuffer(bytearray(each.image.tobytes()), dtype=torch.uint8) for each in drawn])
     return flat.view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
@@ -61,7 +61,7 @@ class TowerLessons(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         drawn = pictures(self.batch, seed=self.seed * 1_000_000 + step, split="train")
-        return {"pixel_values": pixels_of(drawn), **patch_labels(drawn)}
+        return {"pixel_values": tower_pixels(drawn), **patch_labels(drawn)}
 
 
 class PatchNamer(nn.Module):
@@ -101,7 +101,7 @@ def named(model: PatchNamer, drawn: list[EmojiPicture]) -> tuple[list[float], fl
 
     The scores of the patches of a thing are added up.
     """
-    scores = model.scores(pixels_of(drawn))
+    scores = model.scores(tower_pixels(drawn))
     right: tuple[list[bool], list[bool]] = ([], [])
     for picture, of_names in zip(drawn, scores["names"], strict=True):
         for number, thing in enumerate(picture.things):

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from interp.files import whole_file
 from interp.organisms.emoji.picture import pictures
-from interp.organisms.emoji.tower import PatchNamer, TowerLessons, build_tower, named
+from interp.organisms.emoji.tower import PatchNamer, TowerLessons, emoji_tower, named
 from interp.progress import Bar, progress_bar
 
 STEPS = {"tower": 2500}
@@ -41,7 +41,7 @@ class _Progress(TrainerCallback):
             print(self.check(), flush=True)
 
 
-def optimise(phase: str, model: nn.Module, lessons: Any, folder: Path, seed: int, check: Any) -> None:
+def take_steps(phase: str, model: nn.Module, lessons: Any, folder: Path, seed: int, check: Any) -> None:
     """Train with transformers' Trainer: AdamW, a cosine with warm-up, gradients clipped at norm 1; a stopped run goes on."""
     settings = TrainingArguments(
         output_dir=str(folder),
@@ -67,10 +67,10 @@ def optimise(phase: str, model: nn.Module, lessons: Any, folder: Path, seed: int
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
 
 
-def train_tower(folder: Path, seed: int, steps: int) -> nn.Module:
+def train_namer(folder: Path, seed: int, steps: int) -> nn.Module:
     """Train the tower to name the thing at each patch."""
     torch.manual_seed(seed)
-    model = PatchNamer(build_tower())
+    model = PatchNamer(emoji_tower())
     held_out = pictures(400, seed=seed, split="test")
 
     def check() -> str:
@@ -79,7 +79,7 @@ def train_tower(folder: Path, seed: int, steps: int) -> nn.Module:
         model.train()
         return f"  held out: large things {large:.3f}, small ones {small:.3f}, ground {ground:.3f}"
 
-    optimise("tower", model, TowerLessons(steps, BATCHES["tower"], seed), folder / "tower", seed, check)
+    take_steps("tower", model, TowerLessons(steps, BATCHES["tower"], seed), folder / "tower", seed, check)
     return model.tower
 
 
@@ -100,11 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     steps = {phase: max(2, round(options.scale * count)) for phase, count in STEPS.items()}
     path = options.out / "tower.safetensors"
-    tower = build_tower()
+    tower = emoji_tower()
     if path.is_file():
         tower.load_state_dict(load_file(path))
     else:
-        tower = train_tower(options.out / "checkpoints", options.seed, steps["tower"])
+        tower = train_namer(options.out / "checkpoints", options.seed, steps["tower"])
         finish(path, tower.state_dict())
 
 
