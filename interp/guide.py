@@ -36,6 +36,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "scenes pairs evaluate answer_questions score_answers compare_answers parse_caption",
         "toy",
     ),
+    ("test a detector on a model whose truth is known", "toy", "planted", "organisms"),
     ("change a run: write or remove states", "interventions", "Patch Ablate Skip", "conventions"),
     ("change a run: cut or reweigh attention", "interventions", "Knockout Truncate Reweight", "conventions"),
     ("change a run: add or remove a direction, scale", "interventions", "Steer Project Scale", "conventions"),

@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 NAMED = [call for row in interp.help().rows for call in row[1]]
 # What a call returns or raises, and tables of measures: no answers to a question by themselves.
 VALUES = {"Alignment", "Neighbors", "ApproximateNeighbors", "Measure", "Dictionary", "WordAlignment"}
-VALUES |= {"Pair", "Question", "Scene", "SceneDataset", "SceneObject", "help"}
+VALUES |= {"Pair", "Question", "Scene", "SceneDataset", "SceneObject", "Organism", "Truth", "help"}
 
 
 def public_calls():
