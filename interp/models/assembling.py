@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def assemble(
     *,
     language_model: VLM | nn.Module | str | os.PathLike[str],
     vision: VLM | nn.Module | str | os.PathLike[str],
-    connector: nn.Module | str | os.PathLike[str] | None = None,
+    connector: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     image_processor: Any = None,
     image_token: str = "<image>",
@@ -82,8 +82,8 @@ def assemble(
       in hand, with its `tokenizer`; or a `VLM` of a language model alone.
     - `vision`: a name, a folder or a repository of a CLIP, of a SigLIP or of another tower; a model in hand, of which
       the tower is taken, with its `image_processor`; or a `VLM`, whose tower and image processor are taken.
-    - `connector`: a file of tensors, a folder or a repository with LLaVA's ``mm_projector.bin``, or a module (see
-      `interp.models.connectors` for the keys). With None it has new random weights drawn from the `seed`, to be trained by
+    - `connector`: a file of tensors, a folder or a repository with LLaVA's ``mm_projector.bin``, a module, or tensors by name
+      (see `interp.models.connectors` for the keys). With None it has new random weights drawn from the `seed`, to be trained by
       ``interp.tuning.tune(vlm, data, layers=(), connector=True)``.
     - `vision_feature_layer`: the tower's state that the connector reads, counted as transformers does: 0 is what enters the first
       block, -1 what leaves the last. Several are put side by side. `vision_feature_select_strategy` is "default" for all but the

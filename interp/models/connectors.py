@@ -64,8 +64,8 @@ def connector_weights(source: Any, d_vision: int, d_model: int, seed: int = 0) -
     """The weights of a connector from `d_vision` to `d_model` features, where they are and in their own precision.
 
     `source` is a file of tensors (safetensors, or what `torch.save` wrote), a folder or a hub repository with LLaVA's
-    ``mm_projector.bin``, a module with the keys of one of the forms above, or None for new random weights: those that torch
-    gives to a new `nn.Linear`, as LLaVA's training script does, drawn from the `seed`.
+    ``mm_projector.bin``, a module or tensors by name with the keys of one of the forms above, or None for new random weights:
+    those that torch gives to a new `nn.Linear`, as LLaVA's training script does, drawn from the `seed`.
 
     >>> weights = connector_weights(torch.nn.Linear(4, 3), d_vision=4, d_model=3)
     >>> weights.activation, tuple(weights.tensors["linear_1.weight"].shape), weights.tensors["linear_2.weight"].trace().item()
@@ -81,8 +81,12 @@ def connector_weights(source: Any, d_vision: int, d_model: int, seed: int = 0) -
     elif isinstance(source, str | os.PathLike):
         path = _locate_file(source)
         name, tensors = repr(path.name), read_tensors(path)
+    elif isinstance(source, Mapping):
+        name, tensors = "the connector", dict(source)
     else:
-        raise InputTypeError(f"connector={shown(source)}: expected a file of tensors, a module, or None for a new one")
+        raise InputTypeError(
+            f"connector={shown(source)}: expected a file of tensors, a module, tensors by name, or None for a new one"
+        )
     form, weights = _renamed(name, tensors)
     if form == "linear":
         weights["linear_2.weight"] = torch.eye(d_model, dtype=torch.float32).to(weights["linear_1.weight"])

@@ -275,5 +275,7 @@ def test_what_is_no_connector_is_one_line(tmp_path, name):
 
 
 def test_neither_file_nor_module():
-    with pytest.raises(InputTypeError, match="connector=3: expected a file of tensors, a module, or None"):
+    with pytest.raises(
+        InputTypeError, match="connector=3: expected a file of tensors, a module, tensors by name, or None"
+    ):
         connector_weights(3, D_VISION, D_MODEL)
