@@ -33,7 +33,7 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "draw scenes and pairs with known answers",
         "toy",
-        "scenes pairs evaluate answer_questions score_answers compare_answers parse_caption",
+        "scenes pairs evaluate answer_questions score_answers score_models compare_answers tuned_toys parse_caption",
         "toy",
     ),
     ("test a detector on a model whose truth is known", "toy", "planted", "organisms"),
@@ -143,6 +143,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "compare answers of several runs, such as seeds, to the same questions",
         "statistics",
         "crossed_share crossed_change crossed_ratio Crossed",
+        "conventions",
+    ),
+    (
+        "say what holds over models, such as toys of five seeds, and for the next one",
+        "statistics",
+        "mean_over_models random_effects RandomEffects",
         "conventions",
     ),
     ("save, load and compare results", "", "Result Provenance", "results"),

@@ -24,15 +24,14 @@ from interp.models.running.offloading import device_first, run_device, send_inpu
 from interp.models.running.structure import Structure
 from interp.models.running.training_mode import refuse_training
 from interp.models.tensor_files import fault_of_pickle
+from interp.models.toy_folders import toy_folder
 from interp.models.vlm import VLM
 
 IMAGES, TEXTS = "image-text-to-text", "text-generation"
-TOY_MODELS = ("base", "stage1", "tuned")
 _QUANTISED = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")  # nnsight takes these in the place of a dtype
 # Options that say where files come from, and so are the processor's too.
 _ORIGIN = ("revision", "trust_remote_code", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 _DEFAULTS = {"trust_remote_code": False, "dtype": "auto"}
-_WEIGHTS = Path(__file__).parents[1] / "toy" / "weights"
 
 
 def load(
@@ -56,20 +55,21 @@ def load(
     >>> interp.load("toy").structure.n_layers
     8
 
-    `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``), a local folder (with or
-    without its processor; a LoRA of PEFT is merged into the model that it names), or a repository of the Hugging Face hub. Or
-    pass a transformers `model` in hand, in eval mode; it stays on its device and in its precision. `processor` replaces the one
-    that was saved beside the weights; a language model that takes no images needs a tokenizer alone.
+    `repo` is ``"toy"`` (the bundled model; also ``"toy:base"``, ``"toy:stage1"``, ``"toy:tuned"``, and of other seeds
+    ``"toy:tuned@1"`` to ``"toy:tuned@4"``), a local folder (with or without its processor; a LoRA of PEFT is merged into the
+    model that it names), or a repository of the Hugging Face hub. Or pass a transformers `model` in hand, in eval mode; it stays
+    on its device and in its precision. `processor` replaces the one that was saved beside the weights; a language model that
+    takes no images needs a tokenizer alone.
     `device="auto"` is the first GPU if there is one (under torchrun each process has its own), else the CPU;
     `dtype="auto"` is the precision that the checkpoint declares.
     `remote=True` runs traces on NDIF and loads no weights here; `remote="local"` is nnsight's simulation of that.
     `structure` replaces what discovery finds, or parts of it by name, ``{"norm": "model.norm"}``; `check=False` leaves the
     proofs out. Any other argument goes to transformers' `from_pretrained`.
 
-    Raises `InputError` for an unknown toy, a folder without a model or without some of its weights, an adapter whose model is
-    not found, a repository that cannot be read, an argument of the wrong kind, arguments that do not go together with a `model`
-    in hand, a part in training mode, and states that are not finite in this precision, with the layer; `LayoutError` where a
-    part cannot be found or a proof fails.
+    Raises `InputError` for an unknown toy or one that is not shipped, a folder without a model or without some of its weights, an
+    adapter whose model is not found, a repository that cannot be read, an argument of the wrong kind, arguments that do not go
+    together with a `model` in hand, a part in training mode, and states that are not finite in this precision, with the layer;
+    `LayoutError` where a part cannot be found or a proof fails.
     """
     if remote:
         _register_package()
@@ -125,13 +125,8 @@ def _locate(repo: Any, on_server: bool = False) -> str:
     if not isinstance(repo, str | os.PathLike):
         raise InputError(f"a {type(repo).__name__} is not a name: expected one, as in load('toy'), or load(model=...)")
     source = name = str(repo)
-    kind, _, which = name.partition(":")
-    if kind == "toy":
-        if (which or "tuned") not in TOY_MODELS:
-            raise InputError(
-                f"{name!r} is not a toy: use 'toy' or one of {', '.join(f'toy:{toy}' for toy in TOY_MODELS)}"
-            )
-        source = str(_WEIGHTS / (which or "tuned"))
+    if name.partition(":")[0] == "toy":
+        source = str(toy_folder(name))
     elif Path(name).exists() and not (Path(name) / "config.json").is_file() and not is_adapter(name):
         raise InputError(f"{name!r} holds no model: expected a folder with a config.json that save_pretrained wrote")
     if on_server and Path(source).exists():

@@ -3,23 +3,29 @@
 Questions about one scene are not independent: a model that misreads a picture errs in several of them. So intervals draw whole
 scenes, and a comparison of two models is paired, question by question. Each accuracy comes with its control: `chance` is the
 accuracy of a model that always gives the most common answer to each kind of question.
+
+Toys of other seeds, ``interp.toy.tuned_toys()``, answer the same questions, and `score_models` says what holds over them: other
+scenes would give other scores, and so would other seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError, InputTypeError, shown
 from interp.models import VLM, load
 from interp.models.batches.targets import target_ids
+from interp.models.loading import public_name
 from interp.progress import Bar, progress_bar
-from interp.statistics import holm, mean_interval, paired_change
+from interp.statistics import crossed_change, crossed_share, holm, mean_interval, paired_change, random_effects
+from interp.statistics.intervals import Spread, unit_numbers
 from interp.toy.language import KINDS, Question
 from interp.toy.scenes import Scene, scenes
 
@@ -28,10 +34,12 @@ if TYPE_CHECKING:
 
 _MODALITIES = ("text", "image")
 _COLUMNS = ("model", "modality", "scene", "group", "kind", "answer", "right")
+_SAME = ["modality", "scene", "kind", "answer"]  # what says which question it is
+_BY = ("kind", "group")
 
 
 def evaluate(
-    model: str | VLM = "toy:tuned",
+    model: str | VLM | Sequence[str | VLM] = "toy:tuned",
     n: int = 300,
     seed: int = 0,
     split: str = "test",
@@ -39,23 +47,25 @@ def evaluate(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure the accuracy of a toy on questions about `n` scenes of `split`: a row for each modality and kind of question.
+    """Measure the accuracy of a toy, or of each of several, on questions about `n` scenes of `split`: a row for each model,
+    modality and kind of question.
 
     >>> evaluate("toy:tuned", n=2).columns.tolist()[:4]
     ['model', 'modality', 'group', 'kind']
 
-    The model gets every question twice, after the caption ("text") and after the picture ("image"). An answer is right if
+    A model gets every question twice, after the caption ("text") and after the picture ("image"). An answer is right if
     it is the most probable next token. Columns: model, modality, group, kind, accuracy, low and high (95 %, Wilson's; NaN for
     one scene), chance (the share of the most common answer), n (the number of questions). A long run shows its progress on a
     terminal or in a notebook; ``progress=False`` hides it. `answer_questions` gives the single answers.
 
-    Raises `InputError` if `n` or `batch_size` is not an int of 1 or more, for a `seed` below 0, and for an unknown `split`.
+    Raises `InputError` if `n` or `batch_size` is not an int of 1 or more, for a `seed` below 0, for an unknown `split`, without a
+    model, and where two models have one name.
     """
     return score_answers(answer_questions(model, n, seed, split, batch_size, progress=progress))
 
 
 def answer_questions(
-    model: str | VLM = "toy:tuned",
+    model: str | VLM | Sequence[str | VLM] = "toy:tuned",
     n: int = 300,
     seed: int = 0,
     split: str = "test",
@@ -63,7 +73,7 @@ def answer_questions(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Ask a toy every question about `n` scenes of `split`, from text and from images: a row for each modality and question.
+    """Ask a toy, or several, every question about `n` scenes of `split`, from text and from images: a row for each answer.
 
     >>> answer_questions("toy:tuned", n=2).columns.tolist()
     ['model', 'modality', 'scene', 'group', 'kind', 'answer', 'right']
@@ -75,39 +85,80 @@ def answer_questions(
 
     data = scenes(checked_int(n, "n", least=1), seed, split=split)
     batch_size = checked_int(batch_size, "batch_size", least=1)
-    vlm = model if isinstance(model, VLM) else load(model)
+    models = [model] if isinstance(model, str | VLM) else list(model)
+    names = [each.name if isinstance(each, VLM) else public_name(each) for each in models]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"model={shown(names)}: expected one model or several, each with a name of its own")
     questions = [(scene, question) for scene in data for question in scene.questions]
     places = [place for place, scene in enumerate(data) for _ in scene.questions]
     rows = []
-    with progress_bar(f"evaluating {vlm.name}", len(_MODALITIES) * len(questions), "questions", progress) as bar:
-        for modality in _MODALITIES:
-            right = _answers(vlm, questions, modality, batch_size, bar)
-            rows += [
-                [vlm.name, modality, place, question.group, question.kind, question.answer, is_right]
-                for place, (_, question), is_right in zip(places, questions, right, strict=True)
-            ]
+    for name, each in zip(names, models, strict=True):
+        vlm = each if isinstance(each, VLM) else load(each)
+        with progress_bar(f"evaluating {name}", len(_MODALITIES) * len(questions), "questions", progress) as bar:
+            for modality in _MODALITIES:
+                right = _answers(vlm, questions, modality, batch_size, bar)
+                rows += [
+                    [name, modality, place, question.group, question.kind, question.answer, is_right]
+                    for place, (_, question), is_right in zip(places, questions, right, strict=True)
+                ]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def score_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
-    """The accuracy for each modality and "kind" or "group" of questions, from the single answers of `answer_questions`.
+    """The accuracy for each model, modality and "kind" or "group" of questions, from the single answers of `answer_questions`.
 
     Columns: model, modality, group, kind (for "kind"), accuracy, low and high (95 %, `interp.statistics.mean_interval` with
     scenes as groups; NaN for one scene), chance (the accuracy of the most common answer to each kind), n.
 
-    Raises `InputError` for another `by`, for a frame of other columns, without rows, or of several models; `InputTypeError` for
-    anything but a frame.
+    Raises `InputError` for another `by`, and for a frame of other columns or without rows; `InputTypeError` for anything but a
+    frame.
     """
     import pandas as pd
 
     rows = []
-    answers = _checked_answers(answers, "answers")
-    for keys, part in _parts(answers, checked_choice(by, "by", ("kind", "group"))):
-        low, high = mean_interval(_hits(part), part["scene"].to_numpy())
-        chance = sum(each.value_counts().iloc[0] for _, each in part.groupby("kind")["answer"]) / len(part)
-        rows.append([part["model"].iloc[0], *keys, part["right"].mean(), float(low), float(high), chance, len(part)])
-    names = ["modality", "group", *(("kind",) if by == "kind" else ())]
-    return pd.DataFrame(rows, columns=["model", *names, "accuracy", "low", "high", "chance", "n"])
+    checked_choice(by, "by", _BY)
+    for model, of_model in _checked_answers(answers, "answers").groupby("model", sort=False):
+        for keys, chosen in _parts(of_model, by):
+            part = of_model[chosen]
+            low, high = mean_interval(_hits([part])[0], part["scene"].to_numpy())
+            rows.append([model, *keys, part["right"].mean(), float(low), float(high), _chance(part), len(part)])
+    return pd.DataFrame(rows, columns=["model", *_names(by), "accuracy", "low", "high", "chance", "n"])
+
+
+def score_models(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
+    """The mean accuracy over models that answered the same questions, for each modality and "kind" or "group" of questions.
+
+    >>> answers = answer_questions(["toy:stage1", "toy:tuned"], n=2)  # or interp.toy.tuned_toys(): one toy for each seed
+    >>> score_models(answers, by="group")[["modality", "group", "models"]].iloc[2].tolist()
+    ['image', 'perception', 2]
+
+    Columns: modality, group, kind (for "kind"), models (how many), accuracy, low and high (95 %, over other models *and* other
+    scenes, `interp.statistics.crossed_share`), next_low and next_high (95 %: the accuracy of one more model on the same
+    questions), tau (the standard deviation between models, less what single questions make of it), p (that all models are
+    equally good on such questions), p_holm (over all rows), smallest, largest, chance, n.
+
+    Intervals are of few models, so they are wide: "not shown" is not "not so". Raises as `score_answers` does, and
+    `InputError` for answers of one model, or to other questions for some.
+    """
+    import pandas as pd
+
+    rows = []
+    checked_choice(by, "by", _BY)
+    frames = _by_model(answers, "answers")
+    if len(frames) < 2:
+        raise InputError(f"answers of 1 model, {frames[0]['model'].iloc[0]!r}: expected those of two and more")
+    for keys, chosen in _parts(frames[0], by):
+        part = frames[0][chosen]
+        hits, scenes_of = _hits([frame[chosen] for frame in frames]), part["scene"].to_numpy()
+        share, right = crossed_share(hits, scenes_of), hits.double().mean(dim=1)
+        found = random_effects(right, _own_errors(hits, scenes_of))
+        bounds = share.low, share.high, found.next_low.clamp(min=0), found.next_high.clamp(max=1)
+        numbers = share.value, *bounds, found.tau2.sqrt(), found.p, right.min(), right.max(), _chance(part)
+        rows.append([*keys, len(frames), *map(float, numbers), len(part)])
+    names = ("accuracy", "low", "high", "next_low", "next_high", "tau", "p", "smallest", "largest", "chance", "n")
+    frame = pd.DataFrame(rows, columns=[*_names(by), "models", *names])
+    frame.insert(frame.columns.get_loc("p") + 1, "p_holm", holm(frame["p"]))
+    return frame
 
 
 def compare_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
@@ -122,34 +173,48 @@ def compare_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "kind")
     (Holm over all rows), n (the number of questions): `interp.statistics.paired_change` with scenes as groups, so a kind has
     McNemar's p, and several kinds the sign-flips of scenes.
 
-    The order of the rows is free. Raises `InputError` where the two frames have other questions, and as `score_answers` does.
+    `after` may have answers of several models, such as toys of five seeds after some change, and `before` those of one model, or
+    of as many in the same order. Then the change is the mean over models, and its bounds and p are over other models and
+    other scenes (`interp.statistics.crossed_change`).
+
+    The order of the rows is free. Raises `InputError` where frames have other questions or do not fit in their numbers of
+    models, and as `score_answers` does.
     """
     import pandas as pd
 
-    checked_choice(by, "by", ("kind", "group"))
-    same = ["modality", "scene", "kind", "answer"]
-    before, after = (
-        _checked_answers(each, name).sort_values(same, ignore_index=True)
-        for each, name in ((before, "before"), (after, "after"))
-    )
-    if not before[same].equals(after[same]):
+    checked_choice(by, "by", _BY)
+    befores, afters = _by_model(before, "before"), _by_model(after, "after")
+    if not befores[0][_SAME].equals(afters[0][_SAME]):
         raise InputError(
-            f"the {len(before)} answers before and {len(after)} after are not to the same questions: expected answer_questions "
-            "of two models with the same n, seed and split"
+            f"the {len(befores[0])} answers before and {len(afters[0])} after are not to the same questions: expected "
+            "answer_questions of two models with the same n, seed and split"
+        )
+    if len(befores) not in (1, len(afters)):
+        raise InputError(
+            f"{len(befores)} models before and {len(afters)} after: expected one before, or as many as after"
         )
     rows = []
-    for (keys, one), (_, other) in zip(_parts(before, by), _parts(after, by), strict=True):
-        change = paired_change(_hits(one), _hits(other), one["scene"].to_numpy())
-        numbers = (change.before, change.after, change.difference, change.low, change.high, change.p)
-        rows.append([*keys, *map(float, numbers), len(one)])
-    names = ["modality", "group", *(("kind",) if by == "kind" else ())]
-    frame = pd.DataFrame(rows, columns=[*names, "before", "after", "difference", "low", "high", "p", "n"])
+    for keys, chosen in _parts(befores[0], by):
+        one, other = (_hits([frame[chosen] for frame in frames]) for frames in (befores, afters))
+        scenes_of = befores[0][chosen]["scene"].to_numpy()
+        if len(afters) > 1:
+            crossed = crossed_change(one, other, scenes_of)
+            numbers = one.double().mean(), other.double().mean(), crossed.value, crossed.low, crossed.high, crossed.p
+        else:
+            change = paired_change(one[0], other[0], scenes_of)
+            numbers = change.before, change.after, change.difference, change.low, change.high, change.p
+        rows.append([*keys, *map(float, numbers), one.shape[1]])
+    frame = pd.DataFrame(rows, columns=[*_names(by), "before", "after", "difference", "low", "high", "p", "n"])
     frame.insert(len(frame.columns) - 1, "p_holm", holm(frame["p"]))
     return frame
 
 
+def _names(by: str) -> list[str]:
+    return ["modality", "group", *(("kind",) if by == "kind" else ())]
+
+
 def _checked_answers(answers: Any, name: str) -> pd.DataFrame:
-    """The answers of one model, with the columns that `answer_questions` gives them."""
+    """Answers of any models, with the columns that `answer_questions` gives them."""
     import pandas as pd
 
     if not isinstance(answers, pd.DataFrame):
@@ -158,25 +223,53 @@ def _checked_answers(answers: Any, name: str) -> pd.DataFrame:
     if missing or answers.empty:
         seen = f"no column {missing[0]!r}" if missing else "no rows"
         raise InputError(f"{name} has {seen}: expected the frame that answer_questions returns")
-    models = answers["model"].unique().tolist()
-    if len(models) > 1:
-        raise InputError(f"{name} has answers of {len(models)} models, {shown(models)}: expected those of one")
     return answers
 
 
-def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
-    """The answers of each modality and kind or group, in the order of `KINDS`."""
+def _by_model(answers: Any, name: str) -> list[pd.DataFrame]:
+    """The answers of each model, in one order of the questions, which are the same for all."""
+    whole = _checked_answers(answers, name)
+    frames = [each.sort_values(_SAME, ignore_index=True) for _, each in whole.groupby("model", sort=False)]
+    for each in frames[1:]:
+        if not each[_SAME].equals(frames[0][_SAME]):
+            models = [frame["model"].iloc[0] for frame in (frames[0], each)]
+            raise InputError(
+                f"{name} of {models[0]!r} and {models[1]!r} are not to the same questions: expected one n, seed and split"
+            )
+    return frames
+
+
+def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, ...], Bool[np.ndarray, " row"]]]:
+    """The rows of each modality and kind or group, in the order of `KINDS`."""
     keys = {(Question(kind, "", "", "").group, *((kind,) if by == "kind" else ())): None for kind in KINDS}
     for modality in _MODALITIES:
         for key in keys:
-            columns = ("modality", "group", "kind")[: 1 + len(key)]
-            chosen = (answers[list(columns)] == (modality, *key)).all(axis=1)
+            chosen = (answers[_names(by)] == (modality, *key)).all(axis=1).to_numpy()
             if chosen.any():
-                yield (modality, *key), answers[chosen]
+                yield (modality, *key), chosen
 
 
-def _hits(part: pd.DataFrame) -> Bool[Tensor, " question"]:
-    return torch.tensor(part["right"].to_numpy(bool))
+def _chance(part: pd.DataFrame) -> float:
+    """The accuracy of the most common answer to each kind."""
+    return sum(each.value_counts().iloc[0] for _, each in part.groupby("kind")["answer"]) / len(part)
+
+
+def _own_errors(
+    hits: Bool[Tensor, "model question"], scenes_of: Int[np.ndarray, " question"]
+) -> Float[Tensor, " model"]:
+    """The standard error of an accuracy by what is peculiar to a model in single questions, the same for all models.
+
+    What all models find hard is no difference between them. The mean over n models has 1 / n of it in itself.
+    """
+    right = hits.double()
+    residuals = (right - right.mean(dim=0)).T
+    spread = Spread(residuals, torch.ones(len(residuals), dtype=torch.float64), unit_numbers(scenes_of, len(residuals)))
+    error = (spread.error.square().mean() * len(hits) / (len(hits) - 1)).sqrt()
+    return error.expand(len(hits))
+
+
+def _hits(parts: Sequence[pd.DataFrame]) -> Bool[Tensor, "model question"]:
+    return torch.stack([torch.tensor(part["right"].to_numpy(bool)) for part in parts])
 
 
 def _answers(

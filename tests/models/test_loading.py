@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import interp
-from interp.models import find_structure, loading
+from interp.models import find_structure, loading, toy_folders
 
 
 def test_toy_is_the_tuned_one(toy):
@@ -37,7 +37,13 @@ def test_dtype_is_taken(mixed):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("toy:huge", "'toy:huge' is not a toy: use 'toy' or one of toy:base, toy:stage1, toy:tuned"),
+        ("toy:huge", "'toy:huge' is not a toy: use 'toy' or one of toy:base, toy:stage1, toy:tuned, or toy:tuned@1 to"),
+        ("toy:tuned@5", "'toy:tuned@5' is not a toy"),
+        ("toy:tuned@0", "'toy:tuned@0' is not a toy"),
+        ("toy:tuned@", "'toy:tuned@' is not a toy"),
+        ("toy:tuned@one", "'toy:tuned@one' is not a toy"),
+        ("toy:base@1", "'toy:base@1' is not a toy"),
+        ("toy:stage1@1", "'toy:stage1@1' is not a toy"),
         ("no-such-folder", "'no-such-folder' cannot be loaded as a model"),
         ("no-such-owner/no-such-model", "cannot be loaded as a model for image-text-to-text"),
     ],
@@ -46,6 +52,22 @@ def test_names_that_are_no_model(name, words):
     with pytest.raises(interp.InputError, match=words) as caught:
         interp.load(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_toy_that_is_not_shipped_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(toy_folders, "WEIGHTS", tmp_path)
+    with pytest.raises(
+        interp.InputError, match=r"'toy:tuned@3' is not shipped: .*weights/tuned@3; .*--seed 3 --out DIR"
+    ) as caught:
+        interp.load("toy:tuned@3")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned@2").mkdir()
+    assert toy_folders.tuned_toys() == toy_folders.tuned_toys(2) == ("toy:tuned", "toy:tuned@2")
+    with pytest.raises(interp.InputError, match=r"^3 tuned toys: 2 are here, toy:tuned, toy:tuned@2; .* makes another"):
+        toy_folders.tuned_toys(3)
+    with pytest.raises(interp.InputError, match=r"^n=0"):
+        toy_folders.tuned_toys(0)
 
 
 def test_a_folder_that_is_no_model(tmp_path):
