@@ -91,7 +91,7 @@ def load(
     else:
         name = str(repo)
         source = _locate(repo, on_server)
-        wrapped = _open(source, processor, dispatch=not on_server, device=_device(device), **options)
+        wrapped = _open(source, processor, dispatch=not on_server, device=chosen_device(device), **options)
     vlm = VLM(
         send_inputs_where_it_runs(wrapped),
         find_structure(wrapped._module, structure),
@@ -134,7 +134,8 @@ def _locate(repo: Any, on_server: bool = False) -> str:
     return source
 
 
-def _device(device: str | torch.device) -> torch.device:
+def chosen_device(device: str | torch.device) -> torch.device:
+    """This device; for "auto" the first GPU, under torchrun the process's own, or the CPU where there is none."""
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -297,7 +298,7 @@ def check_in_hand(model: Any, device: str | torch.device, on_server: bool, optio
     place = run_device(model)
     if not on_server and place.type == "meta":
         raise InputError(f"the {kind} has no weights here, only the meta device: load them, or pass remote=True")
-    target = place if device == "auto" else _device(device)
+    target = place if device == "auto" else chosen_device(device)
     if (target.type, target.index or 0) != (place.type, place.index or 0):
         raise InputError(
             f"device={device!r}, but the {kind} is on {str(place)!r}: move it yourself, model.to({device!r})"
