@@ -76,8 +76,8 @@ class Pair(Display):
 
     def _mention(self, text: str) -> tuple[int, int]:
         """The range of the words in the question that say which object is meant: its digit, or its place."""
-        item, other = (scene.objects[self.changed] for scene in (self.clean, self.corrupted))
-        words = str(item.digit) if item.digit == other.digit else item.place
+        item = self.clean.objects[self.changed]
+        words = item.place if item.place in self.question.split() else str(item.digit)
         start = len(text) - len(self.question) + self.question.index(f" {words} ") + 1
         return start, start + len(words)
 
@@ -85,7 +85,9 @@ class Pair(Display):
         return iter((self.clean, self.corrupted, self.answer, self.other))
 
 
-def pairs(n: int, seed: int, change: str = "colour", split: str = "test", objects: int = 2) -> list[Pair]:
+def pairs(
+    n: int, seed: int, change: str = "colour", split: str = "test", objects: int = 2, by: str = "digit"
+) -> list[Pair]:
     """Draw `n` pairs of scenes with `objects` digits each that differ in the colour, digit or place of one object.
 
     >>> clean, corrupted, answer, other = pairs(1, seed=0)[0]
@@ -93,13 +95,17 @@ def pairs(n: int, seed: int, change: str = "colour", split: str = "test", object
     True
 
     Everything else is the same in both pictures, including glyphs and noise (a changed digit needs another glyph). The
-    objects of both scenes belong to `split`.
+    objects of both scenes belong to `split`. With `by="place"` the question about a colour names the object by its place
+    ("what colour is at top ?"). No toy was trained on that; the organism `circuit` answers it (`interp.toy.planted`).
 
-    Raises `InputError` for an unknown change or split, and if `change="place"` is combined with more than one object:
-    captions name objects in reading order, so moving one of several could change the order of the caption.
+    Raises `InputError` for an unknown change, split or `by`, for `by="place"` with another change, and if `change="place"` is
+    combined with more than one object: captions name objects in reading order, so moving one of several could change the order
+    of the caption.
     """
     checked_choice(change, "change", _CHANGES)
     checked_choice(split, "split", SPLITS)
+    if checked_choice(by, "by", ("digit", "place")) == "place" and change != "colour":
+        raise InputError(f"change={change!r}: expected change='colour' with by='place'")
     if change == "place" and objects != 1:
         raise InputError(f"objects={objects!r}: expected objects=1 for pairs that differ in place")
     rng = np.random.default_rng([checked_seed(seed), _CHANGES.index(change), 2])
@@ -108,6 +114,8 @@ def pairs(n: int, seed: int, change: str = "colour", split: str = "test", object
         scene = scenes(1, seed=int(rng.integers(2**31)), split=split, objects=objects)[0]
         pair = _vary(scene, change, split, rng)
         if pair is not None:
+            if by == "place":
+                pair = replace(pair, question=f"what colour is at {pair.clean.objects[pair.changed].place} ?")
             name = f"pair-{split}-{seed}-{len(rows)}"
             clean, corrupted = replace(pair.clean, id=f"{name}-clean"), replace(pair.corrupted, id=f"{name}-corrupted")
             rows.append(replace(pair, clean=clean, corrupted=corrupted))

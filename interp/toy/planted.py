@@ -38,7 +38,8 @@ def planted(name: str, seed: int = 0) -> Organism:
 def builders() -> dict[str, Builder]:
     """The function that builds each organism from a seed: a model in float32, and its truth."""
     # transformers' models take seconds to import, so they are imported where one is built.
+    from interp.toy.circuit_organism import circuit, no_circuit
     from interp.toy.sink_organism import sink
     from interp.toy.unmixed_organism import unmixed
 
-    return {"sink": sink, "unmixed": unmixed}
+    return {"circuit": circuit, "no_circuit": no_circuit, "sink": sink, "unmixed": unmixed}

@@ -28,7 +28,7 @@ PATCHES = SIZE // PATCH
 SPLITS = ("train", "test")
 _HELD_OUT = 0.2
 _COUNTS = {1: 0.25, 2: 0.5, 3: 0.25}
-_RGB = {
+TINTS = {
     "red": (235, 50, 50),
     "green": (50, 205, 60),
     "blue": (70, 90, 250),
@@ -116,7 +116,7 @@ def render(objects: Sequence[SceneObject], ink: np.ndarray, noise: int) -> np.nd
     for item, glyph in zip(objects, ink, strict=True):
         rows, columns = _cell(item)
         alpha = glyph[..., None]
-        tint = np.asarray(_RGB[item.colour], dtype=np.float32) * rng.uniform(0.85, 1.05)
+        tint = np.asarray(TINTS[item.colour], dtype=np.float32) * rng.uniform(0.85, 1.05)
         pixels[rows, columns] = pixels[rows, columns] * (1 - alpha) + tint * alpha
     return pixels.clip(0, 255).astype(np.uint8)
 

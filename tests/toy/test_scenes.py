@@ -124,6 +124,22 @@ def test_pairs_that_cannot_be_made():
         interp.toy.pairs(1, seed=0, change="size")
     with pytest.raises(interp.InputError, match="objects=2: expected objects=1"):
         interp.toy.pairs(1, seed=0, change="place", objects=2)
+    with pytest.raises(interp.InputError, match="by='name' is unknown"):
+        interp.toy.pairs(1, seed=0, by="name")
+    with pytest.raises(interp.InputError, match="change='digit': expected change='colour' with by='place'"):
+        interp.toy.pairs(1, seed=0, change="digit", by="place")
+
+
+def test_pairs_may_ask_for_a_colour_by_its_place(toy):
+    named, placed = (interp.toy.pairs(6, seed=8, by=by) for by in ("digit", "place"))
+    assert [tuple(pair) for pair in placed] == [tuple(pair) for pair in named]  # the scenes and the answers
+    for pair in placed:
+        place = pair.clean.objects[pair.changed].place
+        assert pair.question == f"what colour is at {place} ?"
+        for text, spans in ((pair.prompt, pair.spans), (pair.text_prompts[0], pair.text_spans[0])):
+            start, end = spans["mention"]
+            assert text[start:end] == place
+            assert start > len(text) - len(pair.question)
 
 
 @pytest.mark.parametrize(("change", "objects"), [("colour", 2), ("digit", 3), ("place", 1)])
