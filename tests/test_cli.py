@@ -14,6 +14,7 @@ from interp import cli
 from interp.cli import doctor_command
 from interp.errors import InterpError
 from interp.reports import demo as analyses
+from interp.reports import replication
 from interp.reports.demo import Size
 
 TINY = Size(shown=2, evaluated=4, named=4, pairs=2, candidates=8, probed=200, scenes=60, neighbours=10)
@@ -56,6 +57,9 @@ def asking(*more):
         (["demo", "--out", "/dev/null"], "'/dev/null' is not a regular file"),
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--seed", "many"], "--seed"),
+        (["demo", "--toys", "0"], "--toys"),
+        (["demo", "--toys", "99"], "99 tuned toys: "),
+        (asking("--toys", "2"), "--toys 2: expected it without --model"),
         (["demo", "--unknown"], "--unknown"),
         (["demo", "extra"], "extra"),
         (["doctor"], "model"),
@@ -117,9 +121,21 @@ def test_an_interruption_leaves_nothing_behind(folder, monkeypatch, capsys):
     assert list(folder.iterdir()) == []
 
 
-def test_the_demo_writes_its_report(folder, capfd, monkeypatch):
-    plain = analyses.analyse
-    monkeypatch.setattr(analyses, "analyse", lambda *args, **options: plain(*args, size=TINY, **options))
+@pytest.fixture(scope="module")
+def analysed():
+    """Demos of little data by their seed, each made once."""
+    plain, done = analyses.analyse, {}
+
+    def analyse(stage1, tuned, *, seed, step):
+        if seed not in done:
+            done[seed] = plain(stage1, tuned, size=TINY, seed=seed, step=step)
+        return done[seed]
+
+    return analyse
+
+
+def test_the_demo_writes_its_report(folder, capfd, monkeypatch, analysed):
+    monkeypatch.setattr(analyses, "analyse", analysed)
     assert cli.run(["demo", "--out", "report.html", "--seed", "5", "--device", "cpu"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
@@ -128,6 +144,21 @@ def test_the_demo_writes_its_report(folder, capfd, monkeypatch):
     html = (folder / "report.html").read_text()
     assert "seed 5" in html
     assert [item.name for item in folder.iterdir()] == ["report.html"]
+
+
+def test_the_demo_says_what_holds_over_toys(folder, capfd, monkeypatch, analysed):
+    """Here the other toy is an earlier checkpoint, so that the test holds for any number of seeds that are shipped."""
+    plain = replication.replicate
+    monkeypatch.setattr(analyses, "analyse", analysed)
+    monkeypatch.setattr(replication, "replicate", lambda *args, **options: plain(*args, size=TINY, **options))
+    monkeypatch.setattr(interp.toy, "tuned_toys", lambda n: ("toy:tuned", "toy:stage1")[:n])
+    assert cli.run(["demo", "--out", "report.html", "--toys", "2", "--seed", "5", "--device", "cpu"]) == 0
+    out = capfd.readouterr().out
+    assert "over 2 toys" in out
+    assert "perception questions from image" in out.partition("over 2 toys")[2]
+    html = (folder / "report.html").read_text()
+    assert "The same in 2 toys" in html
+    assert "toy:tuned, toy:stage1 are made by" in html
 
 
 def test_the_demo_takes_a_model_a_picture_and_a_question(folder, capfd):

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.activations import capture
 from interp.geometry import (
     AlignmentMatrix,
     BypassResult,
@@ -36,9 +35,10 @@ from interp.lens import LensResult, logit_lens
 from interp.models.running.threads import few_threads
 from interp.patching import PatchResult, logit_difference, patch_sweep
 from interp.patching.metrics import Metric, bind_to_batches
-from interp.probes import ProbeResult, probe_layers, wilson_interval
+from interp.probes import ProbeResult, wilson_interval
 from interp.reports.hand_over import HandOver, hand_over
-from interp.toy import Pair, Question, Scene, SceneDataset, SceneObject, pairs, scenes
+from interp.reports.scene_states import MODALITIES, POOLED, capture_states, distinct_scenes, probe, tower_states
+from interp.toy import Pair, Question, SceneDataset, SceneObject, pairs, scenes
 from interp.toy.evaluate import answer_questions, score_answers
 from interp.toy.language import PLACES
 
@@ -46,14 +46,9 @@ if TYPE_CHECKING:
     from interp.models import VLM, Batch
 
 STAGE1, TUNED = "toy:stage1", "toy:tuned"
-MODALITIES = ("image", "caption")
-PROPERTIES = ("digit", "colour")
 GROUPS = ("image", "question", "last")
 STEPS = ("questions", "logit lens", "patching", "states of scenes", "probes", "geometry")
 NEIGHBOURS = 30
-POOLED = (
-    4  # tokens in each mean, where images are compared with captions: a picture has 36 tokens, a caption about nine
-)
 _BATCH = 64
 
 
@@ -173,9 +168,9 @@ class Demo:
         }.items():
             numbers |= {f"{analysis}/{name}": curve.rows() for name, curve in curves.items()}
         for model, probes in self.probes.items():
-            for (what, modality), probe in probes.items():
-                assert probe.control is not None
-                rows = [probe.accuracy, probe.low, probe.high, probe.control]
+            for (what, modality), of_states in probes.items():
+                assert of_states.control is not None
+                rows = [of_states.accuracy, of_states.low, of_states.high, of_states.control]
                 numbers[f"probes/{model}/{what} from {modality}"] = torch.stack([row.double() for row in rows])
         for model, geometry in self.geometry.items():
             matrix = geometry.alignment
@@ -218,11 +213,11 @@ def analyse(
 
         step("states of scenes")
         paired = distinct_scenes(size.scenes, seed)
-        states = {name: _states(vlm, paired) for name, vlm in models.items()}
-        matched = {name: _states(vlm, paired, f"mean:{POOLED}", seed) for name, vlm in models.items()}
-        tower = _tower(tuned, paired, seed)
+        states = {name: capture_states(vlm, paired) for name, vlm in models.items()}
+        matched = {name: capture_states(vlm, paired, f"mean:{POOLED}", seed) for name, vlm in models.items()}
+        tower = tower_states(tuned, paired, seed)
         single = scenes(size.probed, seed + 4, objects=1)
-        single_states = {name: _states(vlm, single) for name, vlm in models.items()}
+        single_states = {name: capture_states(vlm, single) for name, vlm in models.items()}
 
         step("probes")
         probes = {name: probe(of_model, single, seed) for name, of_model in single_states.items()}
@@ -336,20 +331,28 @@ def patch(vlm: VLM, size: Size, seed: int) -> Patching:
     The pairs are chosen from those that the model answers correctly for both pictures. In all of them the changed object is
     at the same place, so that a column of the heatmap is the same patch of the picture in each pair.
     """
+    chosen, answered = choose_pairs(vlm, size, seed)
+    sweep = patch_sweep(vlm, *_batches(vlm, chosen), metric=_preference(chosen))
+    groups, over = patch_groups(vlm, chosen)
+    place = PLACES[_place(chosen[0])]
+    return Patching(chosen, sweep, groups, _position_labels(sweep, chosen), place, answered, over)
+
+
+def choose_pairs(vlm: VLM, size: Size, seed: int) -> tuple[tuple[Pair, ...], int]:
+    """The pairs that `patch` takes, and how many of the candidates are answered correctly for both pictures."""
     candidates = pairs(size.candidates, seed + 3)
     right = _answers_both(vlm, candidates)
     usable = [pair for pair, both in zip(candidates, right, strict=True) if both] or candidates
     place = Counter(map(_place, usable)).most_common(1)[0][0]
-    chosen = [pair for pair in usable if _place(pair) == place][: size.pairs]
-    clean, corrupted = _batches(vlm, chosen)
-    metric = _preference(chosen)
-    sweep = patch_sweep(vlm, clean, corrupted, metric=metric)
-    of_groups = patch_sweep(vlm, clean, corrupted, positions=list(GROUPS), metric=metric)
-    effects = torch.stack([of_groups.effect, of_groups.low, of_groups.high])
-    groups = {name: Curve(*effects[:, :, index]) for index, name in enumerate(GROUPS)}
-    labels = _position_labels(sweep, chosen)
-    image, last = (of_groups.per_row[:, :, GROUPS.index(name)] for name in ("image", "last"))
-    return Patching(tuple(chosen), sweep, groups, labels, PLACES[place], sum(right), hand_over(image, last))
+    return tuple([pair for pair in usable if _place(pair) == place][: size.pairs]), sum(right)
+
+
+def patch_groups(vlm: VLM, chosen: Sequence[Pair]) -> tuple[dict[str, Curve], HandOver]:
+    """The effect of all positions of a group at each layer, and the depth at which the answer moves to the last token."""
+    sweep = patch_sweep(vlm, *_batches(vlm, chosen), positions=list(GROUPS), metric=_preference(chosen))
+    effects = torch.stack([sweep.effect, sweep.low, sweep.high])
+    image, last = (sweep.per_row[:, :, GROUPS.index(name)] for name in ("image", "last"))
+    return {name: Curve(*effects[:, :, index]) for index, name in enumerate(GROUPS)}, hand_over(image, last)
 
 
 def _place(pair: Pair) -> int:
@@ -389,44 +392,7 @@ def _position_labels(sweep: PatchResult, chosen: Sequence[Pair]) -> tuple[str, .
     )
 
 
-# States, probes and geometry -----------------------------------------------------------------------------------------------
-
-
-def distinct_scenes(n: int, seed: int) -> SceneDataset:
-    """Up to `n` scenes whose captions differ in more than the order of their words.
-
-    "a red 3 and a blue 7" and "a blue 3 and a red 7" have the same mean embedding, and equal points have no intrinsic
-    dimension.
-    """
-    by_words: dict[tuple[str, ...], Scene] = {}
-    for scene in scenes(n, seed + 5, distinct=True):
-        by_words.setdefault(tuple(sorted(scene.caption.split())), scene)
-    return SceneDataset(tuple(by_words.values()))
-
-
-def _states(vlm: VLM, data: SceneDataset, reduce: str = "mean", seed: int = 0) -> dict[str, Tensor]:
-    """The mean state of each picture's image tokens and of each caption's words: `[state, scene, feature]` by modality."""
-    how: dict[str, Any] = {"reduce": reduce, "seed": seed, "batch_size": _BATCH, "progress": False}
-    sources = {"image": (data, "image"), "caption": (data.captions(), "text")}
-    return {
-        modality: capture(vlm, source, positions=where, **how)["resid"] for modality, (source, where) in sources.items()
-    }
-
-
-def probe(states: Mapping[str, Tensor], data: SceneDataset, seed: int) -> dict[tuple[str, str], ProbeResult]:
-    """Probe digit and colour in scenes of one object; no combination of digit, colour and place is in both splits."""
-    captions = [scene.caption for scene in data]
-    return {
-        (what, modality): probe_layers(states[modality], data.labels[what], groups=captions, seed=seed)
-        for what in PROPERTIES
-        for modality in MODALITIES
-    }
-
-
-def _tower(vlm: VLM, data: SceneDataset, seed: int) -> Tensor:
-    """Mean states of `POOLED` patches as they enter and as they leave the image tower: vision before the language model."""
-    how: dict[str, Any] = {"reduce": f"mean:{POOLED}", "seed": seed, "batch_size": _BATCH, "progress": False}
-    return capture(vlm, data, sites=("vision",), positions="image", **how)["vision"][[0, -1]]
+# Geometry ----------------------------------------------------------------------------------------------------------------
 
 
 def _geometry(

@@ -19,7 +19,7 @@ from interp.plots import (
     series_figure,
 )
 from interp.plots.series import Series
-from interp.reports.demo import MODALITIES, POOLED, PROPERTIES, STAGE1, TUNED, Curve, Demo, group_of, grouped_accuracy
+from interp.reports.demo import STAGE1, TUNED, Curve, Demo, group_of, grouped_accuracy
 from interp.reports.findings import TAU, Finding, decision, findings, first_above, paragraph
 from interp.reports.page import (
     ColumnsBlock,
@@ -33,11 +33,14 @@ from interp.reports.page import (
     TextBlock,
     footer_text,
 )
+from interp.reports.replication_page import replication_section
+from interp.reports.scene_states import MODALITIES, POOLED, PROPERTIES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.probes import ProbeResult
+    from interp.reports.replication import Replication
 
 _GROUP_NAMES = {"image": "image tokens", "question": "words of the question", "last": "last token"}
 _HALF_SAMPLES = "Bands are 95 % intervals from half-samples."
@@ -45,8 +48,8 @@ UNITS = {"phase": " layers", "patching": " of the depth"}
 DIMENSION_CAPTION = "Two-nearest-neighbours estimate. Bars are one standard error, rings are known to be too low."
 
 
-def demo_page(demo: Demo) -> Page:
-    """The report of a demo."""
+def demo_page(demo: Demo, replication: Replication | None = None) -> Page:
+    """The report of a demo, with toys of other seeds where there are any."""
     results = findings(demo)
     return Page(
         title="How a vision-language model represents images and captions",
@@ -62,6 +65,7 @@ def demo_page(demo: Demo) -> Page:
             _patching(demo),
             _probes(demo),
             _geometry(demo),
+            *([] if replication is None else [replication_section(replication)]),
         ],
         footer=footer_text(f"interp demo, seed {demo.seed}"),
     )

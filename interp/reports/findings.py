@@ -16,8 +16,9 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from interp.geometry import phase_change
-from interp.reports.demo import MODALITIES, PROPERTIES, STAGE1, TUNED, group_of, grouped_accuracy
+from interp.reports.demo import STAGE1, TUNED, group_of, grouped_accuracy
 from interp.reports.hand_over import BAND
+from interp.reports.scene_states import MODALITIES, PROPERTIES
 from interp.statistics import Verdict, holm, verdict
 from interp.statistics.half_samples import NORMAL_95
 from interp.toy.evaluate import compare_answers

@@ -132,7 +132,7 @@ def test_the_paragraph_has_every_finding_and_judges_every_claim(demo):
 
 def test_images_and_captions_are_compared_by_means_of_equally_many_tokens(toy):
     data = distinct_scenes(12, seed=0)
-    states = analyses._states(toy, data, f"mean:{analyses.POOLED}", 0)
+    states = analyses.capture_states(toy, data, f"mean:{analyses.POOLED}", 0)
     every = interp.capture(toy, data, positions="image", reduce="none", progress=False)
     first = every["resid"][8][every.rows == 0]
     means = first[torch.tensor(list(itertools.combinations(range(36), 4)))].mean(dim=1)
