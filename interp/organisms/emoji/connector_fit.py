@@ -1,8 +1,8 @@
 """The connector's first fit: each patch comes near the words for what stands there, without the decoder.
 
-A connector with random weights gives the decoder nothing that it could read, and captions alone move it slowly: the gradient has to
-come back through all layers. So the connector is first fitted to the decoder's own word embeddings, which costs
-a thousandth of that. The target at a patch is the mean embedding of the tokens of the thing's name, or of the ground's colour.
+A connector with random weights gives the decoder nothing that it could read, and captions alone move it slowly: their gradient
+comes back through all layers. So the connector is first fitted to the decoder's own word embeddings, at a thousandth of the
+cost. The target at a patch is the mean embedding of the tokens of the thing's name, or of the ground's colour.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def name_embeddings(embeddings: nn.Embedding, tokenizer: object) -> Float[Tensor
 class FitLessons(torch.utils.data.Dataset):
     """A batch of new pictures for each step: what the frozen tower makes of their patches, and the number of the target."""
 
-    def __init__(self, tower: nn.Module, steps: int, batch: int, seed: int) -> None:
-        self.tower, self.steps, self.batch, self.seed = tower, steps, batch, seed
+    def __init__(self, tower: nn.Module, steps: int, batch: int, seed: int, split: str = "train") -> None:
+        self.tower, self.steps, self.batch, self.seed, self.split = tower, steps, batch, seed, split
 
     def __len__(self) -> int:
         return self.steps
 
     @torch.no_grad()
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        drawn = pictures(self.batch, seed=self.seed * 1_000_000 + 500_000 + step, split="train")
+        drawn = pictures(self.batch, seed=self.seed * 1_000_000 + 500_000 + step, split=self.split)
         labels = patch_labels(drawn)
         states = self.tower(pixel_values=tower_pixels(drawn)).last_hidden_state[:, 1:]
         ground = labels["names"] == len(catalogue())
@@ -47,7 +47,8 @@ class FitLessons(torch.utils.data.Dataset):
 
 class ConnectorFit(nn.Module):
     """A connector and its targets. The loss is the squared error in units of the targets' variance, plus the cross-entropy of
-    the target among all of them, by cosine: the nearest name shall be the right one.
+    the target among all of them, by cosine: the nearest name shall be the right one. A patch of the ground, of which there are
+    many, counts a fifth of a thing's.
     """
 
     def __init__(self, connector: nn.Module, targets: Float[Tensor, "name feature"]) -> None:
@@ -56,10 +57,20 @@ class ConnectorFit(nn.Module):
         self.register_buffer("table", targets, persistent=False)
 
     def forward(self, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch of patches; half of the weight is on things, half on the ground's patches."""
+        """The loss of a batch of patches."""
         weights = torch.where(targets < len(catalogue()), 1.0, 0.2)
         made = self.connector(states)
         error = mse_loss(made, self.table[targets], reduction="none").mean(dim=-1) / self.table.var()
-        scores = normalize(made, dim=-1) @ normalize(self.table, dim=-1).T / _TEMPERATURE
+        scores = self._cosines(made) / _TEMPERATURE
         loss = error + cross_entropy(scores, targets, reduction="none")
-        return {"loss": (loss * weights).sum() / weights.sum(), "scores": scores}
+        return {"loss": (loss * weights).sum() / weights.sum()}
+
+    @torch.no_grad()
+    def nearest(self, states: Tensor, targets: Tensor) -> tuple[float, float]:
+        """The share of patches of things, and of the ground, whose nearest target is the right one."""
+        right = self._cosines(self.connector(states)).argmax(dim=-1) == targets
+        things = targets < len(catalogue())
+        return float(right[things].float().mean()), float(right[~things].float().mean())
+
+    def _cosines(self, made: Tensor) -> Tensor:
+        return normalize(made, dim=-1) @ normalize(self.table, dim=-1).T

@@ -4,8 +4,9 @@ For the image tower a picture has 4 x 4 patches of 16 pixels. A large thing stan
 quarter, four patches: the place of a thing is its quarter, and two things stand in different ones. Scale, angle, shade and
 exact place vary, and so do the shade of the ground and its noise.
 
-For each emoji two of the eight grounds are held out: the first thing of a test picture stands on a ground on which no training
-picture has it. The drawing itself is one of those of training; with `style`, it is another artist's.
+For each emoji two of the eight grounds are held out: the first thing of a test picture stands on a ground on which no picture
+has it that connector or language model were trained with. The image tower, like any that a VLM is built on, has seen all
+combinations (the split "tower"). The drawing itself is one of those of training; with `style`, it is another artist's.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ GROUNDS = {
     "blue": (50, 80, 205),
     "pink": (240, 150, 190),
 }
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "tower")
 _HELD_OUT = 2  # grounds of each emoji
 _LARGE, _SMALL = (38, 60), (24, 30)  # pixels, from and to
 _TWO, _ONE_SMALL = 0.4, 0.3  # the share of pictures with two things; of those with one, the share with a small thing
@@ -84,7 +85,8 @@ def pictures(
     >>> picture.image.size, picture.ground, [(thing.emoji.name, thing.place) for thing in picture.things]
     ((64, 64), 'gray', [('Japanese "congratulations" button', 'top right')])
 
-    Each emoji comes equally often, to within one. `style` is the file of another atlas, see `interp.organisms.emoji.atlas`.
+    `split` is "train", "test" or "tower". Each emoji comes equally often, to within one. `style` is the file of another atlas,
+    see `interp.organisms.emoji.atlas`.
 
     Raises `InputError` for a number, a seed or a split that cannot be used, and an atlas that cannot be read.
     """
@@ -119,8 +121,8 @@ def _drawn(
     if count == 2:
         chosen.append(next(number for number in numbers if number != chosen[0]))
     held_out = held_out_grounds()[chosen]
-    allowed = held_out[0] if split == "test" else ~held_out.any(dim=0)
-    ground = list(GROUNDS)[rng.choice(allowed.nonzero().flatten().numpy())]
+    allowed = {"test": held_out[0], "train": ~held_out.any(dim=0), "tower": torch.ones(len(GROUNDS), dtype=torch.bool)}
+    ground = list(GROUNDS)[rng.choice(allowed[split].nonzero().flatten().numpy())]
     small = count == 2 or rng.random() < _ONE_SMALL
     quarters = sorted(rng.choice(4, size=count, replace=False).tolist()) if small else [4]
     canvas = _ground(rng, ground)

@@ -4,6 +4,10 @@ CLIP's architecture, trained from nothing: 6 layers, width 192, 16 patches of 16
 which are discarded afterwards, predict at each patch the name of the thing there (or that it is the ground), its group, and
 the colour of the ground. So what the connector reads at a patch is about that patch, and the name of a thing stands at every
 patch of it.
+
+The training has two parts. After the first, with the grounds of the training split, the tower named 89 % of the things in such
+pictures and 68 % of those on grounds that were held out: it had learned things together with what surrounds them. In the
+second part it sees every emoji on all grounds.
 """
 
 from __future__ import annotations
@@ -53,14 +57,14 @@ def patch_labels(drawn: list[EmojiPicture]) -> dict[str, Int[Tensor, "picture pa
 class TowerLessons(torch.utils.data.Dataset):
     """A batch of new pictures for each step: their pixels and the labels of their patches."""
 
-    def __init__(self, steps: int, batch: int, seed: int) -> None:
-        self.steps, self.batch, self.seed = steps, batch, seed
+    def __init__(self, steps: int, batch: int, seed: int, split: str) -> None:
+        self.steps, self.batch, self.seed, self.split = steps, batch, seed, split
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        drawn = pictures(self.batch, seed=self.seed * 1_000_000 + step, split="train")
+        drawn = pictures(self.batch, seed=self.seed * 1_000_000 + step, split=self.split)
         return {"pixel_values": tower_pixels(drawn), **patch_labels(drawn)}
 
 
