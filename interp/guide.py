@@ -37,6 +37,12 @@ QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
         "toy",
     ),
     ("test a detector on a model whose truth is known", "toy", "planted", "organisms"),
+    (
+        "load a real language model that reads pictures of emoji, and draw these",
+        "organisms.emoji",
+        "load pictures conversations captions assembled without_template",
+        "organisms",
+    ),
     ("change a run: write or remove states", "interventions", "Patch Ablate Skip", "conventions"),
     ("change a run: cut or reweigh attention", "interventions", "Knockout Truncate Reweight", "conventions"),
     ("change a run: add or remove a direction, scale", "interventions", "Steer Project Scale", "conventions"),

