@@ -2,7 +2,7 @@
 
 The state of a sink dwarfs those of other tokens (`interp.models.running.sinks` has the rule), so a mean with one of them, or
 a cloud with a few, shows little else. A capture reads the norms of its states along the way and counts such rows. The counts
-of batches and shards add up, and become a note in the provenance.
+of batches and shards add up, and become a note in the provenance. Lenses and readouts count and note them the same way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from interp.models.running.steps import Read, reads_of_states
 # Rows with sinks, the largest ratio and the state at which it is, and the names of positions without them. In a manifest.
 SinkCount = Mapping[str, Any]
 _KEY = "norms"
+OUTWEIGH = "which outweigh all else in means and distances"
 
 
 def reads_for_sinks(vlm: VLM, sites: Mapping[str, Sequence[int]], edits: Sequence[Edit]) -> list[Read]:
@@ -35,7 +36,7 @@ def count_sinks(
     batch: Batch,
     edits: Sequence[Edit],
     reads: Sequence[Read],
-    values: Mapping[Any, Tensor],
+    values: Mapping[Any, Any],
     mask: Bool[Tensor, "batch seq"],
 ) -> SinkCount | None:
     """The count of a batch from what these reads gave, at the positions of the mask; None without sinks."""
@@ -68,14 +69,24 @@ def add_counts(counts: Iterable[SinkCount | None]) -> SinkCount | None:
     return {**largest, "rows": sum(count["rows"] for count in known), "without": names}
 
 
-def note_of(count: SinkCount, rows: int) -> str:
-    """The count as a line of a provenance; `rows` are all of the capture."""
+def reads_of_norms(vlm: VLM, edits: Sequence[Edit]) -> list[Read]:
+    """The reads of the norms of all states."""
+    return reads_for_sinks(vlm, {"resid": range(vlm.structure.n_layers + 1)}, edits)
+
+
+def notes_of_sinks(count: SinkCount | None, rows: int, effect: str = OUTWEIGH) -> tuple[str, ...]:
+    """The note of a count; none without sinks."""
+    return () if count is None else (note_of(count, rows, effect),)
+
+
+def note_of(count: SinkCount, rows: int, effect: str = OUTWEIGH) -> str:
+    """The count as a line of a provenance; `rows` are all of the capture, and `effect` is what sinks do to its numbers."""
     names = " and ".join(f'positions="{name}"' for name in count["without"])
     instead = (
         f"{names} leaves them out" if names else "the interventions make them, so no name of positions leaves them out"
     )
     return (
         f"tokens of outlying norm (attention sinks) are among the positions in {count['rows']} of {rows} rows, with norms of "
-        f"up to {count['ratio']:g} times the usual one (state {count['state']}), which outweigh all else in means and distances: "
+        f"up to {count['ratio']:g} times the usual one (state {count['state']}), {effect}: "
         f"{instead}"
     )

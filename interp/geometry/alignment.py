@@ -35,6 +35,7 @@ from interp.geometry.diagonal_peak import DiagonalPeak, peak_of
 from interp.geometry.layer_grids import NO_HALVES, LayerStacks, Resampling
 from interp.geometry.matrix_change import MatrixChange, change_of
 from interp.geometry.nuisance import fingerprint_of_strata, notes_of_pooling, notes_of_strata, strata_of
+from interp.geometry.outlying import notes_of_captures
 from interp.geometry.phase import LEVEL, phase_of
 from interp.geometry.preprocessing import prepared_states
 from interp.geometry.registry import measure_of
@@ -273,6 +274,7 @@ def alignment_matrix(
                 *_notes_of_few(draws),
                 *notes_of_strata(resampling.strata),
                 *notes_of_pooling(visual, textual),
+                *notes_of_captures(visual=visual, textual=textual),
             ),
         ),
     )

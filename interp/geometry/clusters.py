@@ -40,6 +40,8 @@ from interp.errors import InputError
 from interp.geometry.clouds import checked_within
 from interp.geometry.density import REACH, density_of, graph_for, volume_dimension
 from interp.geometry.neighbors import Graph
+from interp.geometry.outlying import notes_of_outlying
+from interp.provenance import Provenance
 from interp.results import Result
 from interp.statistics.categories import Labels, read_labels
 
@@ -164,6 +166,7 @@ def find_peaks(
         dimension=d,
         z=z,
         density=density,
+        provenance=Provenance(notes=notes_of_outlying(x=x)),
     )
 
 

@@ -32,6 +32,7 @@ from interp.geometry.copies import distinct_rows, duplicates
 from interp.geometry.layer_grids import NO_HALVES, Resampling
 from interp.geometry.modality import FIELDS, modality_gap
 from interp.geometry.nuisance import notes_of_pooling, notes_of_strata, strata_of
+from interp.geometry.outlying import notes_of_captures
 from interp.geometry.overlap import label_classes
 from interp.geometry.paired_samples import NumberSamples, frame_of_changes
 from interp.geometry.preprocessing import prepared_states
@@ -236,7 +237,13 @@ def compare(
     names = [measure.name for measure in measures]
     readings.sort(key=lambda each: (names.index(each.measure), each.modality, each.state))
     out = dropped.nonzero().flatten()
-    notes = (*notes, *_notes_of_dimensions(readings), *notes_of_strata(within), *notes_of_pooling(visual, textual))
+    notes = (
+        *notes,
+        *_notes_of_dimensions(readings),
+        *notes_of_strata(within),
+        *notes_of_pooling(visual, textual),
+        *notes_of_captures(visual=visual, textual=textual),
+    )
     if len(out):
         notes = (f"{len(out)} of {len(dropped)} examples repeat others and were left out", *notes)
     numbers = {name: torch.tensor([getattr(each, name) for each in readings], dtype=torch.float64) for name in _NUMBERS}

@@ -35,6 +35,7 @@ from interp.geometry.clouds import Cloud, as_pair
 from interp.geometry.copies import duplicates
 from interp.geometry.dimension import levina_bickel, two_nn
 from interp.geometry.neighbors import blocks, ready
+from interp.geometry.outlying import notes_of_outlying
 from interp.progress import progress_bar
 from interp.provenance import Provenance
 from interp.results import Result
@@ -127,7 +128,8 @@ def id_correlation(
     p = permutation_p(sum(dimension <= joint for dimension in shuffled), permutations) if permutations else math.nan
     value, *null = ((d_x + d_y - dimension) / max(d_x, d_y) for dimension in (joint, *shuffled))
     under = torch.tensor(null, dtype=torch.float64)
-    return IdCorrelation(value, p, d_x, d_y, joint, under, n, method, provenance=Provenance(seed=seed))
+    provenance = Provenance(seed=seed, notes=notes_of_outlying(x=first, y=second))
+    return IdCorrelation(value, p, d_x, d_y, joint, under, n, method, provenance=provenance)
 
 
 def _standardised(cloud: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n e"]:

@@ -17,7 +17,7 @@ d, so an error in the dimension stretches all of them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -29,6 +29,8 @@ from interp.errors import InputError
 from interp.geometry.clouds import check_k, checked_within
 from interp.geometry.dimension import intrinsic_dimension
 from interp.geometry.neighbors import Graph, Neighbors, graph_of, refuse_copies, size_of
+from interp.geometry.outlying import notes_of_outlying
+from interp.provenance import Provenance
 from interp.results import Result
 
 METHODS = ("knn", "pak")
@@ -80,7 +82,8 @@ def log_density(
     between which the volume is 0: drop them in all paired clouds jointly with `distinct_rows`.
     """
     neighbors = graph_for(x, k, dimension, method, metric, 1 if method == "knn" else REACH)
-    return density_of(neighbors, k, volume_dimension(neighbors, dimension), method)
+    density = density_of(neighbors, k, volume_dimension(neighbors, dimension), method)
+    return replace(density, provenance=Provenance(notes=notes_of_outlying(x=x)))
 
 
 def graph_for(x: Graph, k: int, dimension: float | None, method: str, metric: str, reach: int) -> Neighbors:

@@ -33,6 +33,7 @@ from interp.arguments import checked_choice, checked_int
 from interp.errors import InputError, shown
 from interp.geometry.clouds import as_cloud, check_k, checked_within
 from interp.geometry.neighbors import Graph, Neighbors, graph_of, level, refuse_copies, size_of
+from interp.geometry.outlying import notes_of_outlying
 from interp.geometry.preprocessing import PREPROCESS, notes_of_massive, preprocess
 from interp.results import Result
 
@@ -53,8 +54,8 @@ class Estimate(Result):
     `ranks` are the two neighbours with the ratio of distances, and `reach` is the scale as a part of the distance of any two
     points (the root of its mean square). `twins` is the number of points whose nearest neighbour is over 50 times nearer than
     the next, for estimates that use it; in one dimension that is 2 % of points by chance, in more it is less. `preprocess` is
-    what was done to the cloud, and `massive` a note of features that make up most of its distances. `independent_error` is the
-    error if no two points shared neighbours.
+    what was done to the cloud, and `massive` a note of the few features or rows that make up most of its distances.
+    `independent_error` is the error if no two points shared neighbours.
     """
 
     value: float
@@ -217,7 +218,7 @@ def _prepared(x: Graph, how: str) -> tuple[Graph, dict[str, Any]]:
             )
         return x, {}
     cloud = preprocess(as_cloud(x), how)
-    return cloud, {"preprocess": how, "massive": "".join(notes_of_massive(x=cloud))}
+    return cloud, {"preprocess": how, "massive": "; ".join((*notes_of_outlying(x=cloud), *notes_of_massive(x=cloud)))}
 
 
 def _graph(x: Graph, first: int, last: int, metric: str) -> Neighbors:

@@ -29,6 +29,7 @@ from torch import Tensor
 from interp.arguments import checked_int
 from interp.geometry.clouds import Cloud, as_pair, check_one_space
 from interp.geometry.neighbors import blocks
+from interp.geometry.outlying import notes_of_outlying
 from interp.geometry.scaling import centred_pair, doubles, unit_rows
 from interp.provenance import Provenance
 from interp.results import Result
@@ -144,7 +145,7 @@ def modality_gap(
         n=n,
         shuffles=shuffles,
         folds=min(FOLDS, n),
-        provenance=Provenance(seed=seed),
+        provenance=Provenance(seed=seed, notes=notes_of_outlying(x=first, y=second)),
     )
 
 

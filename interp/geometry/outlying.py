@@ -3,11 +3,15 @@
 A few such rows decide a mean, a variance and every feature's spread, while neighbours hardly see them: each lies alone. So
 they are named, and left to the caller: are they part of what is measured? Captures note attention sinks among their
 positions, and ``positions="content"`` leaves them out. That note is the only sign where *every* row is a mean with a sink in
-it, for then no row is unlike the others.
+it, for then no row is unlike the others; so what takes activations hands on their notes. All results of this room have these
+notes. A measure that returns a bare number has no place for one: ask `outlying_rows` before.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -39,15 +43,23 @@ def outlying_rows(states: States) -> Int[Tensor, " row"]:
     return outlying.nonzero().flatten().cpu()
 
 
-def notes_of_outlying(**stacks: Tensor) -> tuple[str, ...]:
-    """A line for each stack `[state, example, feature]` that has outlying rows."""
+def notes_of_outlying(**stacks: Any) -> tuple[str, ...]:
+    """A line for each stack `[state, example, feature]`, or cloud, that has outlying rows; a graph of neighbours has no rows."""
     notes = []
     for name, stack in stacks.items():
+        if not isinstance(stack, Tensor | np.ndarray):
+            continue
         rows = outlying_rows(stack).tolist()
         if rows:
             first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
             notes.append(
-                f"{len(rows)} of {stack.shape[1]} {name} examples are over {LENGTHS:g} times as long as the median one, as "
+                f"{len(rows)} of {stack.shape[-2]} {name} examples are over {LENGTHS:g} times as long as the median one, as "
                 f"attention sinks are ({first}): drop what outlying_rows gives to measure without them"
             )
     return tuple(notes)
+
+
+def notes_of_captures(**sources: Any) -> tuple[str, ...]:
+    """The notes of those of the sources that are activations, each with its name: attention sinks among what was captured."""
+    provenances = ((name, getattr(source, "provenance", None)) for name, source in sources.items())
+    return tuple(f"{name}: {note}" for name, provenance in provenances for note in getattr(provenance, "notes", ()))

@@ -22,6 +22,7 @@ from interp.arguments import as_ints, checked_flag, checked_seed
 from interp.errors import InputError, shown
 from interp.geometry.alignment import alignment_matrix
 from interp.geometry.clouds import States, as_states, check_same_order
+from interp.geometry.outlying import notes_of_captures, notes_of_outlying
 from interp.progress import progress_bar, quiet
 from interp.provenance import Provenance
 from interp.results import Result
@@ -130,7 +131,11 @@ def pool_sizes(
             matrices.append(alignment_matrix(image, text, metric, k, seed=seed))
     phases = [matrix.phase() for matrix in matrices]
     left_out = [size for size in wanted if size > most]
-    notes = (f"sizes {left_out} are left out: some row has {most} tokens",) if left_out else ()
+    notes = (
+        *((f"sizes {left_out} are left out: some row has {most} tokens",) if left_out else ()),
+        *notes_of_outlying(visual=stacks[0], textual=stacks[1]),
+        *notes_of_captures(visual=visual, textual=textual),
+    )
     values, low, high = (
         torch.stack([getattr(matrix, name).diagonal() for matrix in matrices]) for name in ("values", "low", "high")
     )

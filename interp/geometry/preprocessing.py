@@ -184,7 +184,7 @@ def prepared_states(
 
 
 def preprocess_for_probes(stacks: Sequence[Any], rows: np.ndarray, how: str) -> tuple[list[Any], tuple[str, ...]]:
-    """Stacks of states after what is fitted on these rows of the first, and a note of its massive features.
+    """Stacks of states after what is fitted on these rows of the first, and notes of outlying rows and massive features.
 
     A probe standardises what it gets on the same rows, so "standardise" is what it does without.
     """
@@ -197,7 +197,8 @@ def preprocess_for_probes(stacks: Sequence[Any], rows: np.ndarray, how: str) -> 
             for stack in stacks
         ]
         changed = [as_given(new, old) for new, old in zip(changed, stacks, strict=True)]
-    return changed, notes_of_massive(acts=changed[0])
+    named = {name: torch.as_tensor(stack) for name, stack in zip(("acts", "transfer"), changed, strict=False)}
+    return changed, (*notes_of_outlying(**named), *notes_of_massive(acts=changed[0]))
 
 
 # Notes ----------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from interp.errors import InputError
 from interp.geometry.clouds import Cloud, as_pair, checked_within
 from interp.geometry.copies import first_equal
 from interp.geometry.imbalance import default_k, rank_matrix, soft_imbalance
+from interp.geometry.outlying import notes_of_outlying
 from interp.progress import Bar, progress_bar
 from interp.provenance import Provenance
 from interp.results import Result
@@ -97,6 +98,7 @@ def learn_weights(
             f"{len(first)} examples leave {len(first) - size} held out: pass more, each side needs 4 or more"
         )
     train, test = order[:size], order[size:]
+    notes = notes_of_outlying(x=first, y=second)
     first = first[first_equal(first)].double()
     spread = first[train].std(dim=0)
     if not bool((spread > 0).any()):
@@ -116,7 +118,7 @@ def learn_weights(
         after,
         torch.tensor(shuffled, dtype=torch.float64),
         len(first),
-        provenance=Provenance(seed=seed),
+        provenance=Provenance(seed=seed, notes=notes),
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.activations.sink_counts import SinkCount, add_counts, count_sinks, reads_of_norms
 from interp.arguments import as_number, checked_int, checked_seed, checked_share
 from interp.errors import InputError, shown
 from interp.lens.reading import Translator, divergence, log_probs, positions_at_once, translate
@@ -34,10 +35,12 @@ from interp.statistics.intervals import mean_interval
 
 @dataclass(frozen=True)
 class Examples:
-    """States at the selected positions of some data, on the CPU in the model's precision, and the row of each."""
+    """States at the selected positions of some data, on the CPU in the model's precision, the row of each, and how many of them
+    are attention sinks."""
 
     states: Float[Tensor, "state example width"]
     rows: Int[Tensor, " example"]
+    sinks: SinkCount | None = None
 
     def of(self, side: Bool[Tensor, " row"]) -> Bool[Tensor, " example"]:
         """Which examples belong to the rows of a side of the split."""
@@ -87,12 +90,14 @@ def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar) -> Exa
     Raises `InputError` where no position is selected and where a state is not finite.
     """
     vlm.refuse_image_positions(positions)
-    states, numbers, before = [], [], 0
+    states, numbers, counts, before = [], [], [], 0
     for batch in batches:
-        rows, columns = batch.positions.select(positions).nonzero(as_tuple=True)
+        mask = batch.positions.select(positions)
+        rows, columns = mask.nonzero(as_tuple=True)
         if len(rows):
-            reads = reads_of_states(vlm, take_each, (rows, columns, None))
-            outputs = run_forward(vlm, batch, (), reads, logits=None)
+            reads, norms = reads_of_states(vlm, take_each, (rows, columns, None)), reads_of_norms(vlm, ())
+            outputs = run_forward(vlm, batch, (), [*reads, *norms], logits=None)
+            counts.append(count_sinks(vlm, batch, (), norms, outputs, mask))
             states.append(torch.stack([outputs[read.key].cpu() for read in reads]))
             refuse_no_numbers(vlm, batch, states[-1].abs(), "states")
             numbers.append(rows + before)
@@ -101,7 +106,7 @@ def collect(vlm: VLM, batches: Sequence[Batch], positions: Any, bar: Bar) -> Exa
     if not states:
         raise InputError(f"positions={shown(positions)} selects no position of this data: expected at least one")
     rows = torch.cat(numbers).unique(return_inverse=True)[1]  # rows without a position do not count
-    return Examples(torch.cat(states, dim=1), rows)
+    return Examples(torch.cat(states, dim=1), rows, add_counts(counts))
 
 
 def split_three_ways(count: int, held_out: float, seed: int) -> tuple[Bool[Tensor, " row"], ...]:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.activations.sink_counts import count_sinks, notes_of_sinks, reads_of_norms
 from interp.arguments import checked_int
 from interp.errors import InputError, shown
 from interp.models import VLM, Batch, Intervention
@@ -34,6 +35,8 @@ from interp.results import Result
 
 # How many logits are made at once: 67 MB in float32, of which some ten copies live at the same time.
 _LOGITS_AT_ONCE = 2**24
+# What a sink does to readings, for a note.
+SINKS_READ = "whose readings are not of what stands there"
 
 Translator = tuple[Tensor, Tensor]  # A [width, width] and b [width] of h + A h + b
 
@@ -170,7 +173,10 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
     translators = dict(enumerate(lens.translators))
     reads = [replace(read, arguments=(*read.arguments, read.key, translators.get(read.key))) for read in first]
     reads.append(replace(last, function=read_vocabulary, arguments=(*last.arguments, last.key, chunking)))
-    outputs = run_forward(vlm, batch, edits, reads, logits=None)
+    norms = reads_of_norms(vlm, edits)
+    outputs = run_forward(vlm, batch, edits, [*reads, *norms], logits=None)
+    sinks = count_sinks(vlm, batch, edits, norms, outputs, mask)
+    notes = (*lens.notes, *notes_of_sinks(sinks, len(batch), SINKS_READ))
     standings = standings_at(batch, mask)
     ids, probs, entropy, kl, target_probs, ranks = (part.cpu() for part in outputs[last.key])
     refuse_no_numbers(vlm, batch, probs, "readings")
@@ -189,7 +195,7 @@ def read_states(vlm: VLM, batch: Batch, lens: Lens, request: Request) -> LensRes
         vocabulary={str(token): word_of(vlm, token) for token in ids.unique().tolist()},
         vocab_size=size,
         name=lens.name,
-        provenance=provenance_of_run(vlm, [batch], request.interventions, notes=lens.notes),
+        provenance=provenance_of_run(vlm, [batch], request.interventions, notes=notes),
     )
 
 

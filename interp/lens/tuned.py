@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.activations.sink_counts import notes_of_sinks
 from interp.data.batches import batches_of
 from interp.errors import InputError, InputTypeError, shown
 from interp.lens.fitting import (
@@ -34,7 +35,7 @@ from interp.lens.fitting import (
     reader_of,
     split_three_ways,
 )
-from interp.lens.reading import Lens, LensResult, Request, read_states
+from interp.lens.reading import SINKS_READ, Lens, LensResult, Request, read_states
 from interp.models import VLM, Batch, Intervention
 from interp.models.running.offloading import weights_here
 from interp.models.running.trace import refuse_no_numbers
@@ -162,6 +163,7 @@ class TunedLens(Result):
                     f"positions={shown(positions)}, {len(examples.rows)} of them",
                     repr(training),
                     *few_rows(len(examples.rows[test].unique())),
+                    *notes_of_sinks(examples.sinks, int(examples.rows.max()) + 1, SINKS_READ),
                 ),
             ),
         )

@@ -29,6 +29,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.activations.sink_counts import count_sinks, notes_of_sinks, reads_of_norms
 from interp.arguments import checked_seed
 from interp.errors import InputError, LayoutError, shown
 from interp.models import VLM, Batch, Intervention
@@ -245,11 +246,15 @@ def _shares(
         for layer in layers:
             reads.append(Read(("weights", pair, layer), "pattern", layer, mean_to_keys, masks))
             reads.append(Read(("chance", pair, layer), "mask", layer, even_share, masks))
-    outputs = {key: value.cpu() for key, value in run_forward(vlm, batch, edits, reads, logits=None).items()}
+    norms = reads_of_norms(vlm, edits)
+    outputs = {key: value.cpu() for key, value in run_forward(vlm, batch, edits, [*reads, *norms], logits=None).items()}
+    read = torch.stack([mask for masks in pairs.values() for mask in masks]).any(dim=0)
+    sinks = count_sinks(vlm, batch, edits, norms, outputs, read)
     left_out = int((~torch.stack(list(counted.values())).all(dim=0)).sum())
     needed = " or ".join(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     lacking = (f"{left_out} of {len(batch)} rows lack {needed} and do not count",) if left_out else ()
     notes = (*lacking, *few_rows(min(int(rows.sum()) for rows in counted.values())))
+    notes = (*notes, *notes_of_sinks(sinks, len(batch), "which draw attention whatever they hold"))
     provenance = provenance_of_run(vlm, [batch], interventions, seed, notes)
     results = []
     for pair, rows in counted.items():

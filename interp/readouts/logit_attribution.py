@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.activations.sink_counts import count_sinks, notes_of_sinks, reads_of_norms
 from interp.arguments import checked_flag, checked_seed
 from interp.errors import InputError, LayoutError, shown
 from interp.models import VLM, Batch, Intervention
@@ -182,8 +183,13 @@ def direct_logit_attribution(
     reads = _reads(vlm, batch, states, groups, split)
     arguments = (*_last(batch), states, Logits(vlm.readout, ids, others), _head_maps(vlm, split))
     reads.append(Read("terms", "resid_post", vlm.structure.n_layers - 1, add_up, arguments))
-    outputs: Any = run_forward(vlm, batch, edits, reads, logits=None)["terms"]
-    terms, totals, misfits = outputs
+    norms = reads_of_norms(vlm, edits) if groups else []
+    outputs: Any = run_forward(vlm, batch, edits, [*reads, *norms], logits=None)
+    terms, totals, misfits = outputs["terms"]
+    notes = few_rows(len(totals[0]))
+    if groups:
+        sinks = count_sinks(vlm, batch, edits, norms, outputs, torch.stack(list(groups.values())).any(dim=0))
+        notes = (*notes, *notes_of_sinks(sinks, len(batch), "whose values are not of what stands there"))
     refuse_no_numbers(vlm, batch, totals, "logits")
     _refuse_misfits(vlm, misfits)
     parts = {Component(*key): values.cpu() for key, values in terms.items()}
@@ -201,7 +207,7 @@ def direct_logit_attribution(
         parts=tuple(parts),
         targets=[word_of(vlm, token) for token in ids.tolist()],
         against=None if others is None else [word_of(vlm, token) for token in others.tolist()],
-        provenance=provenance_of_run(vlm, [batch], interventions, seed, few_rows(len(table[0]))),
+        provenance=provenance_of_run(vlm, [batch], interventions, seed, notes),
     )
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.activations import Activations
+from interp.activations.sink_counts import SinkCount, count_sinks, notes_of_sinks, reads_of_norms
 from interp.errors import InputError, InputTypeError
 from interp.interventions.selection import nothing_selected
 from interp.models import VLM, Batch, Intervention
@@ -118,15 +119,20 @@ def off_distribution(
     changed: list[Tensor] = []
     unchanged: list[Tensor] = []
     for number, (state, cloud) in enumerate(zip(states, clouds, strict=True)):
-        both = _measures([seen[number] for seen, _ in runs], cloud, rows, state)
+        both = _measures([seen[number] for seen, *_ in runs], cloud, rows, state)
         for parts, measures in zip((changed, unchanged), both, strict=True):
             parts.append(_by_row(measures, of_rows, len(mask)))
     fields: dict[str, Any] = {}
-    for ending, parts, (_, entropy) in zip(("", "_unchanged"), (changed, unchanged), runs, strict=True):
+    for ending, parts, (_, entropy, _) in zip(("", "_unchanged"), (changed, unchanged), runs, strict=True):
         together = torch.stack(parts, dim=2)
         fields |= {f"{name}{ending}": together[index] for index, name in enumerate(MEASURES[:3])}
         fields[f"entropy{ending}"] = entropy
-    provenance = provenance_of_run(vlm, [batch], interventions, notes=few_rows(len(of_rows.unique())))
+    notes = (
+        *few_rows(len(of_rows.unique())),
+        *notes_of_sinks(runs[1][2], len(batch)),
+        *(f"reference: {note}" for note in reference.provenance.notes),
+    )
+    provenance = provenance_of_run(vlm, [batch], interventions, notes=notes)
     return OffDistribution(**fields, states=states, n_reference=clouds.shape[1], provenance=provenance)
 
 
@@ -153,14 +159,17 @@ def _checked(vlm: VLM, reference: Any) -> tuple[Float[Tensor, "state n d"], Tens
 
 def _run(
     vlm: VLM, batch: Batch, interventions: Sequence[Intervention], states: Sequence[int], mask: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """The selected states `[position, width]` of each of these states, and the entropy of each row's output."""
+) -> tuple[list[Tensor], Tensor, SinkCount | None]:
+    """The selected states `[position, width]` of each of these states, the entropy of each row's output, and the sinks among
+    the selected positions."""
     edits = vlm.edits_of(batch, interventions)
     reads = [read for read in reads_of_states(vlm, whole, (), edits) if read.key in states]
-    seen = run_forward(vlm, batch, edits, reads)
+    norms = reads_of_norms(vlm, edits)
+    seen = run_forward(vlm, batch, edits, [*reads, *norms])
+    sinks = count_sinks(vlm, batch, edits, norms, seen, mask)
     logs = seen["logits"].float().log_softmax(dim=-1).cpu()
     entropy = -(logs.exp() * logs).nan_to_num().sum(dim=-1)
-    return [seen[state][mask.to(seen[state].device)].float().cpu() for state in states], entropy
+    return [seen[state][mask.to(seen[state].device)].float().cpu() for state in states], entropy, sinks
 
 
 def _measures(runs: list[Tensor], cloud: Tensor, rows: Tensor, state: int) -> list[Float[Tensor, "3 position"]]:

@@ -9,7 +9,7 @@ first patch of a picture or the first word of a text. Language models grow such 
 - *The token behind it*: a fifth head in layer 0 gives each token its share of the start token, 1 / (1 + position). One neuron
   compares this share with the token's flag. It is on at position 1, exactly off at all others, and writes the feature `huge`.
 - From layer 1 on this feature, as a key, has a score of minus thousands with all queries of the toy's heads: the weight is
-  exactly 0. The fifth head gives it all of its weight, and its values are zero.
+  exactly 0. The fifth head gives it all of its weight, and writes nothing.
 
 So the other tokens are those of a toy that cannot see one corner of the picture. What the sink changes is every number in which
 it takes part: norms, means over tokens, distances and cosines, attention shares. The opposite is the toy itself.
@@ -28,9 +28,8 @@ from interp.toy.organism import Truth
 from interp.toy.wide_stream import FLAG, SLOW, norms, projections, shuffle_stream, wide_toy
 
 _FEATURES = 5
-_ON = (
-    2.0**21
-)  # times the sixth of a flag, which is at least 1e-4 after the norm: the neuron is off by over 200, exactly
+# Times the sixth of a flag, which is at least 1e-4 after the norm: where the neuron is off, its gate is under -200, so it is 0.
+_ON = 2.0**21
 _LEAST = 2.0**13  # of the size of the start token; the largest state of another token is 220
 _APART = 2.0**17, 100.0  # of a flag as a query, and of a sink as a key, which is 11.5 after the norm
 
@@ -40,7 +39,7 @@ def sink(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
     """The model and the truth of `sink`."""
     draw = torch.Generator().manual_seed(seed)
     size = _LEAST * 4 ** float(torch.rand((), generator=draw))
-    model = wide_toy(_FEATURES, 1)
+    model = wide_toy(_FEATURES, 1, draw)
     width = model.config.text_config.hidden_size
     word, image, start, count, huge = range(width - _FEATURES, width)
     embedding = model.get_input_embeddings().weight
@@ -50,9 +49,7 @@ def sink(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
     first, *rest = model.model.language_model.layers
     _, _, values = projections(first.self_attn)
     dim = values.shape[1]
-    values[-1, 0, start] = (
-        width**-0.5
-    )  # 1 at the start token: it is all of its state, so the root of the width after the norm
+    values[-1, 0], values[-1, 0, start] = 0.0, width**-0.5  # 1 at the start token, all of whose state is this feature
     first.self_attn.o_proj.weight[count, -dim] = (
         2 * FLAG
     )  # so one flag at position 1, and 2/3 of it or less behind that
@@ -64,7 +61,6 @@ def sink(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
         queries, keys, _ = projections(layer.self_attn)
         queries[:, SLOW, [word, image]] = _APART[0]
         keys[:-1, SLOW, huge], keys[-1, SLOW, huge] = -_APART[1], _APART[1]
-        layer.self_attn.o_proj.weight[: width - _FEATURES, -dim:] = torch.randn(width - _FEATURES, dim, generator=draw)
     order = torch.randperm(width, generator=draw)
     shuffle_stream(model, order)
     return model, Truth(

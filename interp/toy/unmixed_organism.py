@@ -4,8 +4,8 @@ It is the tuned toy in a wide stream (`interp.toy.wide_stream`), with three chan
 
 - Words carry one flag, patches another. In each of the toy's heads the flag of a word as a query and that of a patch as a key
   give a score of minus hundreds, so the weight is exactly 0. Patches still attend to each other.
-- A fifth head in each layer *looks*: all words give it to patches, but its values are zero. A share of attention says where a
-  head looks, not what it reads.
+- A fifth head in each layer *looks*: all words give patches all of its attention, and the head writes nothing. A share of
+  attention says where a head looks, not what comes of it.
 - Neurons that only patches turn on, drawn with the seed, move the states of patches from layer to layer, each
   seed in its own way. So patches change with depth, and what they hold can still be read off them.
 
@@ -30,7 +30,7 @@ _SIZE = 0.3  # of what the neurons add: the last state has about as much from th
 def unmixed(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
     """The model and the truth of `unmixed`."""
     draw = torch.Generator().manual_seed(seed)
-    model = wide_toy(2, _NEURONS)
+    model = wide_toy(2, _NEURONS, draw)
     width = model.config.text_config.hidden_size
     old, word, image = width - 2, width - 2, width - 1
     layers = model.model.language_model.layers
@@ -40,9 +40,7 @@ def unmixed(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
             queries[:, SLOW, word] = _APART
             keys[:-1, SLOW, image] = -_APART
             keys[-1, SLOW, image] = _APART
-            output, mlp = layer.self_attn.o_proj.weight, layer.mlp
-            dim = queries.shape[1]
-            output[:old, -dim:] = torch.randn(old, dim, generator=draw)
+            mlp = layer.mlp
             mlp.gate_proj.weight[-_NEURONS:, image] = _GATE
             mlp.up_proj.weight[-_NEURONS:, :old] = torch.randn(_NEURONS, old, generator=draw) / old**0.5
             mlp.down_proj.weight[:old, -_NEURONS:] = torch.randn(old, _NEURONS, generator=draw) * _SIZE / _NEURONS**0.5

@@ -4,7 +4,8 @@ The new model computes what the toy computes, up to rounding, and has room for w
 
 - `features` more in the stream. No weight reads or writes them yet. The norm divides by the root of a mean square over more
   features, so its weights and its epsilon are changed to give the toy's features as they were.
-- In every layer one more head, whose weights are zero, and `neurons` more in the MLP.
+- In every layer one more head, which writes nothing, and `neurons` more in the MLP. The head's queries and keys are random and so
+  small that it gives nearly equal weights to all it sees. Its values are random too.
 - Heads are twice as wide. The toy's rotary pairs turn as before, each other pair is new. The slowest of these turns by
   0.00013 a token, so a product of a query and a key in `SLOW` depends on what the two tokens are, not on where.
 
@@ -24,6 +25,7 @@ from interp.models import load
 
 FLAG = 2.0**-7
 SLOW = 31  # of the 64 of a head: the first half of its slowest rotary pair
+_FAINT = 0.005  # of the new head's queries and keys: scores of 0.003 or so
 
 
 def widen(toy: LlavaForConditionalGeneration, features: int, neurons: int) -> LlavaForConditionalGeneration:
@@ -35,7 +37,8 @@ def widen(toy: LlavaForConditionalGeneration, features: int, neurons: int) -> Ll
     text.num_attention_heads = text.num_key_value_heads = text.num_attention_heads + 1
     text.head_dim = 2 * dim
     text.rms_norm_eps = (text.rms_norm_eps * old - FLAG**2) / text.hidden_size
-    wide = LlavaForConditionalGeneration(config).to(toy.dtype).eval()
+    with torch.random.fork_rng(devices=[]):
+        wide = LlavaForConditionalGeneration(config).to(toy.dtype).eval()
     wide.generation_config = toy.generation_config
     weights = dict(toy.state_dict())
     with torch.no_grad():
@@ -61,13 +64,19 @@ def _wider_heads(name: str, value: Tensor, dim: int) -> Tensor:
     return new.flatten(0, 1).T if name.endswith("o_proj.weight") else new.flatten(0, 1)
 
 
-def wide_toy(features: int, neurons: int = 0) -> LlavaForConditionalGeneration:
+@torch.no_grad()
+def wide_toy(features: int, neurons: int, draw: torch.Generator) -> LlavaForConditionalGeneration:
     """``toy:tuned`` after `widen`, with tokens of words flagged in the first new feature, those of images in the second."""
     model = widen(load("toy:tuned").model, features, neurons)
     old = model.config.text_config.hidden_size - features
-    with torch.no_grad():
-        model.get_input_embeddings().weight[:, old] = FLAG
-        model.model.multi_modal_projector.linear_2.bias[old + 1] = FLAG
+    model.get_input_embeddings().weight[:, old] = FLAG
+    model.model.multi_modal_projector.linear_2.bias[old + 1] = FLAG
+    for layer in model.model.language_model.layers:
+        queries, keys, values = (each[-1] for each in projections(layer.self_attn))
+        for each, size in ((queries, _FAINT), (keys, _FAINT), (values, old**-0.5)):
+            each[:, :old] = torch.randn(each[:, :old].shape, generator=draw) * size
+        for each in (queries, keys):
+            each[[SLOW, SLOW + len(each) // 2]] = 0
     return model
 
 

@@ -33,6 +33,14 @@ def states_at(vlm, batch, positions):
     return acts.unflatten(1, (len(batch), -1))
 
 
+@pytest.mark.parametrize("name", ["unmixed", "sink"])
+def test_every_head_is_proved(name):
+    vlm = planted(name).vlm
+    for site in ("q", "k", "v", "z", "pattern"):
+        assert all(place is not None for place in vlm.trait(site))
+    assert all(vlm.trait("weighed"))
+
+
 # unmixed --------------------------------------------------------------------------------------------------------------
 
 
@@ -68,12 +76,15 @@ def test_no_change_of_patches_changes_a_logit(change):
     assert torch.equal(vlm.logits(batch, interventions=[change]), vlm.logits(batch))
 
 
-def test_one_head_a_layer_looks_at_the_image_and_reads_nothing():
+def test_one_head_a_layer_looks_at_the_image_and_writes_nothing():
     organism = planted("unmixed")
     share = attention_share(organism.vlm, pictures(organism.vlm)).values
     assert organism.truth.heads == tuple((layer, LOOKING) for layer in range(LAYERS))
     assert (share[:, :LOOKING] == 0).all()
     torch.testing.assert_close(share[:, LOOKING], torch.ones(LAYERS))
+    without = Ablate(site="z", layers="all", positions="all", heads=[LOOKING])
+    batch = pictures(organism.vlm)
+    assert torch.equal(organism.vlm.logits(batch, interventions=[without]), organism.vlm.logits(batch))
 
 
 # sink -----------------------------------------------------------------------------------------------------------------
