@@ -47,22 +47,23 @@ _LAYERS, _HEADS, _HEAD, _WIDTH, _HIDDEN = 5, 4, 32, 128, 128
 _SHARP = 2.0**10 + 2.0**9  # the factor of the scores on the path
 # Rotary embeddings turn the last features of a head's first half least: by under 0.3 over the whole prompt.
 _STILL = slice(6, 16)
+# The features of the stream.
 _SIZES = {
-    # Before layer b nothing beside the path reads these.
-    "colour": 6,
-    "moved": 6,
-    "answer": 6,
-    "pixels": 3,
-    "spilt": 8,
-    # Random parts read these everywhere.
-    "place": 9,
-    "asked": 9,
-    "empty": 1,
+    # Up to layer b only heads of the path and their decoys read these.
+    "colour": 6,  # a code: at first patches
+    "moved": 6,  # the code at the word of the place
+    "answer": 6,  # the code at the last token
+    "pixels": 3,  # of each patch
+    "spilt": 8,  # what decoys write
+    # Random parts read these in all layers.
+    "place": 9,  # of which place a patch is the first
+    "asked": 9,  # which place a word names
+    "empty": 1,  # a first patch without a colour
     "no_first_patch": 1,
-    "no_place": 1,
-    "named": 1,
-    "last": 1,
-    "said": 1,
+    "no_place": 1,  # no word of a place
+    "named": 1,  # a word of a place
+    "last": 1,  # the word "?"
+    "said": 1,  # the word of a colour
     "one": 1,
     "noise": 74,
 }

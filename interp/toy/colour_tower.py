@@ -55,7 +55,7 @@ def slots(sizes: Mapping[str, int]) -> dict[str, slice]:
 
 
 # The features of the tower, each of which is stored twice.
-_SIZES = {"own": 3, "mean": 3, "cell": 9, "book": 7, "code": 7, "key": 9, "later": 1, "one": 1, "noise": 24}
+_SIZES = {"own": 3, "mean": 3, "cell": 9, "book": 7, "code": 7, "key": 9, "later": 1, "one": 1, "spot": 16, "noise": 8}
 _AT = slots(_SIZES)
 _WIDTH = sum(_SIZES.values())
 
@@ -109,7 +109,8 @@ def connect(features: Mapping[str, slice], width: int, draw: Generator) -> dict[
     first[hidden["empty"], _AT["code"]] = _STEP * torch.eye(7)[6:]
     first[hidden["place"], _AT["key"]] = _STEP * torch.eye(9)
     first[hidden["pixels"], _AT["own"]] = torch.eye(3)
-    first[hidden["noise"], _AT["noise"]] = _normal(width - 19, _SIZES["noise"], draw) / _SIZES["noise"] ** 0.5
+    # Of ones, which a norm gives back to the last bit: noise that no picture changes.
+    first[hidden["noise"], _AT["spot"]] = _normal(width - 19, _SIZES["spot"], draw) / _SIZES["spot"] ** 0.5
     for name in ("colour", "empty", "place"):
         second[features[name], hidden[name]] = torch.eye(second[features[name], hidden[name]].shape[0]) / _STEP
     second[features["pixels"], hidden["pixels"]] = torch.eye(3)
@@ -127,6 +128,7 @@ def _embeddings(draw: Generator) -> dict[str, Tensor]:
     kernel[_AT["own"]] = torch.eye(3)[:, :, None, None] / PATCH**2
     patch = _zeros(1 + PATCHES**2, _WIDTH)  # the class token, then the patches
     patch[:, _AT["noise"]] = _normal(1 + PATCHES**2, _SIZES["noise"], draw)
+    patch[:, _AT["spot"]] = _normal(1 + PATCHES**2, _SIZES["spot"], draw).sign()
     patch[:, _AT["one"]] = patch[:, _AT["later"]] = 1
     patch[1:, _AT["own"]] = -_GROUND
     patch[1:8, _AT["book"]] = torch.eye(7)

@@ -9,6 +9,7 @@ import torch
 
 import interp
 from interp.interventions import Ablate, Knockout
+from interp.interventions.replacement import derangement
 from interp.toy.circuit_organism import circuit
 from interp.toy.language import COLOURS, IDS
 from interp.toy.model import build_processor
@@ -182,27 +183,40 @@ def test_a_part_that_is_zero_takes_its_stated_amount_and_no_other_part_takes_any
         assert torch.equal(row, -lost[key] * (expected_logits([pair])[0] > 0))
 
 
-@pytest.mark.parametrize(
-    ("site", "value"), [("z", "mean"), ("z", "resample"), ("mlp_out", "mean"), ("mlp_out", "resample")]
-)
-def test_the_mean_or_the_state_of_another_row_changes_the_answer_on_the_path_alone(site, value):
+@pytest.mark.parametrize("value", ["mean", "resample"])
+def test_the_mean_or_the_state_of_another_row_stands_for_the_code(value):
     planted = organism()
     pairs = asked(4, seed=6)
     clean, _ = batches(planted.vlm, pairs)
-    expected, found = expected_logits(pairs), set()
-    heads = [None] if site == "mlp_out" else range(HEADS)
-    for layer, head, column in product(range(LAYERS), heads, (7, 38, MENTION, LAST)):
-        ablate = Ablate(site=site, layers=layer, heads=head, positions=[column], value=value)
+    logits, expected = planted.truth.effects["logit"], expected_logits(pairs)
+    for layer, head, _, target in lost_on(planted.truth, pairs[0]):
+        ablate = Ablate(site="z", layers=layer, heads=head, positions=[target], value=value)
         change = planted.vlm.logits(clean, interventions=[ablate])[:, COLOUR_IDS] - expected
-        if not change.any():
-            continue
-        found.add((layer, head, column))
-        share = planted.truth.effects["edges"]
-        lost = next(amount for (*at, _, _), amount in share.items() if at == [layer, head])
-        if value == "mean":  # in each row the mean code stands for its own
-            assert torch.equal(change, (expected.mean(dim=0) - expected) * lost / planted.truth.effects["logit"])
-    on_path = {(layer, head, target) for layer, head, _, target in lost_on(planted.truth, pairs[0])}
-    assert found == (on_path if site == "z" else set())
+        lost = next(amount for (*at, _, _), amount in planted.truth.effects["edges"].items() if at == [layer, head])
+        stand_in = expected.mean(dim=0) if value == "mean" else expected[derangement(len(pairs), seed=0)]
+        assert torch.equal(change, (stand_in - expected) * lost / logits)
+
+
+@pytest.mark.parametrize(("site", "value"), product(["q", "k", "v", "z", "mlp_out"], ["zero", "mean", "resample"]))
+def test_all_parts_off_the_path_at_once_change_nothing(site, value):
+    planted = organism()
+    pairs = asked(4, seed=7)
+    clean, _ = batches(planted.vlm, pairs)
+    heads = {
+        layer: [head for head in range(HEADS) if (layer, head) not in planted.truth.heads] for layer in range(LAYERS)
+    }
+    interventions = [
+        Ablate(site=site, layers=layer, heads=None if site == "mlp_out" else heads[layer], positions="all", value=value)
+        for layer in range(LAYERS)
+    ]
+    if site in ("v", "z"):  # and heads of the path, at other positions
+        for step, (layer, head) in enumerate(planted.truth.heads):
+            on_path = [list(lost_on(planted.truth, pair))[step][2 if site == "v" else 3] for pair in pairs]
+            others = ~one_each(on_path)
+            interventions.append(Ablate(site=site, layers=layer, heads=head, positions=others, value=value))
+    logits = planted.vlm.logits(clean, interventions=interventions)
+    assert torch.equal(logits[:, COLOUR_IDS], expected_logits(pairs))
+    assert not torch.equal(logits, planted.vlm.logits(clean))
 
 
 def test_parts_off_the_path_are_active():
