@@ -23,6 +23,7 @@ install_import_hook(
         "interp.data",
         "interp.activations",
         "interp.tuning",
+        "interp.organisms",
     ),
     "typechecks.check",
 )
