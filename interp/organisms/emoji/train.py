@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from interp.models.adapters import is_adapter
 from interp.models.tensor_files import read_tensors
 from interp.organisms.emoji.connector_fit import ConnectorFit, FitLessons, name_embeddings
 from interp.organisms.emoji.emoji_model import assembled, without_template
@@ -174,7 +175,7 @@ def tune_phase(phase: str, out: Path, language: Any, seed: int, steps: int) -> N
 def make_phase(phase: str, out: Path, language: Callable[[], Any], seed: int, steps: Mapping[str, int]) -> None:
     """Run one phase, unless it is finished. Raises `SystemExit` where an earlier one is not."""
     stem = phase.replace(":", "-")
-    if (out / f"{stem}.safetensors").is_file() or (out / stem).is_dir():
+    if (out / f"{stem}.safetensors").is_file() or is_adapter(out / stem):
         return
     needs = {"tower": None, "fit": "tower", "stage1": "fit"}.get(phase, "stage1")
     if needs and not (out / f"{needs}.safetensors").is_file():
