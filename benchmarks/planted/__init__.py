@@ -32,8 +32,8 @@ class Reading:
         text = f"{self.value:.3g}"
         if self.low is not None and self.high is not None:
             text += f" ({self.low:.3g} to {self.high:.3g})"
-        text += f", p {self.p:.3g}" * (self.p is not None)
-        return text + f", chance {self.chance:.3g}" * (self.chance is not None)
+        further = {"p": self.p, "chance": self.chance}
+        return text + "".join(f", {name} {each:.3g}" for name, each in further.items() if each is not None)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,11 @@ def planted(name: str, seed: int = 0) -> Organism:
 def builders() -> dict[str, Builder]:
     """The function that builds each organism from a seed: a model in float32, and its truth."""
     # transformers' models take seconds to import, so they are imported where one is built.
+    from interp.toy.bypass_organisms import bypass, no_bypass
     from interp.toy.circuit_organism import circuit, no_circuit
+    from interp.toy.late_organism import late
     from interp.toy.sink_organism import sink
     from interp.toy.unmixed_organism import unmixed
 
-    return {"circuit": circuit, "no_circuit": no_circuit, "sink": sink, "unmixed": unmixed}
+    table: dict[str, Builder] = {"bypass": bypass, "no_bypass": no_bypass, "late": late}
+    return {**table, "circuit": circuit, "no_circuit": no_circuit, "sink": sink, "unmixed": unmixed}
