@@ -43,7 +43,7 @@ def mean_over_models(
     >>> mean_over_models(sweeps, rows="own")[["layer", "models", "mean", "low", "high"]].round(2).values.tolist()
     [[0.0, 5.0, 0.22, 0.18, 0.27], [1.0, 5.0, 0.7, 0.66, 0.74]]
 
-    `results` are the results or frames of two models and more, by name or in a list, or one frame with a column `model`, such as
+    `results` are the results or frames of several models, by name or in a list, or one frame with a column `model`, such as
     `interp.toy.evaluate` makes of several. `by` names the columns that say which cell a number is in: without it, all but floats,
     `model` and `n`. The error of a number is its column `error`, or (high - low) / 3.92 with the bounds ``{value}_low`` and
     ``{value}_high``, or `low` and `high`. `rows` says whether the models had the "same" rows or each its "own".
@@ -52,7 +52,9 @@ def mean_over_models(
     the same rows where rows are the same), tau (the standard deviation between models), tau_low, tau_high, p (that all models
     have one true value), p_holm (over all cells), smallest, largest, and the means of `chance` and `control` where they are.
 
-    Raises `InputError` for one model, for frames of other cells, without this value or its bounds, or with bounds of another
+    Bounds and p are NaN for one model: nothing is known of the next.
+
+    Raises `InputError` without a model, for frames of other cells, without this value or its bounds, or with bounds of another
     column; `InputTypeError` for what has no frame.
     """
     import pandas as pd
@@ -107,8 +109,8 @@ def _frames(results: Any) -> dict[str, pd.DataFrame]:
         if not isinstance(frame, pd.DataFrame):
             raise InputTypeError(f"{name!r} is a {type(each).__name__}: expected a result or a frame")
         frames[str(name)] = frame.reset_index(drop=True)
-    if len(frames) < 2:
-        raise InputError(f"results of {len(frames)} model{'s' * (not frames)}: expected two and more")
+    if not frames:
+        raise InputError("results of no model: expected those of one or more")
     return frames
 
 

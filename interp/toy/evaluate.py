@@ -10,6 +10,7 @@ scenes would give other scores, and so would other seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -137,22 +138,21 @@ def score_models(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
     questions), tau (the standard deviation between models, less what single questions make of it), p (that all models are
     equally good on such questions), p_holm (over all rows), smallest, largest, chance, n.
 
-    Intervals are of few models, so they are wide: "not shown" is not "not so". Raises as `score_answers` does, and
-    `InputError` for answers of one model, or to other questions for some.
+    Intervals are of few models, so they are wide: "not shown" is not "not so". They are NaN for one model, which tells of no
+    other. Raises as `score_answers` does, and `InputError` where some models answered other questions.
     """
     import pandas as pd
 
     rows = []
     checked_choice(by, "by", _BY)
     frames = _by_model(answers, "answers")
-    if len(frames) < 2:
-        raise InputError(f"answers of 1 model, {frames[0]['model'].iloc[0]!r}: expected those of two and more")
     for keys, chosen in _parts(frames[0], by):
         part = frames[0][chosen]
         hits, scenes_of = _hits([frame[chosen] for frame in frames]), part["scene"].to_numpy()
         share, right = crossed_share(hits, scenes_of), hits.double().mean(dim=1)
+        over = (share.low, share.high) if len(frames) > 1 else (math.nan, math.nan)  # it would be over scenes alone
         found = random_effects(right, _own_errors(hits, scenes_of))
-        bounds = share.low, share.high, found.next_low.clamp(min=0), found.next_high.clamp(max=1)
+        bounds = *over, found.next_low.clamp(min=0), found.next_high.clamp(max=1)
         numbers = share.value, *bounds, found.tau2.sqrt(), found.p, right.min(), right.max(), _chance(part)
         rows.append([*keys, len(frames), *map(float, numbers), len(part)])
     names = ("accuracy", "low", "high", "next_low", "next_high", "tau", "p", "smallest", "largest", "chance", "n")
@@ -259,12 +259,15 @@ def _own_errors(
 ) -> Float[Tensor, " model"]:
     """The standard error of an accuracy by what is peculiar to a model in single questions, the same for all models.
 
-    What all models find hard is no difference between them. The mean over n models has 1 / n of it in itself.
+    What all models find hard is no difference between them. The mean over n models has 1 / n of it in itself. Models that agree
+    in all questions would have none: at least one more question counts, half of it to either side.
     """
     right = hits.double()
     residuals = (right - right.mean(dim=0)).T
     spread = Spread(residuals, torch.ones(len(residuals), dtype=torch.float64), unit_numbers(scenes_of, len(residuals)))
-    error = (spread.error.square().mean() * len(hits) / (len(hits) - 1)).sqrt()
+    error = (
+        (spread.error.square().mean() * len(hits) / max(1, len(hits) - 1)).sqrt().clamp(min=1 / (len(residuals) + 2))
+    )
     return error.expand(len(hits))
 
 

@@ -86,6 +86,12 @@ def test_results_of_several_models_are_taken_as_they_are():
     assert {"chance", "control"} <= set(table)
 
 
+def test_one_model_says_nothing_of_the_next():
+    table = mean_over_models([frame()])
+    assert table[["low", "high", "next_low", "next_high", "tau", "p"]].isna().all(axis=None)
+    assert table["mean"].tolist() == frame()["value"].tolist()
+
+
 def test_a_cell_without_bounds_has_none():
     unknown = [each.assign(low=math.nan, high=math.nan) for each in FRAMES.values()]
     assert mean_over_models(unknown)[["low", "high", "p"]].isna().all(axis=None)
@@ -94,8 +100,7 @@ def test_a_cell_without_bounds_has_none():
 @pytest.mark.parametrize(
     ("results", "options", "message"),
     [
-        ([frame()], {}, "results of 1 model: expected two"),
-        ([], {}, "results of 0 models"),
+        ([], {}, "results of no model"),
         (frame(), {}, "one frame without a column 'model'"),
         ("toy:tuned", {}, "results='toy:tuned': expected results or frames"),
         ([frame(), 3], {}, "'model 1' is a int: expected a result or a frame"),

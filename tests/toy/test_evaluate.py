@@ -204,5 +204,19 @@ def test_models_with_other_questions_have_no_mean():
     frame = drawn(0, 0.5)
     with pytest.raises(interp.InputError, match=r"answers of 'toy 0' and 'toy 4' are not to the same questions"):
         score_models(frame[(frame["model"] != "toy 4") | (frame["scene"] > 0)])
-    with pytest.raises(interp.InputError, match="answers of 1 model, 'toy 0'"):
-        score_models(frame[frame["model"] == "toy 0"])
+
+
+def test_models_that_all_agree_do_not_promise_that_the_next_one_does():
+    row = score_models(drawn(0, 0.5).assign(right=True)).iloc[0]
+    assert (row["accuracy"], row["tau"], row["p"], row["next_high"]) == (1, 0, 1, 1)
+    assert 0.94 < row["next_low"] < 0.99  # of 80 questions, some two
+    assert 0.9 < row["low"] < 1
+
+
+def test_one_model_says_nothing_of_the_next():
+    frame = drawn(0, 0.5)
+    row = score_models(frame[frame["model"] == "toy 0"]).iloc[0]
+    assert row[["low", "high", "next_low", "next_high", "tau", "p"]].isna().all()
+    assert (
+        row["accuracy"] == row["smallest"] == frame[frame["model"] == "toy 0"].query("kind == 'colour'")["right"].mean()
+    )
