@@ -11,7 +11,7 @@ combinations (the split "tower"). The drawing itself is one of those of training
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -97,6 +97,24 @@ def pictures(
     stream = [seed, SPLITS.index(split)]
     numbers = _numbers(np.random.default_rng([*stream, 0]))
     return [_drawn(np.random.default_rng([*stream, 1, place]), numbers, split, things, style) for place in range(n)]
+
+
+def pictures_of(
+    emoji: Sequence[Emoji], seed: int, split: str = "test", style: str | Path | None = None
+) -> list[EmojiPicture]:
+    """Draw a picture of each of these emoji, with that one thing.
+
+    >>> [picture.things[0].emoji.name for picture in pictures_of(catalogue()[:2], seed=0)]
+    ['grinning face', 'grinning face with big eyes']
+
+    Raises what `pictures` raises.
+    """
+    stream = [checked_seed(seed), SPLITS.index(checked_choice(split, "split", SPLITS)), 2]
+    numbers = [each.number for each in emoji]
+    return [
+        _drawn(np.random.default_rng([*stream, place]), iter([number]), split, 1, style)
+        for place, number in enumerate(numbers)
+    ]
 
 
 def _numbers(rng: np.random.Generator) -> Iterator[int]:

@@ -31,7 +31,7 @@ class EmojiQuestion(Display):
     """A question and its answer. `prompt` has ``<image>`` where the picture stands, `text_prompt` has words there instead.
 
     `kind` says what is asked, and `group` is "perception" or "abstraction". The words are those of `description` for perception,
-    and the name of the thing for abstraction.
+    and the name of the thing for abstraction. Abstraction asks for a choice, and `other` is the wrong word.
     """
 
     prompt: str
@@ -39,6 +39,7 @@ class EmojiQuestion(Display):
     answer: str
     kind: str
     group: str
+    other: str = ""
 
 
 def description(picture: EmojiPicture) -> str:
