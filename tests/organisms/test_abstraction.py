@@ -12,7 +12,7 @@ from interp.errors import InputError, InputTypeError
 from interp.organisms.emoji.abstraction import (
     LABELS,
     SCREENING,
-    Wording,
+    ChoiceWording,
     abstraction_questions,
     asked_wordings,
     known_labels,
@@ -129,7 +129,7 @@ def test_a_question_has_the_picture_or_the_name_behind_two_examples():
 
 
 def test_margins_are_differences_of_logits(worded):
-    prompt = Wording("fly", "walk", "bird", "dog").prompts("<image>")[0]
+    prompt = ChoiceWording("fly", "walk", "bird", "dog").prompts("<image>")[0]
     drawn = pictures(2, seed=1)
     images = [picture.image for picture in drawn]
     margins = choice_margins(worded, [(prompt, " fly", " walk"), (prompt, " sweet", " salty")], images)

@@ -34,8 +34,8 @@ IMAGE = "<image>"
 
 
 @dataclass(frozen=True)
-class Wording(Display):
-    """A choice between two words with an example of each: ``Wording("fly", "walk", "bird", "dog")``."""
+class ChoiceWording(Display):
+    """A choice between two words with an example of each: ``ChoiceWording("fly", "walk", "bird", "dog")``."""
 
     first: str
     second: str
@@ -45,7 +45,7 @@ class Wording(Display):
     def prompts(self, thing: str) -> tuple[str, str]:
         """The question about a thing, with its examples in both orders.
 
-        >>> Wording("fly", "walk", "bird", "dog").prompts("owl")[0]
+        >>> ChoiceWording("fly", "walk", "bird", "dog").prompts("owl")[0]
         '<|im_start|>bird: fly\\ndog: walk\\nowl:'
         """
         one, other = f"{self.first_example}: {self.first}\n", f"{self.second_example}: {self.second}\n"
@@ -70,11 +70,11 @@ def known_labels() -> MappingProxyType[str, MappingProxyType[str, bool]]:
 
 
 @cache
-def asked_wordings() -> MappingProxyType[str, Wording]:
+def asked_wordings() -> MappingProxyType[str, ChoiceWording]:
     """The kinds of questions that are asked, those that SmolLM2 answers from names, each with its two words and examples."""
     rows = [row for row in _rows(SCREENING) if row["kept"] == "yes"]
     names = ("first", "second", "first_example", "second_example")
-    return MappingProxyType({row["kind"]: Wording(*(row[name] for name in names)) for row in rows})
+    return MappingProxyType({row["kind"]: ChoiceWording(*(row[name] for name in names)) for row in rows})
 
 
 def abstraction_questions(emoji: Emoji, kinds: Iterable[str] | None = None) -> list[EmojiQuestion]:

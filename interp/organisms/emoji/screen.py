@@ -30,7 +30,7 @@ from jaxtyping import Bool
 
 from interp.files import whole_file
 from interp.models import VLM
-from interp.organisms.emoji.abstraction import LABELS, SCREENING, Wording, asked_wordings, known_labels
+from interp.organisms.emoji.abstraction import LABELS, SCREENING, ChoiceWording, asked_wordings, known_labels
 from interp.organisms.emoji.emoji_model import without_template
 from interp.organisms.emoji.emoji_scores import choice_margins
 from interp.organisms.emoji.retention import RETENTION, retention_candidates
@@ -71,8 +71,8 @@ winter: winter summer snow beach; cold warm snow beach
 happy: happy sad smile tears; joy sadness smile tears
 dangerous: dangerous safe bomb flower; danger safe bomb flower
 """
-WORDINGS: Mapping[str, tuple[Wording, ...]] = {
-    kind: tuple(Wording(*words.split()) for words in rest.split(";"))
+WORDINGS: Mapping[str, tuple[ChoiceWording, ...]] = {
+    kind: tuple(ChoiceWording(*words.split()) for words in rest.split(";"))
     for kind, rest in (line.split(":") for line in _WORDINGS.strip().splitlines())
 }
 COLUMNS = "kind form first second first_example second_example chosen_on accuracy balanced low high auc n kept".split()
@@ -132,14 +132,16 @@ def _halves(names: Mapping[str, bool], seed: int) -> tuple[dict[str, bool], dict
     return halves
 
 
-def _listed(vlm: VLM, wording: Wording, names: Mapping[str, bool]) -> dict[str, Any]:
+def _listed(vlm: VLM, wording: ChoiceWording, names: Mapping[str, bool]) -> dict[str, Any]:
     """The score of the form that is asked: a list with two examples, in both orders."""
     prompts = [prompt for name in names for prompt in wording.prompts(name)]
     pair = f" {wording.first}", f" {wording.second}"
     return _scored(choice_margins(vlm, [(prompt, *pair) for prompt in prompts]).view(-1, 2).mean(dim=1), names)
 
 
-def _other_forms(vlm: VLM, question: str, wording: Wording, names: Mapping[str, bool]) -> dict[str, dict[str, Any]]:
+def _other_forms(
+    vlm: VLM, question: str, wording: ChoiceWording, names: Mapping[str, bool]
+) -> dict[str, dict[str, Any]]:
     names = {name: label for each in (True, False) for name, label in _first_of(names, each)}
     plain = [(f"<|im_start|>{name}\n{question} Answer yes or no.\nAnswer:", " Yes", " No") for name in names]
     opening, closing = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
