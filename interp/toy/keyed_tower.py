@@ -10,6 +10,7 @@ makes the norm before its MLP divide by a number that is known; the MLP takes th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,9 +78,7 @@ def _copy_twice(name: str, tensor: Tensor, own: Tensor, width: int) -> None:
         tensor[tuple(map(slice, own.shape))] = own
 
 
-def _connector_block(
-    weights: dict[str, Tensor], block: str, connector: torch.nn.Module, mean: Tensor, basis: Tensor
-) -> None:
+def _connector_block(weights: dict[str, Tensor], block: str, connector: Any, mean: Tensor, basis: Tensor) -> None:
     """The last block: what the connector gives, less the mean, along the basis, added to the second half of the second copy."""
     width = vision_config().hidden_size
     signs = torch.ones(2 * width)

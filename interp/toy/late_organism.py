@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from interp.models import load
@@ -66,7 +67,7 @@ def _meanings() -> tuple[Tensor, Tensor]:
     return mean, directions[:BITS]
 
 
-def _encode(projector: nn.Module, places: Tensor) -> None:
+def _encode(projector: Any, places: Tensor) -> None:
     """Key bits n and meanings c, the differences of the tower's two copies, to KEY sign(n), sign(n) c and a constant.
 
     |n + c| - |n - c| = 2 sign(n) c wherever |n| > |c|, and clip(n, -1, 1) = max(0, n + 1) - max(0, n - 1) - 1.
@@ -88,7 +89,7 @@ def _encode(projector: nn.Module, places: Tensor) -> None:
     projector.linear_2.bias[OWN:] = KEY * (places[-1] - places[:BITS].sum(dim=0))
 
 
-def _decode(mlp: nn.Module, places: Tensor, mean: Tensor, basis: Tensor) -> None:
+def _decode(mlp: Any, places: Tensor, mean: Tensor, basis: Tensor) -> None:
     """The MLP that multiplies key and product, and takes both away.
 
     A state has the length of its key and the constant, KEY sqrt(BITS + 1), but for the little that c adds. So the norm

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 def planted(name: str, seed: int = 0) -> Organism:
     """The organism of this name: `.vlm`, a model with a truth that is known by construction, and `.truth`, that truth.
 
+    >>> organism = planted("late")
+    >>> organism.truth.layers, organism.vlm.structure.n_layers
+    ((0, 1, 2, 3), 12)
+
     Another `seed` gives other weights with the same truth.
 
     Raises `InputError` for an unknown name, and for a `seed` that is not an int of 0 or more.

@@ -75,7 +75,7 @@ def fit(seed: int = 0, steps: int = 2000, n: int = 1000) -> nn.Sequential:
     first: nn.Linear = connector[0]  # type: ignore[assignment]
     with torch.no_grad():
         first.weight /= spread
-        first.bias -= first.weight @ mean
+        first.bias.sub_(first.weight @ mean)
     return connector
 
 
