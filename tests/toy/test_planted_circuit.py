@@ -10,8 +10,8 @@ import torch
 import interp
 from interp.interventions import Ablate, Knockout
 from interp.interventions.replacement import derangement
-from interp.toy.circuit_organism import circuit
-from interp.toy.language import COLOURS, IDS
+from interp.toy.circuit_organism import LOGIT, circuit
+from interp.toy.language import COLOURS, IDS, PLACES
 from interp.toy.model import build_processor
 
 COLOUR_IDS = torch.tensor([IDS[colour] for colour in COLOURS])
@@ -57,6 +57,24 @@ def lost_on(truth, pair):
 
 def batched(items, size):
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_scene_is_answered_in_ones_and_zeros(seed, split):
+    scenes = interp.toy.scenes(12, seed, split=split)
+    asked_for = [(scene, place) for scene in scenes for place in PLACES]
+    vlm = organism(seed=seed).vlm
+    texts = [f"<image> what colour is at {place} ?" for _, place in asked_for]
+    logits = vlm.logits(vlm.prepare(texts, [scene.image for scene, _ in asked_for]))
+    expected = torch.zeros(len(asked_for), len(COLOURS))
+    for row, (scene, place) in enumerate(asked_for):
+        for item in scene.objects:
+            if item.place == place:
+                expected[row, COLOURS.index(item.colour)] = LOGIT
+    assert torch.equal(logits[:, COLOUR_IDS], expected)  # 0 for each colour where nothing is
+    others = [number for number in range(logits.shape[1]) if number not in COLOUR_IDS]
+    assert logits[:, others].max() < LOGIT / 2
 
 
 # The oracle: plain PyTorch, with masks of its own ------------------------------------------------------------------------
