@@ -115,7 +115,7 @@ def connect(features: Mapping[str, slice], width: int, draw: Generator) -> dict[
         second[features[name], hidden[name]] = torch.eye(second[features[name], hidden[name]].shape[0]) / _STEP
     second[features["pixels"], hidden["pixels"]] = torch.eye(3)
     noise = second[features["noise"], hidden["noise"]]
-    noise += 0.3 * _normal(*noise.shape, draw) / noise.shape[1] ** 0.5
+    noise += 0.3 * _normal(noise.shape[0], noise.shape[1], draw) / noise.shape[1] ** 0.5
     return {"linear_1.weight": _reading(first), "linear_2.weight": second}
 
 
