@@ -2,7 +2,7 @@
 
 A question is a list of three lines: two examples and the thing. The answer is one of the two words of the examples::
 
-    bird: fly
+    sparrow: fly
     dog: walk
     <image>:                       then " fly" or " walk"
 
@@ -83,7 +83,7 @@ def abstraction_questions(emoji: Emoji, kinds: Iterable[str] | None = None) -> l
     >>> emoji = next(each for each in catalogue() if each.name == "eagle")
     >>> question = abstraction_questions(emoji, ["fly"])[0]
     >>> question.text_prompt, question.answer, question.other
-    ('<|im_start|>bird: fly\\ndog: walk\\neagle:', 'fly', 'walk')
+    ('<|im_start|>sparrow: fly\\ndog: walk\\neagle:', 'fly', 'walk')
 
     `kinds` are all kinds that are asked where it is None. A kind's own examples are not asked about.
     """
