@@ -119,7 +119,7 @@ def _keys(frame: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
 
     if by is not None:
         return [by] if isinstance(by, str) else list(by)
-    return [name for name in frame if name not in ("model", "n") and not is_float_dtype(frame[name])]
+    return [name for name in map(str, frame) if name not in ("model", "n") and not is_float_dtype(frame[name])]
 
 
 def _check(frame: pd.DataFrame, name: str, value: str, keys: list[str]) -> None:
