@@ -7,6 +7,8 @@ cost. The target at a patch is the mean embedding of the tokens of the thing's n
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from interp.organisms.emoji.tower import patch_labels, tower_pixels
 _TEMPERATURE = 0.05
 
 
-def name_embeddings(embeddings: nn.Embedding, tokenizer: object) -> Float[Tensor, "name feature"]:
+def name_embeddings(embeddings: nn.Embedding, tokenizer: Any) -> Float[Tensor, "name feature"]:
     """The mean embedding of the tokens of each emoji's name, and of each ground's colour behind them."""
     words = [emoji.name for emoji in catalogue()] + list(GROUNDS)
     ids = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
@@ -50,6 +52,8 @@ class ConnectorFit(nn.Module):
     the target among all of them, by cosine: the nearest name shall be the right one. A patch of the ground, of which there are
     many, counts a fifth of a thing's.
     """
+
+    table: Tensor
 
     def __init__(self, connector: nn.Module, targets: Float[Tensor, "name feature"]) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ def font_drawing(path: Path) -> Callable[[str], Image.Image]:
     def draw(codepoints: str) -> Image.Image:
         text = "".join(chr(int(point, 16)) for point in codepoints.split())
         box = font.getbbox(text)
-        picture = Image.new("RGBA", (box[2] - box[0], box[3] - box[1]))
+        picture = Image.new("RGBA", (round(box[2] - box[0]), round(box[3] - box[1])))
         ImageDraw.Draw(picture).text((-box[0], -box[1]), text, font=font, embedded_color=True)
         return picture
 

@@ -168,6 +168,7 @@ def tune_phase(phase: str, out: Path, language: Any, seed: int, steps: int) -> N
     if layers:
         write_adapter(folder / "adapter", out / phase.replace(":", "-"))
     else:
+        assert result.vlm is not None
         connector = result.vlm.model.model.multi_modal_projector.state_dict()
         write_part(connector, out / f"{phase.replace(':', '-')}.safetensors")
 
@@ -193,7 +194,8 @@ def make_phase(phase: str, out: Path, language: Callable[[], Any], seed: int, st
 def _parts(language: Any, out: Path, connector: Any) -> Any:
     tower = emoji_tower().eval()
     tower.load_state_dict({name: each.float() for name, each in read_tensors(out / "tower.safetensors").items()})
-    return assembled(*language, tower, connector, check=False)
+    model, tokenizer = language
+    return assembled(model, tokenizer, tower, connector, check=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
