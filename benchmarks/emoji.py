@@ -19,15 +19,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from interp.organisms.emoji.emoji_scores import answer_emoji_questions, compare_emoji_answers, score_emoji_answers
-from interp.organisms.emoji.retention import retention_questions
 
 import interp
 from interp.geometry import alignment_matrix, entry_controls
 from interp.lens import logit_lens
 from interp.organisms.emoji.emoji_model import without_template
+from interp.organisms.emoji.emoji_scores import answer_emoji_questions, compare_emoji_answers, score_emoji_answers
 from interp.organisms.emoji.picture import EmojiPicture, pictures
 from interp.organisms.emoji.questions import CAPTION_PROMPT
+from interp.organisms.emoji.retention import retention_questions
 from interp.organisms.emoji.stages import STAGES, WEIGHTS, load_emoji
 from interp.patching import flow, probability
 from interp.probes import probe_layers

@@ -73,7 +73,7 @@ def random_effects(
     cells = _Cells(*(each.detach().cpu().double().reshape(n, -1) for each in (values, errors)))
     common = common.expand(shape).reshape(-1).square()
     numbers = [each.where(~cells.is_unknown, torch.nan).reshape(shape) for each in _numbers(cells, common)]
-    return RandomEffects(*numbers, n=n)
+    return RandomEffects(*numbers, n=n)  # type: ignore[misc,arg-type]
 
 
 def _numbers(cells: _Cells, shared: Float[Tensor, " cell"]) -> tuple[Tensor, ...]:

@@ -194,7 +194,7 @@ def _embedding(draw: Generator) -> Tensor:
     for name in ("one", "no_place", "no_first_patch"):
         weight[:, _AT[name]] = 1
     places = [IDS[place] for place in PLACES]
-    weight[places, _AT["asked"]] = torch.eye(len(PLACES))
+    weight[places, _AT["asked"]] = torch.eye(len(PLACES), dtype=torch.float32)
     weight[places, _AT["named"]], weight[places, _AT["no_place"]] = 1, 0
     weight[IDS["?"], _AT["last"]] = 1
     weight[[IDS[colour] for colour in COLOURS], _AT["said"]] = 1

@@ -16,6 +16,8 @@ a score of minus hundreds or more, whose weight after the softmax is exactly 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -86,7 +88,7 @@ def projections(attention: nn.Module) -> tuple[Float[Tensor, "head dim feature"]
     return tuple(getattr(attention, f"{name}_proj").weight.unflatten(0, (-1, dim)) for name in "qkv")
 
 
-def norms(model: LlavaForConditionalGeneration) -> list[tuple[nn.Module, list[nn.Linear]]]:
+def norms(model: LlavaForConditionalGeneration) -> list[tuple[Any, list[nn.Linear]]]:
     """Each norm of the decoder, with the maps that read the stream through it."""
     decoder, pairs = model.model.language_model, []
     for layer in decoder.layers:
@@ -106,8 +108,8 @@ def shuffle_stream(model: LlavaForConditionalGeneration, order: Int[Tensor, " fe
         writer.weight.copy_(writer.weight[inverse])
         if writer.bias is not None:
             writer.bias.copy_(writer.bias[inverse])
-    embedding = model.get_input_embeddings().weight
-    embedding.copy_(embedding[:, inverse])
+    embedding: Any = model.get_input_embeddings()
+    embedding.weight.copy_(embedding.weight[:, inverse])
     for norm, readers in norms(model):
         norm.weight.copy_(norm.weight[inverse])
         for reader in readers:

@@ -122,8 +122,8 @@ def compare_emoji_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "
     rows = []
     for (keys, one), (_, other) in zip(_parts(before, by), _parts(after, by), strict=True):
         weights = _weights(one)
-        hits = (torch.from_numpy(each["right"].to_numpy(float) * weights) for each in (one, other))
-        change = paired_change(*hits, one["item"].to_numpy())
+        first, second = (torch.from_numpy(each["right"].to_numpy(float) * weights) for each in (one, other))
+        change = paired_change(first, second, one["item"].to_numpy())
         numbers = (change.before, change.after, change.difference, change.low, change.high, change.p)
         rows.append([*keys, *map(float, numbers), len(one)])
     names = ["modality", "group", *(("kind",) if by == "kind" else ())]
@@ -280,7 +280,7 @@ def _checked(answers: Any, name: str) -> pd.DataFrame:
     return answers
 
 
-def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[Any, pd.DataFrame]]:
     columns = ["modality", "group", *(("kind",) if by == "kind" else ())]
     return iter(answers.groupby(columns, sort=False))
 
@@ -300,6 +300,6 @@ def _auc(part: pd.DataFrame) -> float:
         return np.nan
     areas = []
     for kind, each in part.groupby("kind"):
-        is_first = each["answer"] == asked_wordings()[kind].first
+        is_first = each["answer"].eq(asked_wordings()[str(kind)].first)
         areas.append(roc_auc_score(is_first, each["margin"]) if is_first.nunique() == 2 else np.nan)
     return float(np.mean(areas))
