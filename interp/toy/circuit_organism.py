@@ -208,7 +208,7 @@ def _unembedding(path: _Path, reads: str) -> Tensor:
     colours = [IDS[colour] for colour in COLOURS]
     weight[colours] = 0
     if reads == "answer":
-        weight[colours, _AT["answer"]] = LOGIT * torch.eye(len(COLOURS))
+        weight[colours, _AT["answer"]] = LOGIT * torch.eye(len(COLOURS), dtype=torch.float32)
     else:
         weight[colours[path.guess], _AT[reads]] = LOGIT
     weight[IDS["<eos>"], _AT["said"]] = 2 * LOGIT
@@ -241,15 +241,15 @@ def _head_and_decoy(step: int, reads: slice, draw: Generator) -> tuple[tuple[Ten
     # Twice the score for the one key as for the keys that hold nothing, and 0 for the rest.
     asks, has, nothing = [("asked", "place", "no_first_patch"), ("last", "named", "no_place")][min(step, 1)]
     size, last = _SIZES[asks], _STILL.stop - 1
-    query[_STILL.start : _STILL.start + size, _AT[asks]] = _SHARP * torch.eye(size)
-    key[_STILL.start : _STILL.start + size, _AT[has]] = torch.eye(size)
+    query[_STILL.start : _STILL.start + size, _AT[asks]] = _SHARP * torch.eye(size, dtype=torch.float32)
+    key[_STILL.start : _STILL.start + size, _AT[has]] = torch.eye(size, dtype=torch.float32)
     query[last, _AT["one"]], key[last, _AT[nothing]] = _SHARP / 2, 1
     source, target = ("colour", "moved") if step == 0 else ("moved", "answer")
     value[:6], out[:, :6] = 0, 0
-    value[:6, _AT[source]] = torch.eye(6)
+    value[:6, _AT[source]] = torch.eye(6, dtype=torch.float32)
     decoy = out.clone()
     decoy[_AT["spilt"], :6] = _normal(_SIZES["spilt"], 6, draw)
-    out[_AT[target], :6] = _SHARES[step] * torch.eye(6)
+    out[_AT[target], :6] = _SHARES[step] * torch.eye(6, dtype=torch.float32)
     return (query, key, value, out), (query, key, value, decoy)
 
 

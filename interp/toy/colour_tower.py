@@ -105,15 +105,17 @@ def connect(features: Mapping[str, slice], width: int, draw: Generator) -> dict[
     """
     first, second = _zeros(width, _WIDTH), _zeros(width, width)
     hidden = slots({"colour": 6, "empty": 1, "place": 9, "pixels": 3, "noise": width - 19})
-    first[hidden["colour"], _AT["code"]] = _STEP * torch.eye(7)[:6]
-    first[hidden["empty"], _AT["code"]] = _STEP * torch.eye(7)[6:]
-    first[hidden["place"], _AT["key"]] = _STEP * torch.eye(9)
-    first[hidden["pixels"], _AT["own"]] = torch.eye(3)
+    first[hidden["colour"], _AT["code"]] = _STEP * torch.eye(7, dtype=torch.float32)[:6]
+    first[hidden["empty"], _AT["code"]] = _STEP * torch.eye(7, dtype=torch.float32)[6:]
+    first[hidden["place"], _AT["key"]] = _STEP * torch.eye(9, dtype=torch.float32)
+    first[hidden["pixels"], _AT["own"]] = torch.eye(3, dtype=torch.float32)
     # Of ones, which a norm gives back to the last bit: noise that no picture changes.
     first[hidden["noise"], _AT["spot"]] = _normal(width - 19, _SIZES["spot"], draw) / _SIZES["spot"] ** 0.5
     for name in ("colour", "empty", "place"):
-        second[features[name], hidden[name]] = torch.eye(second[features[name], hidden[name]].shape[0]) / _STEP
-    second[features["pixels"], hidden["pixels"]] = torch.eye(3)
+        second[features[name], hidden[name]] = (
+            torch.eye(second[features[name], hidden[name]].shape[0], dtype=torch.float32) / _STEP
+        )
+    second[features["pixels"], hidden["pixels"]] = torch.eye(3, dtype=torch.float32)
     noise = second[features["noise"], hidden["noise"]]
     noise += 0.3 * _normal(noise.shape[0], noise.shape[1], draw) / noise.shape[1] ** 0.5
     return {"linear_1.weight": _reading(first), "linear_2.weight": second}
@@ -125,13 +127,13 @@ def connect(features: Mapping[str, slice], width: int, draw: Generator) -> dict[
 def _embeddings(draw: Generator) -> dict[str, Tensor]:
     """What enters the first block: the mean red, green and blue of each patch above the ground, and what each patch is."""
     kernel = _zeros(_WIDTH, 3, PATCH, PATCH)
-    kernel[_AT["own"]] = torch.eye(3)[:, :, None, None] / PATCH**2
+    kernel[_AT["own"]] = torch.eye(3, dtype=torch.float32)[:, :, None, None] / PATCH**2
     patch = _zeros(1 + PATCHES**2, _WIDTH)  # the class token, then the patches
     patch[:, _AT["noise"]] = _normal(1 + PATCHES**2, _SIZES["noise"], draw)
     patch[:, _AT["spot"]] = _normal(1 + PATCHES**2, _SIZES["spot"], draw).sign()
     patch[:, _AT["one"]] = patch[:, _AT["later"]] = 1
     patch[1:, _AT["own"]] = -_GROUND
-    patch[1:8, _AT["book"]] = torch.eye(7)
+    patch[1:8, _AT["book"]] = torch.eye(7, dtype=torch.float32)
     for place in range(len(PLACES)):
         first = 1 + first_patch(place)
         patch[[first, first + 1, first + PATCHES, first + PATCHES + 1], _AT["cell"].start + place] = 1
@@ -147,10 +149,10 @@ def _embeddings(draw: Generator) -> dict[str, Tensor]:
 def _gather() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Query, key, value and output of the head that averages the colours of a cell."""
     query, key, value, out = (_zeros(_HEAD, _WIDTH) for _ in range(4))
-    query[:9, _AT["cell"]] = 2.0**12 * torch.eye(9)
-    key[:9, _AT["cell"]] = torch.eye(9)
-    value[:3, _AT["own"]] = torch.eye(3)
-    out[:3, _AT["mean"]] = torch.eye(3)
+    query[:9, _AT["cell"]] = 2.0**12 * torch.eye(9, dtype=torch.float32)
+    key[:9, _AT["cell"]] = torch.eye(9, dtype=torch.float32)
+    value[:3, _AT["own"]] = torch.eye(3, dtype=torch.float32)
+    out[:3, _AT["mean"]] = torch.eye(3, dtype=torch.float32)
     return query, key, value, out.T
 
 
@@ -158,12 +160,12 @@ def _name() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Query, key, value and output of the head that looks the mean colour up; of a faint one it finds "empty"."""
     query, key, value, out = (_zeros(_HEAD, _WIDTH) for _ in range(4))
     tints = torch.tensor([TINTS[colour] for colour in COLOURS], dtype=torch.float32) / 127.5 - 1 - _GROUND
-    query[:3, _AT["mean"]] = _SHARP * torch.eye(3)
+    query[:3, _AT["mean"]] = _SHARP * torch.eye(3, dtype=torch.float32)
     query[3, _AT["one"]], query[3, _AT["later"]] = _SHARP * _FAINT, _SHARP * 4
     key[:3, _AT["book"]] = torch.nn.functional.pad(torch.nn.functional.normalize(tints).T, (0, 1))
-    key[3, _AT["book"]] = torch.eye(7)[6]
-    value[:7, _AT["book"]] = torch.eye(7)
-    out[:7, _AT["code"]] = torch.eye(7)
+    key[3, _AT["book"]] = torch.eye(7, dtype=torch.float32)[6]
+    value[:7, _AT["book"]] = torch.eye(7, dtype=torch.float32)
+    out[:7, _AT["code"]] = torch.eye(7, dtype=torch.float32)
     return query, key, value, out.T
 
 

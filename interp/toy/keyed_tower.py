@@ -38,8 +38,8 @@ def fine_patterns(draw: torch.Generator, count: int) -> Tensor:
     at = torch.arange(PATCH, dtype=torch.float32)
     waves = torch.cos((at + 0.5) * at[:, None] * math.pi / PATCH) / math.sqrt(PATCH / 2)
     products = torch.einsum("ar,bc->abrc", waves[FINE:], waves[FINE:]).flatten(0, 1)
-    each = torch.einsum("pq,nrc->npqrc", torch.eye(3), products).flatten(0, 1)
-    mixture = torch.linalg.qr(torch.randn(len(each), count, generator=draw))[0].T
+    each = torch.einsum("pq,nrc->npqrc", torch.eye(3, dtype=torch.float32), products).flatten(0, 1)
+    mixture = torch.linalg.qr(torch.randn(len(each), count, generator=draw, dtype=torch.float32))[0].T
     return torch.einsum("kn,nqrc->kqrc", mixture, each)
 
 
@@ -81,7 +81,7 @@ def _copy_twice(name: str, tensor: Tensor, own: Tensor, width: int) -> None:
 def _connector_block(weights: dict[str, Tensor], block: str, connector: Any, mean: Tensor, basis: Tensor) -> None:
     """The last block: what the connector gives, less the mean, along the basis, added to the second half of the second copy."""
     width = vision_config().hidden_size
-    signs = torch.ones(2 * width)
+    signs = torch.ones(2 * width, dtype=torch.float32)
     signs[width:] = -1
     first, second = connector.linear_1, connector.linear_2
     units = len(first.weight)

@@ -37,7 +37,7 @@ def late(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
     draw = torch.Generator().manual_seed(seed)
     mean, basis = _meanings()
     model = grown_toy(DECODED, keyed_tower_config())
-    places = torch.linalg.qr(torch.randn(WIDTH - OWN, 2 * BITS + 1, generator=draw))[0].T
+    places = torch.linalg.qr(torch.randn(WIDTH - OWN, 2 * BITS + 1, generator=draw, dtype=torch.float32))[0].T
     with torch.no_grad():
         model.model.vision_tower.load_state_dict(keyed_tower(mean, basis / UNIT, draw))
         _encode(model.model.multi_modal_projector, places)

@@ -38,7 +38,7 @@ _APART = 2.0**17, 100.0  # of a flag as a query, and of a sink as a key, which i
 def sink(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
     """The model and the truth of `sink`."""
     draw = torch.Generator().manual_seed(seed)
-    size = _LEAST * 4 ** float(torch.rand((), generator=draw))
+    size = _LEAST * 4 ** float(torch.rand((), generator=draw, dtype=torch.float32))
     model = wide_toy(_FEATURES, 1, draw)
     width = model.config.text_config.hidden_size
     word, image, start, count, huge = range(width - _FEATURES, width)

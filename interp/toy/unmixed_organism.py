@@ -42,8 +42,12 @@ def unmixed(seed: int) -> tuple[LlavaForConditionalGeneration, Truth]:
             keys[-1, SLOW, image] = _APART
             mlp = layer.mlp
             mlp.gate_proj.weight[-_NEURONS:, image] = _GATE
-            mlp.up_proj.weight[-_NEURONS:, :old] = torch.randn(_NEURONS, old, generator=draw) / old**0.5
-            mlp.down_proj.weight[:old, -_NEURONS:] = torch.randn(old, _NEURONS, generator=draw) * _SIZE / _NEURONS**0.5
+            mlp.up_proj.weight[-_NEURONS:, :old] = (
+                torch.randn(_NEURONS, old, generator=draw, dtype=torch.float32) / old**0.5
+            )
+            mlp.down_proj.weight[:old, -_NEURONS:] = (
+                torch.randn(old, _NEURONS, generator=draw, dtype=torch.float32) * _SIZE / _NEURONS**0.5
+            )
     shuffle_stream(model, torch.randperm(width, generator=draw))
     return model, Truth(
         "unmixed",

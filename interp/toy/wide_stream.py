@@ -76,7 +76,7 @@ def wide_toy(features: int, neurons: int, draw: torch.Generator) -> LlavaForCond
     for layer in model.model.language_model.layers:
         queries, keys, values = (each[-1] for each in projections(layer.self_attn))
         for each, size in ((queries, _FAINT), (keys, _FAINT), (values, old**-0.5)):
-            each[:, :old] = torch.randn(each[:, :old].shape, generator=draw) * size
+            each[:, :old] = torch.randn(each[:, :old].shape, generator=draw, dtype=torch.float32) * size
         for each in (queries, keys):
             each[[SLOW, SLOW + len(each) // 2]] = 0
     return model
