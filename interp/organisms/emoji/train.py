@@ -36,7 +36,7 @@ from interp.organisms.emoji.tower import PatchNamer, TowerLessons, emoji_tower, 
 from interp.progress import progress_bar, quiet
 from interp.tuning import tune
 
-STEPS = {"tower": 2500, "tower_grounds": 3000, "fit": 1200, "stage1": 300, "tuned": 300}
+STEPS = {"tower": 2500, "tower_grounds": 3000, "fit": 1200, "stage1": 300, "tuned": 400}
 BATCHES = {"tower": 128, "fit": 128, "stage1": 32, "tuned": 16}
 RATES = {"tower": 1.5e-3, "tower_grounds": 1.5e-3, "fit": 2e-3, "stage1": 1e-3, "tuned": 5e-4}
 RANK, TURNS = 4, 3
