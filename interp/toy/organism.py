@@ -20,7 +20,8 @@ class Truth(Display):
     """What is planted in an organism, as plain values; what a truth does not speak of stays empty.
 
     `statement` is the truth in one sentence. `layers` are layers, or states where the statement says so, `positions` are names or
-    columns of positions, `heads` are (layer, head), and `effects` are numbers by name: how much of what a detector has to find.
+    columns of positions, `heads` are (layer, head), and `effects` are, by name, what a detector has to find: numbers, or tables
+    of them. docs/organisms.md explains each.
     """
 
     name: str

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+
 from interp.arguments import checked_choice, checked_seed
 from interp.models import load
 from interp.toy.organism import Organism, Truth
@@ -26,14 +28,21 @@ def planted(name: str, seed: int = 0) -> Organism:
     >>> organism.truth.layers, organism.vlm.structure.n_layers
     ((0, 1, 2, 3), 12)
 
-    Another `seed` gives other weights with the same truth.
+    Another `seed` gives other weights with the same truth. The model is in float32 on the CPU, where a truth holds to the bit.
 
     Raises `InputError` for an unknown name, and for a `seed` that is not an int of 0 or more.
     """
     from interp.toy.model import build_processor
 
     seed, table = checked_seed(seed), builders()
-    model, truth = table[checked_choice(name, "name", tuple(table))](seed)
+    build, default = table[checked_choice(name, "name", tuple(table))], torch.get_default_dtype()
+    # transformers draws weights that are then replaced: neither the user's random state nor the default type takes part.
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float32)
+        try:
+            model, truth = build(seed)
+        finally:
+            torch.set_default_dtype(default)
     vlm = load(model=model.eval(), processor=build_processor())
     vlm.name = f"planted:{name}@{seed}"
     return Organism(name, seed, vlm, truth)

@@ -69,7 +69,7 @@ def _wider_heads(name: str, value: Tensor, dim: int) -> Tensor:
 @torch.no_grad()
 def wide_toy(features: int, neurons: int, draw: torch.Generator) -> LlavaForConditionalGeneration:
     """``toy:tuned`` after `widen`, with tokens of words flagged in the first new feature, those of images in the second."""
-    model = widen(load("toy:tuned").model, features, neurons)
+    model = widen(load("toy:tuned", device="cpu", check=False).model, features, neurons)
     old = model.config.text_config.hidden_size - features
     model.get_input_embeddings().weight[:, old] = FLAG
     model.model.multi_modal_projector.linear_2.bias[old + 1] = FLAG

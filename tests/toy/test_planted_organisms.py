@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import interp
 from interp.toy.planted import builders
@@ -28,6 +29,21 @@ def test_another_seed_has_other_weights_and_the_same_shapes(name):
     one, other = (interp.toy.planted(name, seed).vlm.model.state_dict() for seed in (0, 1))
     assert {key: value.shape for key, value in one.items()} == {key: value.shape for key, value in other.items()}
     assert any((one[key] != other[key]).any() for key in one)
+
+
+@pytest.mark.parametrize("name", builders())
+def test_neither_the_default_type_nor_the_random_state_takes_part(name):
+    expected, state = interp.toy.planted(name, 1).vlm.model.state_dict(), torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        weights = interp.toy.planted(name, 1).vlm.model.state_dict()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(
+        torch.equal(weights[key], value) and weights[key].dtype == value.dtype for key, value in expected.items()
+    )
 
 
 @pytest.mark.parametrize("room", ROOMS)
