@@ -72,7 +72,7 @@ class Stages:
         if not path.is_file():
             self.out.mkdir(parents=True, exist_ok=True)
             answer_emoji_questions(self.model(name), PICTURES, SEED, style=style).to_csv(path, index=False)
-        return pd.read_csv(path, keep_default_na=False, na_values={"top5": [""], "margin": [""]})
+        return pd.read_csv(path)
 
     def retained(self, name: str) -> pd.DataFrame:
         """Which of the questions in words a stage answers."""

@@ -28,7 +28,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from interp.errors import InputError
@@ -97,6 +97,26 @@ def ratio_interval(
     return _interval(values, whole, groups, seed, bool(is_share.all() and ((whole == 0) | (whole == 1)).all()))
 
 
+def weighted_share_interval(
+    hits: Bool[Tensor, " row"], weights: Float[Tensor, " row"], groups: Labels | None = None
+) -> tuple[float, float]:
+    """The 95 % bounds of a share ``sum(weights hits) / sum(weights)``, such as a mean over classes with few rows in some.
+
+    >>> low, high = weighted_share_interval(torch.ones(12).bool(), torch.tensor([1.0] * 8 + [2.0] * 4))  # twelve right of twelve
+    >>> round(low, 2), high
+    (0.68, 1.0)
+
+    Wilson's interval for groups, by the rule above. A row of a large weight counts for more: rows are worth
+    ``sum(weights)^2 / sum(weights^2)`` of equal weight (Kish 1965), and so are groups. NaN for a single group.
+    """
+    numbers = unit_numbers(groups, len(hits))
+    if not len(numbers) or not numbers.any():
+        return math.nan, math.nan
+    weights = weights.double() / weights.double().mean()
+    low, high = _share_bounds(Spread((hits * weights)[:, None], weights, numbers, weights), grouped=True)
+    return float(low), float(high)
+
+
 def _interval(
     values: Tensor, whole: Tensor, groups: Labels | None, seed: int, are_shares: bool
 ) -> tuple[Tensor, Tensor]:
@@ -138,14 +158,19 @@ class Spread:
     """How much a ratio of sums differs between units, for all cells: the numbers that intervals are made of.
 
     `ratio` and `error` (its standard error) are Float [cell], `residuals` Float [unit, cell], `wholes` Float [unit]; `n_rows`
-    counts the rows with a whole other than 0, and `n_units` the units of equal size that would be worth as much.
+    counts the rows with a whole other than 0, and `n_units` the units of equal size that would be worth as much. With `weights`,
+    1 on average, a row is as large as its weight, and `n_rows` counts what rows of one weight would be worth as much.
     """
 
     def __init__(
-        self, values: Float[Tensor, "row cell"], whole: Float[Tensor, " row"], numbers: Int[np.ndarray, " row"]
+        self,
+        values: Float[Tensor, "row cell"],
+        whole: Float[Tensor, " row"],
+        numbers: Int[np.ndarray, " row"],
+        weights: Float[Tensor, " row"] | None = None,
     ):
         units = torch.from_numpy(numbers)
-        sizes = torch.bincount(units).double()
+        sizes = torch.bincount(units, weights).double()
         sums = values
         self.wholes = whole
         if len(sizes) < len(values):
@@ -156,7 +181,7 @@ class Spread:
         self.residuals = sums - self.ratio * self.wholes[:, None]
         left = 1 - sizes / len(values)
         self.error = (1 / left @ self.residuals.square()).sqrt() / total.abs()
-        self.n_rows = float((whole != 0).sum())
+        self.n_rows = float((whole != 0).sum() if weights is None else len(values) ** 2 / weights.square().sum())
         self.n_units = float(len(values) ** 2 / sizes.square().sum())
 
     @property

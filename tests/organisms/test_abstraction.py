@@ -199,6 +199,25 @@ def test_an_accuracy_counts_both_words_the_same_and_a_constant_answer_is_at_chan
     assert scores["low"] < 0.5 < scores["high"]
 
 
+def test_an_interval_is_as_wide_where_all_are_right_as_rows_are_few():
+    words, even = ["fly"] * 8 + ["walk"] * 2, ["fly", "walk"] * 5
+    for right, bound in ((True, "low"), (False, "high")):
+        scores = score_emoji_answers(frame(part=words, answer=words, right=[right] * 10)).iloc[0]
+        assert scores["accuracy"] == right
+        equal = score_emoji_answers(frame(part=even, answer=even, right=[right] * 10)).iloc[0]
+        assert 0.3 < abs(scores[bound] - right) < 0.5  # the two of "walk" have half of the weight
+        assert abs(equal[bound] - right) < abs(scores[bound] - right)
+
+
+def test_answers_read_from_a_table_are_the_same(tmp_path, worded):
+    answers = answer_emoji_questions(worded, n=2, names=1)
+    answers.to_csv(tmp_path / "answers.csv", index=False)
+    read = pd.read_csv(tmp_path / "answers.csv")
+    assert read["part"].isna().any()
+    pd.testing.assert_frame_equal(score_emoji_answers(read), score_emoji_answers(answers), check_dtype=False)
+    assert (compare_emoji_answers(answers, read)["difference"] == 0).all()
+
+
 def test_names_are_averaged_over_groups():
     answers = frame(
         kind="name",

@@ -29,13 +29,15 @@ from interp.organisms.emoji.catalogue import Emoji, catalogue
 from interp.organisms.emoji.emoji_model import without_template
 from interp.organisms.emoji.picture import GROUNDS, SIZE, EmojiPicture, pictures, pictures_of
 from interp.organisms.emoji.questions import CAPTION_PROMPT, EmojiQuestion, perception_questions
-from interp.statistics import holm, mean_interval, paired_change
+from interp.statistics import holm, paired_change
+from interp.statistics.intervals import weighted_share_interval
 from interp.tuning.examples import IGNORED, Collator, training_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = ("model", "modality", "item", "group", "kind", "part", "answer", "right", "top5", "margin")
+_SAME = ["modality", "group", "kind", "item", "part", "answer"]  # what says which question it is
 _TOP = 5
 
 
@@ -65,9 +67,9 @@ def answer_emoji_questions(
 def score_emoji_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
     """The accuracy for each modality and "kind" or "group" of questions, from the answers of `answer_emoji_questions`.
 
-    Columns: model, modality, group, kind (for "kind"), accuracy (macro-average), low and high (95 %, `mean_interval` with
-    pictures as groups), chance (the accuracy of the best constant answer to each kind), top5, auc (how often the margin is
-    larger for an emoji of the first word than for one of the second), n.
+    Columns: model, modality, group, kind (for "kind"), accuracy (macro-average), low and high (95 %, Wilson's for weighted
+    answers, with pictures as groups), chance (the accuracy of the best constant answer to each kind), top5, auc (how often the
+    margin is larger for an emoji of the first word than for one of the second), n.
 
     Raises `InputError` for another `by` and for a frame without rows or of several models, `InputTypeError` for anything but a
     frame.
@@ -77,11 +79,12 @@ def score_emoji_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame
     answers, rows = _checked(answers, "answers"), []
     for keys, part in _parts(answers, checked_choice(by, "by", ("kind", "group"))):
         weights = _weights(part)
-        values = torch.from_numpy(part["right"].to_numpy(float) * weights)
-        low, high = (float(bound) for bound in mean_interval(values, part["item"].to_numpy()))
+        right = torch.tensor(part["right"].to_numpy(bool))
+        low, high = weighted_share_interval(right, torch.from_numpy(weights), part["item"].to_numpy())
         top5 = (part["top5"] * weights).sum() / len(part) if part["top5"].notna().all() else np.nan
         chance = part.assign(weight=weights).groupby(["kind", "answer"])["weight"].sum().groupby("kind").max().sum()
-        numbers = (values.mean().item(), max(low, 0.0), min(high, 1.0), chance / len(part), top5, _auc(part), len(part))
+        accuracy = float((part["right"] * weights).mean())
+        numbers = (accuracy, low, high, chance / len(part), top5, _auc(part), len(part))
         rows.append([part["model"].iloc[0], *keys, *numbers])
     names = ["modality", "group", *(("kind",) if by == "kind" else ())]
     return pd.DataFrame(rows, columns=["model", *names, "accuracy", "low", "high", "chance", "top5", "auc", "n"])
@@ -112,9 +115,8 @@ def compare_emoji_answers(before: pd.DataFrame, after: pd.DataFrame, by: str = "
     before, after = _checked(before, "before"), _checked(after, "after")
     if before["modality"].nunique() == after["modality"].nunique() == 1:
         before = before.assign(modality=after["modality"].iloc[0])
-    same = ["modality", "group", "kind", "item", "part", "answer"]
-    before, after = (each.sort_values(same, ignore_index=True) for each in (before, after))
-    if not before[same].equals(after[same]):
+    before, after = (each.sort_values(_SAME, ignore_index=True) for each in (before, after))
+    if not before[_SAME].equals(after[_SAME]):
         raise InputError(
             f"the {len(before)} answers before and {len(after)} after are not to the same questions: expected "
             "answer_emoji_questions of two models with the same arguments, or one modality of each"
@@ -277,7 +279,8 @@ def _checked(answers: Any, name: str) -> pd.DataFrame:
         raise InputError(f"{name} has {seen}: expected the frame that answer_emoji_questions returns")
     if answers["model"].nunique() > 1:
         raise InputError(f"{name} has answers of {answers['model'].nunique()} models: expected those of one")
-    return answers
+    words: dict[str, Any] = dict.fromkeys(_SAME, str) | {"item": "int64"}
+    return answers.fillna({"part": ""}).astype(words)  # a table of CSV has NaN for an empty part
 
 
 def _parts(answers: pd.DataFrame, by: str) -> Iterator[tuple[Any, pd.DataFrame]]:

@@ -35,7 +35,7 @@ from interp.organisms.emoji.emoji_model import without_template
 from interp.organisms.emoji.emoji_scores import choice_margins
 from interp.organisms.emoji.retention import RETENTION, retention_candidates
 from interp.progress import progress_bar
-from interp.statistics import mean_interval
+from interp.statistics.intervals import weighted_share_interval
 from interp.tuning.scoring import score
 
 KEPT = 0.8
@@ -161,10 +161,15 @@ def _scored(margins: torch.Tensor, names: Mapping[str, bool]) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
     labels = torch.tensor(list(names.values()))
-    hits = ((margins > 0) == labels).double()
-    balanced = torch.where(labels, 0.5 / labels.double().mean(), 0.5 / (~labels).double().mean()) * hits
-    low, high = mean_interval(balanced)
-    numbers = {"accuracy": hits.mean(), "balanced": balanced.mean(), "low": low, "high": high.clamp(max=1)}
+    hits = (margins > 0) == labels
+    weights = torch.where(labels, 0.5 / labels.double().mean(), 0.5 / (~labels).double().mean())
+    low, high = weighted_share_interval(hits, weights)
+    numbers: dict[str, Any] = {
+        "accuracy": hits.double().mean(),
+        "balanced": (weights * hits).mean(),
+        "low": low,
+        "high": high,
+    }
     rounded = {name: round(float(value), 3) for name, value in numbers.items()}
     return {**rounded, "auc": round(float(roc_auc_score(labels, margins)), 3), "n": len(labels)}
 
