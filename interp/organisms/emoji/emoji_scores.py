@@ -80,7 +80,7 @@ def score_emoji_answers(answers: pd.DataFrame, by: str = "kind") -> pd.DataFrame
     for keys, part in _parts(answers, checked_choice(by, "by", ("kind", "group"))):
         weights = _weights(part)
         right = torch.tensor(part["right"].to_numpy(bool))
-        low, high = weighted_share_interval(right, torch.from_numpy(weights), part["item"].to_numpy())
+        low, high = weighted_share_interval(right, torch.tensor(weights), part["item"].to_numpy())
         top5 = (part["top5"] * weights).sum() / len(part) if part["top5"].notna().all() else np.nan
         chance = part.assign(weight=weights).groupby(["kind", "answer"])["weight"].sum().groupby("kind").max().sum()
         accuracy = float((part["right"] * weights).mean())
